@@ -1,0 +1,49 @@
+"""Attention as functions of query, key and value; the modules hold the weights."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dot_product_attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
+    """softmax(scale · q kᵀ) v without ever holding the (N, M) weights.
+
+    query (B, h, N, d), key (B, h, M, d), value (B, h, M, e) -> (B, h, N, e). Kernels that fuse want equal widths,
+    so the narrower side is padded with zeros: exact, since zeros add nothing to a dot product and
+    padded output channels are dropped.
+    """
+    width = max(query.shape[-1], value.shape[-1])
+    out = F.scaled_dot_product_attention(
+        _pad_to(query, width), _pad_to(key, width), _pad_to(value, width), scale=scale
+    )  # (B, h, N, width)
+    return out[..., : value.shape[-1]]
+
+
+def dot_product_weights(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
+    """softmax(scale · q kᵀ) itself, computed in float32 or wider: (B, h, k, d), (B, h, M, d) -> (B, h, k, M)."""
+    if query.dtype in (torch.float16, torch.bfloat16):
+        query, key = query.float(), key.float()
+    with torch.autocast(query.device.type, enabled=False):
+        return (scale * query @ key.transpose(-2, -1)).softmax(dim=-1)
+
+
+def tokens(x: Tensor, heads: int = 1) -> Tensor:
+    """(B, h·d, H, W) -> (B, h, H·W, d), rows of the map first."""
+    return x.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3)
+
+
+def feature_map(x: Tensor, height: int, width: int) -> Tensor:
+    """(B, h, H·W, d) -> (B, h·d, H, W), the inverse of `tokens`."""
+    return x.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+
+
+def select_points(x: Tensor, points: Tensor, width: int) -> Tensor:
+    """Rows of tokens at cells: x (B, h, N, d), points (k, 2) or (B, k, 2) as (row, column) -> (B, h, k, d)."""
+    index = points[..., 0] * width + points[..., 1]  # (k,) or (B, k)
+    if index.ndim == 1:
+        return x.index_select(2, index)
+    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def _pad_to(x: Tensor, width: int) -> Tensor:
+    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x

@@ -1,0 +1,69 @@
+"""Self-Attention Generative Adversarial Networks. Zhang, Goodfellow, Metaxas, Odena. arXiv:1805.08318, ICML 2019.
+
+Differs from the paper's text, as the released code does: keys and values are max-pooled 2×2 after their
+projections, and the value is C/2 wide. `pool=False, value_ratio=0.125` is the text's form.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagan.attention.base import AttentionModule, require
+from sagan.attention.functional import dot_product_attention, dot_product_weights, feature_map, select_points, tokens
+
+
+class SelfAttention(AttentionModule):
+    """y = x + γ·W_v Σ_i softmax_i(f(x_i)·g(x_j)) h(x_i), γ = 0 at first (eqs. 1–3).
+
+    query is the paper's g (the code's theta), key its f (phi), value its h (g), out its v (o). `query_ratio` and
+    `value_ratio`: widths as parts of C. `pool`: 2×2 max-pooling of key and value; a last odd row or column is not seen
+    by the pooled keys. Map of a query cell: its softmax row over the (pooled) keys.
+
+    Raises ValueError when C is too small for the ratios or a map is too small to pool.
+    """
+
+    taps: ClassVar[dict[str, str]] = {"attention": "softmax row"}
+
+    def __init__(
+        self,
+        channels: int,
+        resolution: int | tuple[int, int],
+        *,
+        pool: bool = True,
+        query_ratio: float = 1 / 8,
+        value_ratio: float = 1 / 2,
+        bias: bool = False,
+    ):
+        super().__init__(channels, resolution)
+        inner, outer = int(channels * query_ratio), int(channels * value_ratio)
+        require(
+            min(inner, outer) >= 1, f"self_attention: {channels} channels are too few for its query and value widths"
+        )
+        require(
+            not pool or min(self.resolution) >= 2, f"self_attention pools 2x2: a map of {self.resolution} is too small"
+        )
+        self.pool = pool
+        self.query = nn.Conv2d(channels, inner, 1, bias=bias)
+        self.key = nn.Conv2d(channels, inner, 1, bias=bias)
+        self.value = nn.Conv2d(channels, outer, 1, bias=bias)
+        self.out = nn.Conv2d(outer, channels, 1, bias=bias)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = self.query(x), self._pooled(self.key(x))  # (B, d, H, W), (B, d, H', W')
+        value = self._pooled(self.value(x))  # (B, e, H', W')
+        self.tap("attention", lambda points: self._rows(query, key, points), x.shape)
+        attended = dot_product_attention(tokens(query), tokens(key), tokens(value))  # (B, 1, N, e)
+        return x + self.gamma * self.out(feature_map(attended, *x.shape[2:]))
+
+    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
+        return {"attention": self._rows(self.query(x), self._pooled(self.key(x)), points)}
+
+    def _rows(self, query: Tensor, key: Tensor, points: Tensor) -> Tensor:
+        chosen = select_points(tokens(query), points.to(query.device), query.shape[3])  # (B, 1, k, d)
+        return dot_product_weights(chosen, tokens(key)).unflatten(3, key.shape[2:])  # (B, 1, k, H', W')
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2) if self.pool else x

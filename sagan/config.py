@@ -1,0 +1,137 @@
+"""Reading a config: YAML and `--set a.b=value` into a complete, validated Config. Imports no torch.
+
+A file holds only what differs from the defaults of settings.py; what depends on the resolution (widths, attention
+placement) is filled in, so that a resolved config says everything.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sagan.errors import UserError
+from sagan.settings import ATTENTION_RESOLUTION, DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS, RESOLUTIONS, Config
+
+
+def load_config(path: Path | str | None, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file (None: the defaults), apply `a.b=value` overrides (values are YAML) and validate.
+
+    Raises UserError for a file that is not there or not YAML, an unknown key (with the nearest known one),
+    a wrong type, or settings that do not fit together.
+    """
+    raw: Any = {}
+    if path is not None:
+        try:
+            raw = yaml.safe_load(Path(path).read_text()) or {}
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such config file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not readable: {error}") from None
+        except (yaml.YAMLError, RecursionError) as error:
+            raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a config is a mapping of settings, this is a {type(raw).__name__}")
+    return make_config(raw, overrides, where=str(path) if path is not None else "config")
+
+
+def make_config(raw: dict[str, Any], overrides: list[str] | None = None, where: str = "config") -> Config:
+    """Validate plain values into a Config, as `load_config` does with a file's."""
+    raw = _copy(raw)
+    pairs = [_split_override(text) for text in overrides or []]
+    for keys, value in pairs:
+        if "attention" not in keys[:-1]:
+            _assign(raw, keys, value)
+    _fill_in(raw)
+    for keys, value in pairs:
+        if "attention" in keys[:-1]:
+            _assign(raw, keys, value)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe_validation_error(error, Config)}") from None
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings in which two configs differ, by dotted name."""
+    flat_a, flat_b = _flatten(a.to_dict()), _flatten(b.to_dict())
+    names = [*flat_a, *(name for name in flat_b if name not in flat_a)]
+    return {n: (flat_a.get(n), flat_b.get(n)) for n in names if flat_a.get(n) != flat_b.get(n)}
+
+
+def describe_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first finding of pydantic as one line that names the setting and, for an unknown one, the nearest known."""
+    finding = error.errors()[0]
+    keys = [str(k) for k in finding["loc"]]
+    name = ".".join(keys)
+    if finding["type"] == "extra_forbidden":
+        known = _known_keys(model, keys[:-1])
+        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*keys[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
+        return f"unknown setting {name}; {hint}"
+    message = finding["msg"].removeprefix("Value error, ")
+    if finding["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    return f"{name}: {message[:1].lower()}{message[1:]}, not {finding.get('input')!r}"
+
+
+def _fill_in(raw: dict[str, Any]) -> None:
+    data = raw.get("data")
+    resolution = data.get("resolution", 32) if isinstance(data, dict) else 32
+    if resolution not in RESOLUTIONS:
+        return
+    for name, widths in (("generator", GENERATOR_WIDTHS), ("discriminator", DISCRIMINATOR_WIDTHS)):
+        if isinstance(network := raw.setdefault(name, {}), dict):
+            network.setdefault("widths", widths[resolution])
+            network.setdefault("attention", {ATTENTION_RESOLUTION[resolution]: "self_attention"})
+
+
+def _split_override(text: str) -> tuple[list[Any], Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip(". "):
+        raise UserError(f"--set {text}: expected NAME=VALUE, such as training.steps=1000")
+    try:
+        keys = [int(k) if k.isdigit() else k for k in name.strip().split(".")]
+        return keys, yaml.safe_load(value)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        raise UserError(f"--set {text}: the value is not readable as YAML") from None
+
+
+def _assign(raw: dict[str, Any], keys: list[Any], value: Any) -> None:
+    for i, key in enumerate(keys[:-1]):
+        inner = raw.get(key)
+        if isinstance(inner, str) and keys[i - 1 : i] == ["attention"]:
+            inner = {"name": inner}
+        if inner is None:
+            inner = {}
+        if not isinstance(inner, dict):
+            raise UserError(
+                f"--set {'.'.join(map(str, keys))}: {'.'.join(map(str, keys[: i + 1]))} is not a group of settings"
+            )
+        raw[key] = inner
+        raw = inner
+    raw[keys[-1]] = value
+
+
+def _known_keys(model: type[BaseModel], keys: list[str]) -> list[str]:
+    for key in keys:
+        field = model.model_fields.get(key)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _copy(tree: Any) -> Any:
+    return {k: _copy(v) for k, v in tree.items()} if isinstance(tree, dict) else tree

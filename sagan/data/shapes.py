@@ -1,0 +1,152 @@
+"""`shapes`, the embedded data set: two far-apart objects that agree in shape (the class) and in hue.
+
+Image `index` of a `seed` is a scene in relative units, so every resolution shows the same one. The left object keeps
+to the left half, the right one to the right half, each at its own place and size, MARGIN away from the border and from
+the middle. The class is index mod 4, the hue uniform on the circle, the background a gradient between two near-greys.
+docs/shapes.md shows it; sagan/evaluation/coherence.py measures whether generated images do the same.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sagan.data.rendering import SHAPES, coverage, hue_to_rgb, pixel_centres
+from sagan.errors import UserError
+from sagan.randomness import numpy_generator
+
+CLASSES: tuple[str, ...] = tuple(SHAPES)
+RADII = (0.14, 0.20)  # of an object; its half width
+MARGIN = 0.045
+TALL = 1.15  # the farthest that a shape reaches up from its centre, in radii
+SATURATION, VALUE = 0.85, 0.95  # of the objects
+LIGHTNESS = (0.15, 0.95)  # of the background
+SLOPE = 0.25  # largest change of lightness along the background's gradient
+TINT = 0.08  # largest chroma of the background; the objects' is SATURATION * VALUE = 0.81
+CHUNK = 512  # images drawn at a time
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What stands where in one image; lengths are fractions of the image side, (x, y) from the upper left corner."""
+
+    label: int
+    hue: float  # degrees, in [0, 360)
+    centres: tuple[tuple[float, float], tuple[float, float]]  # centroids (x, y) of the left and the right object
+    radii: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Many scenes as arrays: what `Placement` holds for one, and the background's gradient."""
+
+    labels: np.ndarray  # (N,) int64
+    hues: np.ndarray  # (N,) float32
+    centres: np.ndarray  # (N, 2 objects, 2) float32, (x, y)
+    radii: np.ndarray  # (N, 2 objects) float32
+    backgrounds: np.ndarray  # (N, 2 ends, 3) float32, RGB
+    slopes: np.ndarray  # (N, 2) float32, change along x and y of the place between the two ends
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Scenes":
+        return Scenes(*(array[rows] for array in vars(self).values()))
+
+    def placement(self, row: int) -> Placement:
+        left, right = self.centres[row].tolist()
+        size_left, size_right = self.radii[row].tolist()
+        centres = (left[0], left[1]), (right[0], right[1])
+        return Placement(int(self.labels[row]), float(self.hues[row]), centres, (size_left, size_right))
+
+
+def scenes(indices: range, seed: int = 0) -> Scenes:
+    """The scenes of the images `indices`; each depends on (seed, its index) alone."""
+    draws = np.array([numpy_generator(seed, "shapes", index).random(13) for index in indices])
+    draws = draws.astype(np.float32).reshape(-1, 13)
+    radii = _between(*RADII, draws[:, 0:2])
+    left_edge = np.array([0, 0.5], np.float32) + np.float32(MARGIN)
+    x = _between(left_edge + radii, left_edge + np.float32(0.5 - 2 * MARGIN) - radii, draws[:, 2:4])
+    y = _between(MARGIN + TALL * radii, 1 - MARGIN - TALL * radii, draws[:, 4:6])
+    first = _between(*LIGHTNESS, draws[:, 7])
+    second = np.clip(first + _between(-SLOPE, SLOPE, draws[:, 8]), *LIGHTNESS)
+    tints = hue_to_rgb(360 * draws[:, 9:11].reshape(-1), 1.0, TINT).reshape(-1, 2, 3) - np.float32(TINT / 2)
+    return Scenes(
+        labels=np.array([index % len(CLASSES) for index in indices], np.int64),
+        hues=np.minimum(360 * draws[:, 6], np.float32(359.99)),
+        centres=np.stack([x, y], axis=2),
+        radii=radii,
+        backgrounds=np.stack([first, second], axis=1)[:, :, None] + tints,
+        slopes=_between(-1, 1, draws[:, 11:13]),
+    )
+
+
+def placement(index: int, seed: int = 0) -> Placement:
+    """Where the objects of image `index` are, without drawing it."""
+    return scenes(range(index, index + 1), seed).placement(0)
+
+
+def render(index: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, int, Placement]:
+    """Image `index`: uint8 (R, R, 3), its label and where its objects are.
+
+    Raises UserError for an index below 0 or a resolution that is odd or below 16.
+    """
+    if index < 0:
+        raise UserError(f"shapes: index {index} is below 0")
+    scene = scenes(range(index, index + 1), seed)
+    return _draw(scene, _checked(resolution))[0], int(scene.labels[0]), scene.placement(0)
+
+
+def render_many(count: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Images 0 … count - 1: uint8 (N, R, R, 3), labels int64 (N,). Raises UserError as `render`, or for count below 1."""
+    if count < 1:
+        raise UserError(f"shapes: {count} images asked for, at least 1 is needed")
+    images = np.empty((count, _checked(resolution), resolution, 3), np.uint8)
+    everything = scenes(range(count), seed)
+    for start in range(0, count, CHUNK):
+        images[start : start + CHUNK] = _draw(everything[start : start + CHUNK], resolution)
+    return images, everything.labels
+
+
+def object_masks(where: Placement, resolution: int) -> np.ndarray:
+    """The pixels whose centre lies on the left and on the right object: bool (2, R, R)."""
+    grid = pixel_centres(_checked(resolution))
+    distance = SHAPES[CLASSES[where.label]]
+    masks = [
+        distance(grid[None, :] - np.float32(x), grid[:, None] - np.float32(y), np.float32(radius)) <= 0
+        for (x, y), radius in zip(where.centres, where.radii, strict=True)
+    ]
+    return np.stack(masks)
+
+
+def _draw(batch: Scenes, resolution: int) -> np.ndarray:
+    """(N, R, R, 3) uint8: the background's gradient, then each object within its own half."""
+    grid = pixel_centres(resolution)
+    offset = grid - np.float32(0.5)
+    slope_x, slope_y = batch.slopes[:, 0, None, None], batch.slopes[:, 1, None, None]
+    place = np.clip(np.float32(0.5) + slope_x * offset[None, None, :] + slope_y * offset[None, :, None], 0, 1)
+    start, end = batch.backgrounds[:, None, None, 0], batch.backgrounds[:, None, None, 1]
+    canvas = start + (end - start) * place[..., None]  # (N, R, R, 3)
+    colour = hue_to_rgb(batch.hues, SATURATION, VALUE)[:, None, None, :]
+    for side, columns in enumerate((slice(0, resolution // 2), slice(resolution // 2, resolution))):
+        covered = _covered(batch, side, grid[columns], grid, resolution)[..., None]
+        canvas[:, :, columns] += (colour - canvas[:, :, columns]) * covered
+    return (np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+
+
+def _covered(batch: Scenes, side: int, xs: np.ndarray, ys: np.ndarray, resolution: int) -> np.ndarray:
+    """(N, Y, X) float32: how much of each pixel the object of this side (0 left, 1 right) covers."""
+    covered = np.empty((len(batch.labels), len(ys), len(xs)), np.float32)
+    for label, name in enumerate(CLASSES):
+        rows = batch.labels == label
+        centres, radii = batch.centres[rows, side], batch.radii[rows, side, None, None]
+        dx, dy = xs[None, None, :] - centres[:, 0, None, None], ys[None, :, None] - centres[:, 1, None, None]
+        covered[rows] = coverage(SHAPES[name](dx, dy, radii), resolution)
+    return covered
+
+
+def _between(low: float | np.ndarray, high: float | np.ndarray, share: np.ndarray) -> np.ndarray:
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    return low + (high - low) * share
+
+
+def _checked(resolution: int) -> int:
+    if resolution < 16 or resolution % 2:
+        raise UserError(f"shapes: resolution {resolution} is not an even number from 16 up")
+    return resolution

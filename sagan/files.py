@@ -1,0 +1,103 @@
+"""Files that are whole or absent: written beside their place under a temporary name, then renamed."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sagan.errors import UserError
+
+TEMPORARY = ".partial-"
+
+
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; rename it to `path` when the block succeeds.
+
+    When the block fails the temporary file is removed and what stood at `path` is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+    make_folder(path.parent)
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it takes the place of `path` when the block succeeds."""
+    path = Path(path)
+    make_folder(path.parent)
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+    make_folder(temporary)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush_to_disk(file)
+        if path.exists():
+            retired = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-old-{path.name}")
+            os.replace(path, retired)
+            os.replace(temporary, path)
+            shutil.rmtree(retired)
+        else:
+            os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Write `content` as indented JSON with sorted keys, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file; a damaged one is a UserError that names it."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+
+
+def append_json_line(path: Path | str, record: dict[str, Any]) -> None:
+    """Append one JSON object as one line, in one write."""
+    make_folder(Path(path).parent)
+    with open(path, "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def make_folder(path: Path | str) -> Path:
+    """Create a folder with its parents; one that cannot be made is a UserError."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{path}: is a file, a folder was expected") from None
+    except PermissionError:
+        raise UserError(f"{path}: no permission to create this folder") from None
+    return Path(path)
+
+
+def sha256(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,223 @@
+"""Generator and discriminator of SAGAN (arXiv:1805.08318, section 4, and its released code)."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin
+from torch import Tensor, nn
+
+from sagan.attention import AttentionModule, make_attention
+from sagan.blocks import DiscriminatorBlock, GeneratorBlock
+from sagan.errors import UserError
+from sagan.layers import BatchNorm, ConditionalBatchNorm, Normalization, initialize
+from sagan.pretrained import load_exactly, read_snapshot, write_snapshot
+from sagan.randomness import key
+from sagan.settings import Config, DiscriminatorSettings, GeneratorSettings, NetworkSettings
+from sagan.spectral_norm import Projection, spectral_normalize
+
+PLACES = ("branch", "conv", "after")
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Generator(nn.Module, ModelHubMixin):
+    """z (B, z_dim), labels (B,) or class weights (B, K) -> images (B, 3, R, R) in [-1, 1].
+
+    Linear to 4×4, residual blocks that double the map, batch norm, ReLU, conv 3×3, tanh; attention after the first
+    block that outputs its resolution. `num_classes` 0: no labels, plain batch norm.
+    """
+
+    def __init__(
+        self, settings: GeneratorSettings, resolution: int, num_classes: int, class_names: tuple[str, ...] = ()
+    ):
+        super().__init__()
+        self.settings, self.resolution, self.num_classes, self.class_names = (
+            settings,
+            resolution,
+            num_classes,
+            class_names,
+        )
+        self.z_dim = settings.z_dim
+        widths = [settings.channels * w for w in settings.widths]
+        self.linear = nn.Linear(settings.z_dim, 16 * widths[0])
+        self.blocks = nn.ModuleList()
+        self.attention = nn.ModuleDict()
+        for i, (width, next_width) in enumerate(pairwise(widths)):
+            size = 8 << i
+            branch, conv, after = (_mechanism(settings, "generator", size, place, next_width) for place in PLACES)
+            self.blocks.append(
+                GeneratorBlock(self._norm(width), self._norm(next_width), width, next_width, branch, conv)
+            )
+            if after is not None:
+                self.attention[f"{size}x{size}"] = after
+        momentum = settings.norm_momentum if settings.last_norm_momentum is None else settings.last_norm_momentum
+        self.norm = BatchNorm(widths[-1], settings.norm_eps, momentum, settings.sync_norm)
+        self.conv = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def _norm(self, width: int) -> Normalization:
+        s = self.settings
+        if self.num_classes == 0:
+            return BatchNorm(width, s.norm_eps, s.norm_momentum, s.sync_norm)
+        return ConditionalBatchNorm(width, self.num_classes, s.class_norm, s.norm_eps, s.norm_momentum, s.sync_norm)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        if (labels is None) != (self.num_classes == 0):
+            raise ValueError("this generator needs labels" if labels is None else "this generator takes no labels")
+        x = self.linear(z).unflatten(1, (-1, 4, 4))  # (B, C0, 4, 4)
+        for block in self.blocks:
+            x = block(x, labels)  # (B, C, 2H, 2W)
+            if (place := f"{x.shape[2]}x{x.shape[3]}") in self.attention:
+                x = self.attention[place](x)
+        return torch.tanh(self.conv(F.relu(self.norm(x))))
+
+    def snapshot_config(self) -> dict[str, Any]:
+        """What a snapshot's config.json says: enough to build this network again."""
+        return {
+            "generator": self.settings.model_dump(mode="json"),
+            "resolution": self.resolution,
+            "num_classes": self.num_classes,
+            "class_names": list(self.class_names),
+        }
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_snapshot(save_directory, self.snapshot_config(), self.state_dict())
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> "Generator":
+        """The generator of a snapshot folder or a Hub id, in eval mode, ready to call. UserError when it is not one."""
+        where = str(pretrained_model_name_or_path)
+        config, state = read_snapshot(where, revision=revision, cache_dir=cache_dir, force_download=force_download,
+                                      local_files_only=local_files_only, token=token)  # fmt: skip
+        try:
+            settings = GeneratorSettings.model_validate(config["generator"])
+            resolution, num_classes, names = config["resolution"], config["num_classes"], tuple(config["class_names"])
+            with torch.device("meta"):
+                generator = cls(settings, resolution, num_classes, names)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise UserError(
+                f"{where}: its config.json does not describe a generator ({' '.join(str(error).split())[:150]})"
+            ) from None
+        load_exactly(generator.to_empty(device="cpu"), state, where)
+        return generator.eval().requires_grad_(False)
+
+
+class Judgement(NamedTuple):
+    """What a discriminator says: logits (B,) and named terms () to be added to its loss."""
+
+    logits: Tensor
+    penalties: dict[str, Tensor]
+
+
+class Trunk(nn.Module):
+    """Images (B, 3, R, R) -> features (B, C, h, w): residual blocks that halve the map, attention by resolution."""
+
+    def __init__(self, settings: DiscriminatorSettings, resolution: int):
+        super().__init__()
+        widths = [3, *(settings.channels * w for w in settings.widths)]
+        downs = 2 if resolution == 32 else len(settings.widths) - 1
+        self.blocks = nn.ModuleList()
+        self.attention = nn.ModuleDict()
+        for i, (width, next_width) in enumerate(pairwise(widths)):
+            size, down = resolution >> (i + 1), i < downs
+            branch, conv, after = (
+                _mechanism(settings, "discriminator", size, place, next_width) if down else None for place in PLACES
+            )
+            if conv is not None and width != next_width:
+                raise UserError(
+                    f"discriminator.attention.{size}: place conv needs equal widths, not {width} and {next_width}"
+                )
+            self.blocks.append(
+                DiscriminatorBlock(width, next_width, down, i == 0, settings.relu_shortcut, branch, conv)
+            )
+            if after is not None:
+                self.attention[f"{size}x{size}"] = after
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for block in self.blocks:
+            x = block(x)  # (B, C, H/2, W/2)
+            if block.down and (place := f"{x.shape[2]}x{x.shape[3]}") in self.attention:
+                x = self.attention[place](x)
+        return x
+
+
+class Head(nn.Module):
+    """Features (B, C, H, W), labels (B,) -> logits (B,): h = Σ relu(features); w·h + b + <embedding(y), h>.
+
+    The projection discriminator of Miyato & Koyama (2018), eq. 4.
+    """
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.linear = nn.Linear(channels, 1)
+        self.embedding = Projection(num_classes, channels) if num_classes else None
+
+    def forward(self, features: Tensor, labels: Tensor | None) -> Tensor:
+        pooled = F.relu(features).sum(dim=(2, 3))  # (B, C)
+        logits = self.linear(pooled).squeeze(1)
+        if self.embedding is None:
+            return logits
+        if labels is None:
+            raise ValueError("this discriminator needs labels")
+        return logits + (self.embedding(labels) * pooled).sum(dim=1)
+
+
+class Discriminator(nn.Module):
+    """Images (B, 3, R, R) in [-1, 1], labels (B,) -> Judgement with logits (B,)."""
+
+    def __init__(self, settings: DiscriminatorSettings, resolution: int, num_classes: int):
+        super().__init__()
+        self.settings, self.resolution, self.num_classes = settings, resolution, num_classes
+        self.trunk = Trunk(settings, resolution)
+        self.head = Head(settings.channels * settings.widths[-1], num_classes)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Judgement:
+        return Judgement(self.head(self.trunk(images), labels), {})
+
+
+def build_generator(config: Config, num_classes: int, class_names: tuple[str, ...] = ()) -> Generator:
+    """A new generator, initialised from the config's seed and normalised spectrally."""
+    return _build(
+        lambda: Generator(config.generator, config.data.resolution, num_classes, class_names),
+        config.generator, key(config.seed, "generator"),
+    )  # fmt: skip
+
+
+def build_discriminator(config: Config, num_classes: int) -> Discriminator:
+    """A new discriminator, initialised from the config's seed and normalised spectrally."""
+    return _build(
+        lambda: Discriminator(config.discriminator, config.data.resolution, num_classes),
+        config.discriminator, key(config.seed, "discriminator"),
+    )  # fmt: skip
+
+
+def _build(make: Callable[[], Network], settings: NetworkSettings, seed: int) -> Network:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = make()
+        initialize(network, settings.init)
+        if settings.spectral_norm:
+            spectral_normalize(network, settings.spectral_norm_eps)
+    return network
+
+
+def _mechanism(settings: NetworkSettings, network: str, size: int, place: str, channels: int) -> AttentionModule | None:
+    at = settings.attention.get(size)
+    if at is None or at.place != place:
+        return None
+    try:
+        return make_attention(at.name, channels, size, **at.options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{network}.attention.{size}: {error}") from None

@@ -1,0 +1,76 @@
+"""Snapshots on disk: a folder with config.json and model.safetensors, local or on the Hugging Face Hub.
+
+Bytes are reproducible (no dates, paths or host names), and reading executes nothing.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sagan.errors import UserError
+from sagan.files import read_json, write_json
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = "sagan-generator-1"
+
+
+def write_snapshot(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Write config.json and model.safetensors into an existing folder."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, {"format": FORMAT, **config})
+
+
+def read_snapshot(path_or_id: str, **hub: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a snapshot folder or, where no such folder exists, of a Hub id.
+
+    `hub`: keyword arguments of `hf_hub_download`. UserError when it is absent, damaged, or of another kind.
+    """
+    config_path, weights_path = (_locate(path_or_id, name, hub) for name in (CONFIG, WEIGHTS))
+    config = read_json(config_path)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise UserError(f"{config_path}: not a snapshot of this project (format {found!r}, expected {FORMAT!r})")
+    try:
+        return config, load_file(weights_path)
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{weights_path}: damaged or not a safetensors file ({error})") from None
+
+
+def load_exactly(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load a state dict; a missing, unexpected or reshaped tensor is a UserError that names it."""
+    own = module.state_dict()
+    if missing := sorted(own.keys() - state.keys()):
+        raise UserError(f"{where}: tensor {missing[0]} is missing ({len(missing)} in all)")
+    if extra := sorted(state.keys() - own.keys()):
+        raise UserError(f"{where}: tensor {extra[0]} is not part of this network ({len(extra)} in all)")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, this network needs {tuple(own[name].shape)}"
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{where}: {name} holds values that are not finite")
+    module.load_state_dict(state)
+
+
+def _locate(path_or_id: str, name: str, hub: dict[str, Any]) -> Path:
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: not a snapshot, it has no {name}")
+        return folder / name
+    if folder.exists():
+        raise UserError(f"{folder}: a snapshot is a folder with {CONFIG} and {WEIGHTS}, this is a file")
+    try:
+        return Path(hf_hub_download(path_or_id, name, **hub))
+    except (HFValidationError, EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path_or_id}: no such folder, and not to be had from the Hub ({reason})") from None

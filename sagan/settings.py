@@ -1,0 +1,220 @@
+"""What can be set in a run: typed, frozen groups with their defaults. Imports no torch."""
+
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RESOLUTIONS = (32, 64, 128, 256)
+GENERATOR_WIDTHS = {32: (4, 4, 4, 4), 64: (16, 8, 4, 2, 1), 128: (16, 16, 8, 4, 2, 1), 256: (16, 16, 8, 8, 4, 2, 1)}
+DISCRIMINATOR_WIDTHS = {32: (4, 4, 4, 4), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16), 256: (1, 2, 4, 8, 8, 16, 16)}
+ATTENTION_RESOLUTION = {32: 16, 64: 32, 128: 32, 256: 64}
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """A group of settings: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(Settings):
+    """What to train on. `num_classes`: null takes it from the data, 0 trains without labels."""
+
+    source: str | None = None  # a folder, torchvision:NAME, an .npz, a prepared folder, or shapes
+    resolution: int = 32
+    num_classes: Count | None = None
+    flip: bool = False
+    resize: Literal["crop", "squash"] = "crop"
+    skip_bad: bool = False
+    prepared: str | None = None  # where an unprepared source is prepared to; null: a cache folder
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataSettings":
+        if self.resolution not in RESOLUTIONS:
+            raise ValueError(f"resolution {self.resolution} is not one of {', '.join(map(str, RESOLUTIONS))}")
+        return self
+
+
+class AttentionSettings(Settings):
+    """One attention module: its name in the table, where it sits, and the options of that mechanism."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    place: Literal["after", "branch", "conv"] = "after"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class NetworkSettings(Settings):
+    """What generator and discriminator share. `widths`: multiples of `channels`."""
+
+    channels: Positive = 64
+    widths: tuple[Positive, ...] = ()
+    attention: dict[int, AttentionSettings] = {}
+    init: Literal["xavier", "orthogonal"] = "xavier"
+    spectral_norm: bool = True
+    spectral_norm_eps: float = 1e-12
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_attention(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and isinstance(raw.get("attention"), dict):
+            placed = {k: {"name": v} if isinstance(v, str) else v for k, v in raw["attention"].items()}
+            raw = raw | {"attention": {k: v for k, v in placed.items() if v is not None}}
+        return raw
+
+
+class GeneratorSettings(NetworkSettings):
+    """`widths`: of the 4×4 stem, then of each block. `class_norm`: how labels reach the batch norm (see layers.py)."""
+
+    z_dim: Positive = 128
+    class_norm: Literal["table", "linear"] = "table"
+    norm_eps: float = 1e-5
+    norm_momentum: Decay = 0.1
+    last_norm_momentum: Decay | None = None  # of the batch norm before the last convolution; null: as the others
+    sync_norm: bool = False
+
+
+class DiscriminatorSettings(NetworkSettings):
+    """`widths`: of each block. `relu_shortcut`: shortcuts see relu(x), as where ReLU is in place (the stem excepted)."""
+
+    relu_shortcut: bool = False
+
+
+class AdamSettings(Settings):
+    lr: Annotated[float, Field(gt=0)]
+    betas: tuple[Decay, Decay] = (0.0, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+
+
+class OptimSettings(Settings):
+    """`d_steps`: discriminator updates per generator update; null: 1 with classes, 5 without (1:1 collapses there)."""
+
+    generator: AdamSettings = AdamSettings(lr=1e-4)
+    discriminator: AdamSettings = AdamSettings(lr=4e-4)
+    d_steps: Positive | None = None
+    accumulation: Positive = 1
+    decay: Literal["none", "linear"] = "none"  # linear: to zero at training.steps
+    decay_start: Count = 0  # the step at which the decay begins
+
+
+class LossSettings(Settings):
+    """`r1`: weight γ of γ/2·E‖∇D(x)‖² on reals (Mescheder et al. 2018, eq. 9); 0: none."""
+
+    name: Literal["hinge", "non_saturating", "wasserstein"] = "hinge"
+    r1: Annotated[float, Field(ge=0)] = 0.0
+
+
+class AugmentSettings(Settings):
+    """DiffAugment (Zhao et al. 2020): any of color, translation, cutout, on reals and fakes alike."""
+
+    policy: tuple[Literal["color", "translation", "cutout"], ...] = ()
+
+
+class EmaSettings(Settings):
+    """Averaged generator. Either `decay` per step or `half_life` in images, ramped to `ramp` of the images seen."""
+
+    decay: Decay | None = None
+    half_life: Annotated[float, Field(gt=0)] | None = 500_000.0
+    ramp: Annotated[float, Field(gt=0)] | None = 0.05
+    start: Count = 0  # before this step the averaged generator is a copy
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("decay") is not None:
+            if raw.get("half_life") is not None:
+                raise ValueError("give decay or half_life, not both")
+            raw = {"ramp": None} | raw | {"half_life": None}
+        return raw
+
+
+class TrainingSettings(Settings):
+    """`steps`: generator updates. `batch_size`: images of one update over all processes and accumulation steps."""
+
+    steps: Positive = 100_000
+    batch_size: Positive = 64
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    log_every: Positive = 50
+    sample_every: Positive = 1000
+    snapshot_every: Positive = 5000
+    checkpoint_every: Positive = 1000
+    keep_checkpoints: Positive = 2
+    samples_per_class: Positive = 8
+    trackers: tuple[str, ...] = ("tensorboard",)
+    init_from: str | None = None
+
+
+class EvaluateSettings(Settings):
+    """Scores of the averaged generator in training; `every` 0: never. The metric `best` keeps its best checkpoint."""
+
+    every: Count = 0
+    num: Positive = 1000
+    metrics: tuple[str, ...] = ()
+    best: str | None = None
+
+
+class Config(Settings):
+    """Everything that decides what a run computes."""
+
+    seed: Count = 0
+    deterministic: bool = False
+    data: DataSettings = DataSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    optim: OptimSettings = OptimSettings()
+    loss: LossSettings = LossSettings()
+    augment: AugmentSettings = AugmentSettings()
+    ema: EmaSettings = EmaSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        resolution, blocks = self.data.resolution, self.data.resolution.bit_length() - 3
+        for name, network, count, known in (
+            ("generator", self.generator, blocks + 1, [8 << i for i in range(blocks)]),
+            ("discriminator", self.discriminator, len(DISCRIMINATOR_WIDTHS[resolution]),
+             [resolution >> i for i in range(1, resolution.bit_length() - 2)]),
+        ):  # fmt: skip
+            if len(network.widths) != count:
+                raise ValueError(
+                    f"{name}.widths needs {count} numbers at resolution {resolution}, has {len(network.widths)}"
+                )
+            for place in network.attention:
+                if place not in known:
+                    raise ValueError(
+                        f"{name}.attention: no block outputs {place}x{place} at resolution {resolution}; "
+                        f"known: {', '.join(map(str, known))}"
+                    )
+        if self.training.batch_size % self.optim.accumulation:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} is not divisible by "
+                f"optim.accumulation {self.optim.accumulation}"
+            )
+        if self.training.compile and self.loss.r1:
+            raise ValueError("training.compile and loss.r1 exclude each other: torch.compile has no double backward")
+        return self
+
+    @property
+    def d_steps(self) -> int:
+        if self.optim.d_steps is not None:
+            return self.optim.d_steps
+        return 5 if self.data.num_classes == 0 else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; attention options stand beside `name` and `place`."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)

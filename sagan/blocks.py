@@ -30,7 +30,7 @@ class GeneratorBlock(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """(B, C, H, W) -> (B, D, H/2, W/2), or (B, D, H, W) without `down`: ReLU-conv3-ReLU-conv3-pool; shortcut pool-conv1.
+    """(B, C, H, W) -> (B, D, H/2, W/2), without `down` (B, D, H, W): ReLU-conv3-ReLU-conv3-pool; shortcut pool-conv1.
 
     `stem`: no first ReLU (the input is an image). The shortcut is the identity without `down` at equal width.
     `relu_shortcut`: it sees relu(x), as where ReLU works in place.

@@ -53,6 +53,14 @@ def make_config(raw: dict[str, Any], overrides: list[str] | None = None, where: 
         raise UserError(f"{where}: {describe_validation_error(error, Config)}") from None
 
 
+def replaced(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
+    """A copy in which the settings `changes[group][name]` have new values."""
+    raw = config.to_dict()
+    for group, values in changes.items():
+        raw[group] |= values
+    return Config.model_validate(raw)
+
+
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     """Settings in which two configs differ, by dotted name."""
     flat_a, flat_b = _flatten(a.to_dict()), _flatten(b.to_dict())

@@ -106,7 +106,7 @@ class Normalization(HeldState):
 
 
 class BatchNorm(Normalization):
-    """Batch normalisation (Ioffe & Szegedy 2015): (B, C, H, W) -> same. Takes labels to be called like the conditional one."""
+    """Batch normalisation (Ioffe & Szegedy 2015): (B, C, H, W) -> same. Labels change nothing."""
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = False):
         super().__init__(channels, eps, momentum, sync)
@@ -145,13 +145,16 @@ class ConditionalBatchNorm(Normalization):
             nn.init.zeros_(self.bias.weight)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        gain, bias = (self._look_up(table, labels).to(x.dtype)[:, :, None, None] for table in (self.gain, self.bias))
+        gain, bias = (self._look_up(table, labels, x.dtype)[:, :, None, None] for table in (self.gain, self.bias))
         return torch.addcmul(bias, self.normalize(x), 1 + gain if self.linear else gain)
 
-    def _look_up(self, table: nn.Module, labels: Tensor) -> Tensor:
+    def _look_up(self, table: nn.Linear | nn.Embedding, labels: Tensor, dtype: torch.dtype) -> Tensor:
         if self.linear:
-            return table(labels if labels.is_floating_point() else F.one_hot(labels, self.num_classes).float())
-        return labels @ table.weight if labels.is_floating_point() else table(labels)
+            return table(labels if labels.is_floating_point() else F.one_hot(labels, self.num_classes).to(dtype)).to(
+                dtype
+            )
+        mixed = F.linear(labels, table.weight.T) if labels.is_floating_point() else table(labels)
+        return mixed.to(dtype)
 
 
 def initialize(network: nn.Module, scheme: str) -> None:

@@ -27,8 +27,10 @@ class Generator(nn.Module, ModelHubMixin):
     """z (B, z_dim), labels (B,) or class weights (B, K) -> images (B, 3, R, R) in [-1, 1].
 
     Linear to 4×4, residual blocks that double the map, batch norm, ReLU, conv 3×3, tanh; attention after the first
-    block that outputs its resolution. `num_classes` 0: no labels, plain batch norm.
+    block that outputs its resolution. `num_classes` 0: no labels, plain batch norm. `memory_format`: of its maps.
     """
+
+    memory_format = torch.contiguous_format
 
     def __init__(
         self, settings: GeneratorSettings, resolution: int, num_classes: int, class_names: tuple[str, ...] = ()
@@ -67,6 +69,7 @@ class Generator(nn.Module, ModelHubMixin):
         if (labels is None) != (self.num_classes == 0):
             raise ValueError("this generator needs labels" if labels is None else "this generator takes no labels")
         x = self.linear(z).unflatten(1, (-1, 4, 4))  # (B, C0, 4, 4)
+        x = x.contiguous(memory_format=self.memory_format)
         for block in self.blocks:
             x = block(x, labels)  # (B, C, 2H, 2W)
             if (place := f"{x.shape[2]}x{x.shape[3]}") in self.attention:

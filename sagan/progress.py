@@ -20,8 +20,8 @@ class Progress:
             for group in groups_of(files):
                 progress.advance(len(group))
 
-    A terminal shows bar, rate and time left. Elsewhere a line is written every 5 s, and one at the end of
-    work that succeeded. Call it from one thread.
+    A terminal shows bar, rate and time left. Elsewhere a line is written every 5 s, and one at the end of work that
+    took longer and succeeded. Call it from one thread.
     """
 
     def __init__(self, total: int, description: str) -> None:
@@ -41,7 +41,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and self._elapsed() >= SECONDS_BETWEEN_LINES:
             print(f"{self.description}: {self.done} in {_seconds(self._elapsed())} ({self._rate()})", file=sys.stderr)
 
     def advance(self, n: int = 1) -> None:

@@ -1,8 +1,14 @@
 """One source of randomness: generators keyed by (seed, purpose, index), the same on every process and machine."""
 
+from __future__ import annotations
+
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 def key(seed: int, purpose: str, *index: int) -> int:
@@ -14,3 +20,10 @@ def key(seed: int, purpose: str, *index: int) -> int:
 def numpy_generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
     """A NumPy generator (Philox, whose stream NumPy keeps across versions)."""
     return np.random.Generator(np.random.Philox(key(seed, purpose, *index)))
+
+
+def torch_generator(seed: int, purpose: str, *index: int) -> torch.Generator:
+    """A torch generator on the CPU."""
+    import torch
+
+    return torch.Generator().manual_seed(key(seed, purpose, *index))

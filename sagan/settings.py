@@ -83,7 +83,7 @@ class GeneratorSettings(NetworkSettings):
 
 
 class DiscriminatorSettings(NetworkSettings):
-    """`widths`: of each block. `relu_shortcut`: shortcuts see relu(x), as where ReLU is in place (the stem excepted)."""
+    """`widths`: of each block. `relu_shortcut`: shortcuts (but the stem's) see relu(x), as where ReLU is in place."""
 
     relu_shortcut: bool = False
 

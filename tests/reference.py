@@ -1,9 +1,9 @@
-"""The SAGAN networks a second time: slow, literal, from the published equations alone. Nothing of `sagan` is imported.
+"""The SAGAN networks a second time: slow, literal, from the published equations alone, without `sagan`.
 
-Self-attention: Zhang et al. 2018, arXiv 1805.08318, eq. 1-3. Spectral norm: Miyato et al. 2018, arXiv 1802.05957, alg. 1.
-Projection head: Miyato & Koyama 2018, arXiv 1802.05637, eq. 3. Residual blocks: the released code of both.
+Self-attention: Zhang et al. 2018, arXiv 1805.08318, eqs. 1-3. Spectral norm: Miyato et al. 2018, arXiv 1802.05957,
+algorithm 1. Projection head: Miyato & Koyama 2018, arXiv 1802.05637, eq. 3. Residual blocks: the released code of both.
 
-Everything is read from a flat state dict {key: tensor}, computed in the state's dtype and differentiable in its tensors.
+Everything is read from a flat state dict {key: tensor}, in the state's dtype, differentiable in its tensors.
 What a forward in training mode would leave in the buffers is gathered in `moved`, the state itself stays as it is.
 """
 
@@ -131,7 +131,7 @@ class Reference:
         return x * gain[:, :, None, None] + bias[:, :, None, None]
 
     def gain_and_bias(self, name: str, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Each (1 or B, C). Three forms: one for all classes; tables; 1 + and 0 + a normalised map of the one-hot label."""
+        """Each (1 or B, C): one for all classes; or tables; or 1 + and 0 + a normalised map of the one-hot label."""
         if f"{name}.weight" in self.state:
             return self.state[f"{name}.weight"][None], self.state[f"{name}.bias"][None]
         assert labels is not None
@@ -144,7 +144,9 @@ class Reference:
         return 1 + one_hot @ gain.T, one_hot @ bias.T
 
 
-def self_attention(x: Tensor, weights: dict[str, Tensor], biases: dict[str, Tensor], gamma: Tensor, pool: bool) -> Tensor:
+def self_attention(
+    x: Tensor, weights: dict[str, Tensor], biases: dict[str, Tensor], gamma: Tensor, pool: bool
+) -> Tensor:
     """y = x + gamma · W_v o (eq. 3), o_j = sum_i beta_ji h(x_i) (eq. 2), one query at a time."""
     maps = attention_maps(x, weights, biases, pool)  # (B, N, M)
     values = project(x, "value", weights, biases)

@@ -102,6 +102,19 @@ def test_conditional_batch_norm_equals_torch_and_a_lookup(training: bool, class_
     torch.testing.assert_close(norm.running_var, theirs.running_var, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("class_norm", ["table", "linear"])
+def test_class_weights_mix_the_classes(class_norm: str):
+    """Breaks when labels given as weights (B, K) are not the mean of the classes that they weigh."""
+    torch.manual_seed(0)
+    norm = ConditionalBatchNorm(4, 3, class_norm).eval()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(3, 4, 2, 2)
+    first, second = norm(x, torch.tensor([0, 0, 0])), norm(x, torch.tensor([2, 2, 2]))
+    mixed = norm(x, torch.tensor([[1, 0, 0], [0, 0, 1], [0.25, 0, 0.75]]))
+    torch.testing.assert_close(mixed, torch.stack([first[0], second[1], 0.25 * first[2] + 0.75 * second[2]]))
+
+
 def test_class_tables_begin_at_one_and_zero():
     """Breaks when initialisation redraws the tables, or the linear form gets biases."""
     table = ConditionalBatchNorm(4, 3, "table")
@@ -109,7 +122,10 @@ def test_class_tables_begin_at_one_and_zero():
     assert torch.equal(table.gain.weight, torch.ones(3, 4))
     assert torch.equal(table.bias.weight, torch.zeros(3, 4))
     linear = ConditionalBatchNorm(4, 3, "linear")
-    assert {name: tuple(p.shape) for name, p in linear.named_parameters()} == {"gain.weight": (4, 3), "bias.weight": (4, 3)}
+    assert {name: tuple(p.shape) for name, p in linear.named_parameters()} == {
+        "gain.weight": (4, 3),
+        "bias.weight": (4, 3),
+    }
 
 
 def test_initialisation_draws_as_it_says():
@@ -149,7 +165,7 @@ def test_one_power_iteration_per_training_forward(index: int, fold_from: int, mo
     monkeypatch.setattr(sagan.layers, "FOLD_FROM_PIXELS", fold_from)
     layer, x = normalized_layers()[index]
     spectral_normalize(layer)
-    nn.init.normal_(layer.parametrizations.weight.original)  # u and v are those of another matrix: an iteration moves them
+    nn.init.normal_(layer.parametrizations.weight.original)  # u and v fit another matrix: an iteration moves them
     state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     layer.eval()(x)
     with hold_state(layer):
@@ -199,28 +215,21 @@ def test_what_is_normalised():
         }
     )
     spectral_normalize(network, eps=1e-6)
-    norms = {name.split(".parametrizations")[0]: m for name, m in network.named_modules() if isinstance(m, SpectralNorm)}
-    assert set(norms) == {"conv", "linear", "projection", "classes.gain", "classes.bias"}
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, SpectralNorm)}
+    layers = ("conv", "linear", "projection", "classes.gain", "classes.bias")
+    assert set(norms) == {f"{layer}.parametrizations.weight.0" for layer in layers}
     assert {norm.eps for norm in norms.values()} == {1e-6}
 
 
 def test_hold_state_holds_batch_norm():
-    """Breaks when held statistics move, or a held training forward normalises with the running ones."""
+    """Breaks when held statistics move or are used to normalise in training, or an error leaves the network held."""
     norm, x = BatchNorm(3), torch.randn(4, 3, 2, 2) + 5
     expected = copy.deepcopy(norm)(x)
-    with hold_state(norm):
+    with pytest.raises(RuntimeError, match="stop"), hold_state(norm):
         torch.testing.assert_close(norm(x), expected)
+        raise RuntimeError("stop")
     assert not norm.running_mean.any()
     norm(x)
-    assert norm.running_mean.all()
-
-
-def test_hold_state_ends_with_an_error():
-    """Breaks when an exception inside leaves the network held."""
-    norm = BatchNorm(3)
-    with pytest.raises(RuntimeError, match="stop"), hold_state(norm):
-        raise RuntimeError("stop")
-    norm(torch.randn(4, 3, 2, 2) + 5)
     assert norm.running_mean.all()
 
 

@@ -56,7 +56,7 @@ class AttentionModule(nn.Module):
             self.listener.maps[name] = AttentionMap(self.taps[name], rows(cells).detach())
 
     def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        """Maps of the cells `points` (k, 2) or (B, k, 2), (row, column) in x (B, C, H, W): tap -> (B, heads, k, H', W').
+        """Maps of the cells `points` (k, 2) or (B, k, 2), (row, column) in x (B, C, H, W): tap -> (B, h, k, H', W').
 
         Never holds more than k rows. Weights under spectral normalisation are read as they stand
         (call `.eval()` or `hold_state` first, or the vectors move as in any forward).

@@ -94,7 +94,7 @@ def render(index: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, int,
 
 
 def render_many(count: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Images 0 … count - 1: uint8 (N, R, R, 3), labels int64 (N,). Raises UserError as `render`, or for count below 1."""
+    """Images 0 … count - 1, uint8 (N, R, R, 3), and labels, int64 (N,). UserError as in `render`, or for no image."""
     if count < 1:
         raise UserError(f"shapes: {count} images asked for, at least 1 is needed")
     images = np.empty((count, _checked(resolution), resolution, 3), np.uint8)
@@ -109,7 +109,7 @@ def object_masks(where: Placement, resolution: int) -> np.ndarray:
     grid = pixel_centres(_checked(resolution))
     distance = SHAPES[CLASSES[where.label]]
     masks = [
-        distance(grid[None, :] - np.float32(x), grid[:, None] - np.float32(y), np.float32(radius)) <= 0
+        distance(grid[None, :] - np.float32(x), grid[:, None] - np.float32(y), np.array(radius, np.float32)) <= 0
         for (x, y), radius in zip(where.centres, where.radii, strict=True)
     ]
     return np.stack(masks)

@@ -1,8 +1,8 @@
 """Finding the objects of `shapes`-like images: colour against the background, connected components, templates.
 
 The backgrounds of `shapes` are near-greys and the objects saturated, so an object is where the colour lies far from the
-background's in the plane of hue and chroma, whatever the lightness. The thresholds are those of a viewer rather than
-of the renderer: paler, blurred or noisy objects count, specks do not.
+background's in the plane of hue and chroma, whatever the lightness. The thresholds are a viewer's rather than the
+renderer's: paler, blurred or noisy objects count, specks do not.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,18 @@ import numpy as np
 from scipy import ndimage
 
 from sagan.data.rendering import SHAPES, coverage, pixel_centres, rgb_to_hue
+from sagan.data.shapes import SATURATION, VALUE
 from sagan.errors import UserError
 
 WORKING_RESOLUTION = 64  # larger images are averaged down to this
 SMOOTHING = 0.02  # standard deviation of the Gaussian, as a fraction of the image side: 0.64 pixels at 32
-CHROMA = 0.3  # distance from the background's colour from which a pixel belongs to an object; rendered objects: ~0.8
-SMALLEST = 0.01  # of the image's area: a smaller component is a speck and does not count (rendered objects: from 0.034)
-SOFTNESS = 2.0  # pixels: width of a template's outline, as wide as rendering and smoothing make it
+CHROMA = 0.3  # distance from the background's colour from which a pixel belongs to an object; rendered objects: 0.8
+SMALLEST = 0.01  # of the image's area: a smaller component is a speck and does not count (rendered objects: from 0.033)
+TEMPLATE_BLURS = (SMOOTHING, 0.037)  # of the image side: a sharp object, one that was blurred by 1 pixel at 32 besides
+TEMPLATE_SCALES = (0.9, 0.95, 1.0)  # of the radius that gives the object's area: blur inflates small objects
 WINDOW = 0.66  # side of the square around an object in which templates are compared
-CHUNK = 256
-NEIGHBOURS = np.array([np.zeros((3, 3)), [[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.zeros((3, 3))], bool)
+CHUNK = 256  # images, or objects, worked on at a time
+IN_PLANE = np.array([np.zeros((3, 3)), [[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.zeros((3, 3))], bool)  # 4 neighbours
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Objects:
     centre: np.ndarray  # (M, 2): centroid (x, y), fractions of the image side from the upper left corner
     area: np.ndarray  # (M,): fraction of the image
     hue: np.ndarray  # (M,): degrees in [0, 360)
-    scores: np.ndarray  # (M, classes): overlap (intersection over union) with the best template of each class
+    scores: np.ndarray  # (M, classes): overlap with the best template of each class, 1 for the same
 
     @property
     def shape(self) -> np.ndarray:
@@ -62,17 +64,17 @@ def _find(images: np.ndarray, first: int) -> Objects:
     distance = _distance_to_background(rgb)
     labels, count = _components(distance)
     core = np.flatnonzero(labels)
-    which = labels.ravel()[core]
-    strength = distance.ravel()[core]
-    level = _sums(which, strength**2, count) / _sums(which, strength, count)  # colour of the interior, not of the rim
-    colours = np.stack([_sums(which, strength**2 * channel.ravel()[core], count) for channel in np.moveaxis(rgb, 3, 0)])
-    colours /= _sums(which, strength**2, count)
+    which, strength = labels.flat[core], distance.flat[core]
+    power = _sums(which, strength**2, count)
+    level = power / _sums(which, strength, count)  # a mean that the interior rules, not the rim
+    channels = rgb.reshape(-1, 3)[core].T
+    colours = np.stack([_sums(which, strength**2 * channel, count) / power for channel in channels], axis=1)
 
-    grown = np.where(labels == 0, ndimage.maximum_filter(labels, (1, 3, 3)), labels)  # the soft rim belongs to it
-    covered = np.where(grown > 0, np.minimum(distance / np.append(1, level)[grown], 1), 0).astype(np.float32)
-    place = np.flatnonzero(grown)
-    which, weight = grown.ravel()[place], covered.ravel()[place]
-    image, y, x = np.unravel_index(place, grown.shape)
+    labels = np.where(labels == 0, ndimage.maximum_filter(labels, (1, 3, 3)), labels)  # with the soft rim
+    covered = np.where(labels > 0, np.minimum(distance / np.append(1, level)[labels], 1), 0).astype(np.float32)
+    place = np.flatnonzero(labels)
+    which, weight = labels.flat[place], covered.flat[place]
+    image, y, x = np.unravel_index(place, labels.shape)
     mass = _sums(which, weight, count)
     centre = np.stack([_sums(which, weight * (axis + 0.5), count) / mass for axis in (x, y)], axis=1)
     owner = np.zeros(count, np.int64)
@@ -81,8 +83,8 @@ def _find(images: np.ndarray, first: int) -> Objects:
         image=owner + first,
         centre=centre / side,
         area=mass / side**2,
-        hue=rgb_to_hue(colours.T),
-        scores=_overlaps(covered, grown, owner, centre, mass),
+        hue=rgb_to_hue(colours),
+        scores=_overlaps(covered, labels, owner, centre, mass),
     )
     return objects[np.lexsort((objects.centre[:, 0], objects.image))]
 
@@ -102,7 +104,7 @@ def _distance_to_background(rgb: np.ndarray) -> np.ndarray:
     The objects cover less than half of an image, so the median is the background's.
     """
     red, green, blue = np.moveaxis(rgb, 3, 0)
-    plane = np.stack([red - (green + blue) / 2, (green - blue) * np.float32(np.sqrt(0.75))])  # hexagon: chroma ~ length
+    plane = np.stack([red - (green + blue) / 2, (green - blue) * np.float32(np.sqrt(0.75))])
     sigma = SMOOTHING * rgb.shape[1]
     plane = ndimage.gaussian_filter(plane, (0, 0, sigma, sigma), mode="nearest")
     plane -= np.median(plane, axis=(2, 3), keepdims=True)
@@ -111,49 +113,62 @@ def _distance_to_background(rgb: np.ndarray) -> np.ndarray:
 
 def _components(distance: np.ndarray) -> tuple[np.ndarray, int]:
     """Number the connected components of each image that are no specks: labels (N, R, R) from 1, their count."""
-    labels, count = ndimage.label(distance > CHROMA, structure=NEIGHBOURS)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1) / distance[0].size
-    kept = sizes >= SMALLEST
+    labels = np.empty(distance.shape, np.int32)
+    count = int(ndimage.label(distance > CHROMA, IN_PLANE, output=labels))  # type: ignore[arg-type]
+    kept = np.bincount(labels.ravel(), minlength=count + 1) >= SMALLEST * distance[0].size
     kept[0] = False
     return np.where(kept, np.cumsum(kept), 0)[labels], int(kept.sum())
 
 
 def _sums(which: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     """(count,) sum of the values of each object; objects are numbered from 1."""
-    return np.bincount(which - 1, weights=values, minlength=count).astype(np.float64)  # an empty one is int64
+    return np.bincount(which - 1, weights=values, minlength=count).astype(np.float64)  # without objects it is int64
 
 
 def _overlaps(
     covered: np.ndarray, labels: np.ndarray, owner: np.ndarray, centre: np.ndarray, mass: np.ndarray
 ) -> np.ndarray:
-    """(M, classes): overlap of each object with the templates of equal centroid and area.
+    """(M, classes): overlap of each object with the best template of each class, placed on its centroid.
 
-    Overlap of soft masks a, b: sum min(a, b) / sum max(a, b). `centre` (M, 2) and `mass` (M,) are in pixels.
+    The overlap (Jaccard) of soft masks a, b is sum min(a, b) / sum max(a, b). `centre` (M, 2), `mass` (M,): in pixels.
     """
-    half = round(WINDOW * covered.shape[1] / 2)
-    padding = ((0, 0), (half, half), (half, half))
-    covered, labels = np.pad(covered, padding), np.pad(labels, padding)
-    scores = np.empty((len(owner), len(SHAPES)))
+    side = covered.shape[1]
+    half = round(WINDOW * side / 2)
+    covered, labels = (np.pad(array, ((0, 0), (half, half), (half, half))) for array in (covered, labels))
+    scores = np.zeros((len(owner), len(SHAPES)))
     reach = np.arange(2 * half)
-    for chunk in np.split(np.arange(len(owner)), range(CHUNK, len(owner), CHUNK)):
-        corner = np.floor(centre[chunk]).astype(np.int64)  # of the window, in the padded image: (x, y)
-        rows, columns = corner[:, 1, None] + reach, corner[:, 0, None] + reach
-        place = (owner[chunk, None, None], rows[:, :, None], columns[:, None, :])
-        masks = np.where(labels[place] == chunk[:, None, None] + 1, covered[place], 0)
-        dx = (columns - half + 0.5 - centre[chunk, 0, None])[:, None, :].astype(np.float32)
-        dy = (rows - half + 0.5 - centre[chunk, 1, None])[:, :, None].astype(np.float32)
-        for label, (distance, area) in enumerate(zip(SHAPES.values(), _unit_areas(), strict=True)):
-            radius = np.sqrt(mass[chunk] / area)[:, None, None].astype(np.float32)
-            template = coverage(distance(dx, dy, radius), 1, SOFTNESS)
-            shared, both = np.minimum(masks, template), np.maximum(masks, template)
-            scores[chunk, label] = shared.sum((1, 2)) / both.sum((1, 2))
+    for start in range(0, len(owner), CHUNK):
+        rows = np.arange(start, min(start + CHUNK, len(owner)))
+        x, y = (np.floor(centre[rows, axis, None]).astype(np.int64) + reach for axis in (0, 1))  # in the padded image
+        window = owner[rows, None, None], y[:, :, None], x[:, None, :]
+        masks = np.where(labels[window] == rows[:, None, None] + 1, covered[window], 0)
+        dx = (x - half + 0.5 - centre[rows, 0, None]).astype(np.float32)[:, None, :]
+        dy = (y - half + 0.5 - centre[rows, 1, None]).astype(np.float32)[:, :, None]
+        for label, area in enumerate(_unit_areas()):
+            for scale in TEMPLATE_SCALES:
+                radius = (scale * np.sqrt(mass[rows] / area)).astype(np.float32)[:, None, None]
+                for template in _templates(label, dx, dy, radius, side):
+                    shared, both = np.minimum(masks, template), np.maximum(masks, template)
+                    scores[rows, label] = np.maximum(scores[rows, label], shared.sum((1, 2)) / both.sum((1, 2)))
     return scores
+
+
+def _templates(label: int, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray, side: int) -> list[np.ndarray]:
+    """One shape as it looks after drawing, each blur, and the levelling of `_find`: soft masks (M, window, window)."""
+    drawn = coverage(list(SHAPES.values())[label](dx, dy, radius), resolution=1)
+    templates = []
+    for blur in TEMPLATE_BLURS:
+        template = ndimage.gaussian_filter(drawn, (0, blur * side, blur * side))
+        core = np.where(template > CHROMA / (SATURATION * VALUE), template, 0)
+        level = (core**2).sum((1, 2), keepdims=True) / np.maximum(core.sum((1, 2), keepdims=True), 1e-6)
+        templates.append(np.minimum(template / np.maximum(level, 1e-6), 1))
+    return templates
 
 
 def _unit_areas() -> list[float]:
     """The area of each shape of radius 1."""
     grid = (pixel_centres(64) - np.float32(0.5)) * np.float32(2.5)
-    one = np.float32(1)
-    return [
-        float(coverage(distance(grid[None], grid[:, None], one), 64, 2.5).mean() * 2.5**2) for distance in SHAPES.values()
-    ]
+    drawn = (
+        coverage(distance(grid[None], grid[:, None], np.ones(1, np.float32)), 64, 2.5) for distance in SHAPES.values()
+    )
+    return [float(mask.mean()) * 2.5**2 for mask in drawn]

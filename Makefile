@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+
+.PHONY: help setup demo test check slow soak clean
+
+help:
+	@echo "make setup   create $(VENV) with everything"
+	@echo "make demo    train the embedded data set on the CPU, sample, evaluate, show the attention"
+	@echo "make test    the fast tests"
+	@echo "make check   format, lint, types, floors, fast tests"
+	@echo "make slow    the tests marked slow and assets (SAGAN_ASSETS names the folder of the assets)"
+	@echo "make soak    the longest tests"
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/sagan train configs/shapes32.yaml --out $(DEMO)
+	$(BIN)/sagan sample $(DEMO) --out $(DEMO)/images --num 64 --grid
+	$(BIN)/sagan evaluate $(DEMO) --num 1000
+	$(BIN)/sagan attend $(DEMO) --out $(DEMO)/attention --seeds 0-7
+	@echo
+	@echo "Look at: $(DEMO)/images/grid.png          samples"
+	@echo "         $(DEMO)/attention/attention.png  what the generator attends to"
+	@echo "         $(DEMO)/samples/                 how training went"
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not assets and not soak" -q
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow and not assets and not soak" -q
+
+slow: setup
+	$(BIN)/python -m pytest -m "(slow or assets) and not soak" -q
+
+soak: setup
+	$(BIN)/python -m pytest -m soak -q
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,74 @@
+"""Differentiable Augmentation for Data-Efficient GAN Training. Zhao, Liu, Lin, Zhu, Han. arXiv:2006.10738.
+
+Parameters are drawn apart, on the CPU for a whole batch, so that they do not depend on the number of processes;
+applying them is differentiable in the images.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Uniform numbers a policy uses per image.
+DRAWS = {"color": 3, "translation": 2, "cutout": 2}
+
+
+def draw_augmentation(policy: Sequence[str], count: int, rng: torch.Generator) -> Tensor:
+    """Uniform [0, 1) parameters of `count` images: (count, P), P the sum of the policies' draws."""
+    return torch.rand(count, sum(DRAWS[name] for name in policy), generator=rng)
+
+
+def augment(images: Tensor, policy: Sequence[str], draws: Tensor) -> Tensor:
+    """Apply the policies in order to (B, 3, H, W) with parameters (B, P): -> (B, 3, H, W)."""
+    apply = {"color": _color, "translation": _translation, "cutout": _cutout}
+    for name in policy:
+        used, draws = draws[:, : DRAWS[name]], draws[:, DRAWS[name] :]
+        images = apply[name](images, used)
+    return images
+
+
+def flip(images: Tensor, which: Tensor) -> Tensor:
+    """Mirror the images of (B, 3, H, W) for which `which` (B,) is True, left to right."""
+    return torch.where(which[:, None, None, None], images.flip(3), images)
+
+
+def _color(x: Tensor, u: Tensor) -> Tensor:
+    """Brightness ±0.5, saturation ×[0, 2), contrast ×[0.5, 1.5)."""
+    brightness, saturation, contrast = (u[:, i, None, None, None].to(x.dtype) for i in range(3))
+    x = x + (brightness - 0.5)
+    gray = x.mean(dim=1, keepdim=True)
+    x = gray + (x - gray) * (saturation * 2)
+    level = x.mean(dim=(1, 2, 3), keepdim=True)
+    return level + (x - level) * (contrast + 0.5)
+
+
+def _translation(x: Tensor, u: Tensor) -> Tensor:
+    """Shift by up to an eighth of each side, zeros move in."""
+    height, width = x.shape[2:]
+    rows = _shifted(height, u[:, 0])  # (B, H)
+    columns = _shifted(width, u[:, 1])  # (B, W)
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    index = rows[:, :, None] * (width + 2) + columns[:, None, :]  # (B, H, W)
+    flat = padded.flatten(2)  # (B, 3, (H + 2)(W + 2))
+    return flat.gather(2, index.flatten(1)[:, None].expand(-1, x.shape[1], -1)).unflatten(2, (height, width))
+
+
+def _shifted(size: int, u: Tensor) -> Tensor:
+    reach = int(size / 8 + 0.5)
+    shift = (u * (2 * reach + 1)).floor().long() - reach  # (B,)
+    return (torch.arange(size, device=u.device) + shift[:, None] + 1).clamp(0, size + 1)
+
+
+def _cutout(x: Tensor, u: Tensor) -> Tensor:
+    """Zero a square of half the side, centred anywhere."""
+    height, width = x.shape[2:]
+    inside_rows, inside_columns = _covered(height, u[:, 0]), _covered(width, u[:, 1])
+    hole = inside_rows[:, :, None] & inside_columns[:, None, :]  # (B, H, W)
+    return x * (~hole)[:, None].to(x.dtype)
+
+
+def _covered(size: int, u: Tensor) -> Tensor:
+    length = int(size * 0.5 + 0.5)
+    centre = (u * (size + (1 - length % 2))).floor().long()  # (B,)
+    offset = torch.arange(size, device=u.device) - (centre[:, None] - length // 2)
+    return (offset >= 0) & (offset < length)

@@ -1,0 +1,118 @@
+"""Checkpoints: everything a run needs to go on, as safetensors and JSON under checksums, whole or absent."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sagan.adversarial import GAN
+from sagan.errors import UserError
+from sagan.files import TEMPORARY, atomic_folder, read_json, sha256, write_json
+from sagan.pretrained import load_exactly
+
+STATE = "state.json"
+NETWORKS = ("generator", "discriminator", "average")
+OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. `best` is the best score so far and the step it was reached at."""
+
+    step: int
+    best: float | None = None
+    best_step: int | None = None
+    scaler: dict[str, Any] | None = None
+
+
+def save_checkpoint(folder: Path, gan: GAN, progress: Progress) -> None:
+    """Write a checkpoint folder atomically, with the SHA-256 of every file in it."""
+    with atomic_folder(folder) as temporary:
+        for name in NETWORKS:
+            _save(getattr(gan, name).state_dict(), temporary / f"{name}.safetensors")
+        groups = {}
+        for name in OPTIMIZERS:
+            state = getattr(gan, name).state_dict()
+            tensors = {f"{i}.{k}": torch.as_tensor(v) for i, s in state["state"].items() for k, v in s.items()}
+            _save(tensors, temporary / f"{name}.safetensors")
+            groups[name] = state["param_groups"]
+        checksums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / STATE, {**asdict(progress), "param_groups": groups, "sha256": checksums})
+
+
+def load_checkpoint(folder: Path, gan: GAN) -> Progress:
+    """Load a checkpoint into networks and optimisers. UserError when it is damaged or of another architecture."""
+    state = verify_checkpoint(folder)
+    for name in NETWORKS:
+        load_exactly(getattr(gan, name), read_tensors(folder / f"{name}.safetensors"), f"{folder}/{name}")
+    for name in OPTIMIZERS:
+        per_parameter: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in read_tensors(folder / f"{name}.safetensors").items():
+            index, _, entry = key.partition(".")
+            per_parameter.setdefault(int(index), {})[entry] = tensor
+        groups = [{k: tuple(v) if k == "betas" else v for k, v in g.items()} for g in state["param_groups"][name]]
+        getattr(gan, name).load_state_dict({"state": per_parameter, "param_groups": groups})
+    return Progress(state["step"], state["best"], state["best_step"], state["scaler"])
+
+
+def verify_checkpoint(folder: Path) -> dict[str, Any]:
+    """The content of state.json when every file is there with its checksum; else UserError."""
+    if not (folder / STATE).is_file():
+        raise UserError(f"{folder}: damaged checkpoint, {STATE} is missing")
+    state = read_json(folder / STATE)
+    checksums = state.get("sha256") if isinstance(state, dict) else None
+    if not isinstance(checksums, dict):
+        raise UserError(f"{folder}: damaged checkpoint, {STATE} has no checksums")
+    for name, expected in checksums.items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise UserError(f"{folder}: damaged checkpoint, {name} is missing")
+        if sha256(path) != expected:
+            raise UserError(f"{folder}: damaged checkpoint, {name} does not have the SHA-256 it was written with")
+    return state
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest first."""
+    folder = run / "checkpoints"
+    return sorted(p for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def newest_whole_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with the newer ones."""
+    problems = []
+    for folder in reversed(list_checkpoints(run)):
+        try:
+            verify_checkpoint(folder)
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            return folder, problems
+    return None, problems
+
+
+def prune_checkpoints(run: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the newest `keep` and the best; and what killed runs left half-written."""
+    folders = list_checkpoints(run)
+    for folder in folders[:-keep]:
+        if int(folder.name) != best_step:
+            shutil.rmtree(folder)
+    for leftover in (run / "checkpoints").glob(f"{TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; UserError when it is damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged or missing ({error})") from None
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)

@@ -1,0 +1,144 @@
+"""The `sagan` command: parse, call one function of commands/, print. Imports no torch; neither does `--help`."""
+
+import errno
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sagan.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="sagan")
+def cli() -> None:
+    """Self-Attention GANs: prepare data, train, sample, evaluate, look at the attention."""
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; the same command again resumes.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Short for --set training.device=…")
+@click.option("--init-from", metavar="SNAPSHOT|RUN", help="Start from these weights (fine-tuning).")
+@click.option("--dry-run", is_flag=True, help="Show settings, layers and attention, then stop.")
+def train(config: Path, out: Path | None, overrides: tuple[str, ...], device: str | None, init_from: str | None,
+          dry_run: bool) -> int:  # fmt: skip
+    """Train as CONFIG (a YAML file) says; also under `accelerate launch train.py` and torchrun."""
+    changes = [*overrides]
+    if device is not None:
+        changes.append(f"training.device={device}")
+    if init_from is not None:
+        changes.append(f"training.init_from={init_from}")
+    if dry_run:
+        from sagan.commands.describe import describe_command
+
+        return describe_command(config, changes)
+    if out is None:
+        raise click.UsageError("Missing option '--out': the folder of the run.")
+    from sagan.commands.train import train_command
+
+    return train_command(config, out, changes)
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the prepared data.")
+@click.option("--resolution", type=int, default=32, show_default=True, help="32, 64, 128 or 256.")
+@click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True)
+@click.option("--skip-bad", is_flag=True, help="Leave out what cannot be used and list it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def prepare(source: str, out: Path, resolution: int, resize: str, skip_bad: bool, as_json: bool) -> None:
+    """Check SOURCE and convert it: a folder of images, torchvision:NAME, an .npz, or shapes."""
+    from sagan.commands.prepare import prepare_command
+
+    prepare_command(source, out, resolution, resize, skip_bad, as_json)
+
+
+@cli.command()
+@click.argument("snapshot")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the images.")
+@click.option("--seeds", metavar="0-63,80", help="Which images: seeds and inclusive ranges.")
+@click.option("--num", type=int, metavar="N", help="Short for --seeds 0-(N-1).")
+@click.option("--classes", metavar="0,3|NAMES", help="Every seed in each of these classes.")
+@click.option("--truncation", type=float, help="Draw z from a normal truncated at this value.")
+@click.option("--grid", is_flag=True, help="Also one sheet of all images.")
+@click.option("--npz", is_flag=True, help="One samples.npz instead of PNG files.")
+@click.option("--interpolate", nargs=2, type=int, metavar="A B", help="Go from seed A to seed B.")
+@click.option("--frames", type=int, default=32, show_default=True, help="Of an interpolation.")
+@click.option("--format", "animation", type=click.Choice(["gif", "mp4"]), default="gif", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+def sample(**options: Any) -> None:
+    """Draw images from SNAPSHOT: a snapshot folder, a run (its newest one) or a Hub id."""
+    from sagan.commands.sample import sample_command
+
+    sample_command(**options)
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the figure.")
+@click.option("--seeds", default="0-7", show_default=True, metavar="0-7", help="Which images.")
+@click.option("--classes", metavar="0,3|NAMES", help="Classes of the images, in turn.")
+@click.option("--points", default="5", show_default=True, metavar="K|random|grid", help="Query points an image.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def attend(source: str, out: Path, seeds: str, classes: str | None, points: str, as_json: bool) -> None:
+    """Show what the generator of SOURCE (a snapshot, a run or a Hub id) attends to."""
+    from sagan.commands.attend import attend_command
+
+    attend_command(source, out, seeds, classes, points, as_json)
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--num", type=int, default=1000, show_default=True, help="Samples.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def evaluate(source: str, num: int, as_json: bool) -> None:
+    """Score the samples of SOURCE (a snapshot or a run) that was trained on shapes: coherence."""
+    from sagan.commands.evaluate import evaluate_command
+
+    evaluate_command(source, num, as_json)
+
+
+@cli.group()
+def bench() -> None:
+    """Measure speed as ratios of variants taken in one run."""
+
+
+@bench.command("step")
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Interleaved rounds of all variants.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def bench_step(config: Path | None, overrides: tuple[str, ...], rounds: int, as_json: bool) -> None:
+    """A training step against its plain form; default: studio32, 64 channels, batch 32."""
+    from sagan.commands.bench import bench_step_command
+
+    bench_step_command(config, list(overrides), rounds, as_json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one message on stderr and exit code 2."""
+    try:
+        code = cli.main(arguments, prog_name="sagan", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except click.Abort:
+        code = 130
+    except UserError as error:
+        code = _refuse(str(error))
+    except OSError as error:
+        if error.errno not in (*FULL, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        what = "the disk is full" if error.errno in FULL else "no permission to write or read"
+        code = _refuse(f"{error.filename or 'output'}: {what}; what was there before is untouched")
+    sys.exit(code or 0)
+
+
+def _refuse(message: str) -> int:
+    print(f"sagan: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,82 @@
+"""`sagan train --dry-run`: the resolved config, every layer with shape and parameters, the attention, images per step."""
+
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from sagan.config import load_config, replaced
+from sagan.data.dataset import PreparedData, is_prepared
+from sagan.data.sources import open_source
+from sagan.networks import Discriminator, Generator
+from sagan.settings import Config, NetworkSettings
+
+ASSUMED_CLASSES = 10
+
+
+def describe_command(config_path: Path, overrides: list[str]) -> int:
+    """Print what `sagan train` would do. Builds the networks without memory; touches no data but the names of classes."""
+    config = load_config(config_path, overrides)
+    classes = _num_classes(config)
+    config = replaced(config, {"data": {"num_classes": classes}})
+    config = replaced(config, {"optim": {"d_steps": config.d_steps}})
+    print(config.to_yaml())
+    console = Console(width=100 if not sys.stdout.isatty() else None)
+    with torch.device("meta"):
+        z, labels = torch.empty(1, config.generator.z_dim), torch.zeros(1, dtype=torch.long) if classes else None
+        generator = Generator(config.generator, config.data.resolution, classes)
+        discriminator = Discriminator(config.discriminator, config.data.resolution, classes)
+        images = torch.empty(1, 3, config.data.resolution, config.data.resolution)
+        console.print(_layers("Generator", generator, (z, labels)))
+        console.print(_layers("Discriminator", discriminator, (images, labels)))
+    for name, settings in (("generator", config.generator), ("discriminator", config.discriminator)):
+        print(f"attention in the {name}: {_attention(settings)}")
+    batch, d_steps = config.training.batch_size, config.d_steps
+    print(
+        f"a step: {d_steps} discriminator and 1 generator update of {batch} images each, {batch * d_steps} real images; "
+        f"{config.training.steps} steps see {config.training.steps * batch * d_steps / 1000:.0f} thousand real images"
+    )
+    return 0
+
+
+def _num_classes(config: Config) -> int:
+    if config.data.num_classes is not None:
+        return config.data.num_classes
+    if config.data.source is None:
+        print(f"data.source is not set: {ASSUMED_CLASSES} classes assumed", file=sys.stderr)
+        return ASSUMED_CLASSES
+    if is_prepared(config.data.source):
+        return PreparedData.open(config.data.source).manifest.num_classes
+    return open_source(config.data.source, config.data.resolution).num_classes
+
+
+def _layers(title: str, network: nn.Module, inputs: tuple[Tensor | None, ...]) -> Table:
+    """One row a layer, in the order of the forward: name, kind, output shape without the batch, parameters."""
+    rows: list[tuple[str, str, str, int]] = []
+
+    def note(name: str, module: nn.Module) -> None:
+        def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            own = sum(p.numel() for p in module.parameters())
+            rows.append((name, type(module).__name__, " × ".join(map(str, output.shape[1:])) or "1", own))
+
+        module.register_forward_hook(record)
+
+    for name, module in network.named_modules():
+        if not any(module.children()) and any(True for _ in module.parameters()):
+            note(name, module)
+    network(*inputs)
+    total = sum(p.numel() for p in network.parameters())
+    table = Table(title=f"{title}: {total:,} parameters")
+    for column, justify in (("layer", "left"), ("kind", "left"), ("output", "right"), ("parameters", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for name, kind, shape, own in rows:
+        table.add_row(name, kind, shape, f"{own:,}")
+    return table
+
+
+def _attention(settings: NetworkSettings) -> str:
+    placed = [f"{a.name} at {size}x{size} ({a.place})" for size, a in sorted(settings.attention.items())]
+    return ", ".join(placed) or "none"

@@ -1,0 +1,84 @@
+"""`sagan train`: one config, one folder; the same command again resumes. torch is imported once all is checked."""
+
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sagan.config import load_config, replaced
+from sagan.data.dataset import PreparedData
+from sagan.data.prepare import ensure_prepared
+from sagan.rundir import final_snapshot, lock_run, open_run
+from sagan.settings import Config
+
+RECORDED = ("torch", "torchvision", "accelerate", "numpy", "torch-fidelity", "safetensors")
+
+
+def train_command(config_path: Path, out: Path, overrides: list[str]) -> int:
+    """Train to the config's last step, or go on where the run in `out` stands. Returns the exit code.
+
+    UserError for everything that is wrong with config, data, folder or machine.
+    """
+    config = load_config(config_path, overrides)
+    data = ensure_prepared(config.data)
+    config = resolved(config, data)
+    main_process = os.environ.get("RANK", "0") == "0"
+    with ExitStack() as stack:
+        if main_process:
+            stack.enter_context(lock_run(out))
+            open_run(out, config, _about(data))
+        if final_snapshot(out, config.training.steps) is not None:
+            if main_process:
+                print(f"{out}: finished, all {config.training.steps} steps are done", file=sys.stderr)
+            return 0
+        return _train(config, out, data)
+
+
+def resolved(config: Config, data: PreparedData) -> Config:
+    """The config with what the data decides filled in."""
+    classes = data.manifest.num_classes if config.data.num_classes is None else config.data.num_classes
+    config = replaced(config, {"data": {"num_classes": classes}})
+    return replaced(config, {"optim": {"d_steps": config.d_steps}})
+
+
+def _train(config: Config, out: Path, data: PreparedData) -> int:
+    from sagan.finetune import initialize_from
+    from sagan.showing import check_metrics
+    from sagan.tracking import RunLog
+    from sagan.training import build_run, make_accelerator, resume, start_trackers, train
+
+    check_metrics(config.evaluate, data.manifest.class_names)
+    accelerator = make_accelerator(config, out)
+    run = build_run(out, config, data, accelerator)
+    said = resume(run)
+    if run.progress.step == 0 and config.training.init_from is not None:
+        said.append(initialize_from(run.gan, config.training.init_from))
+    log = RunLog(
+        out, run.progress.step, config.training.steps, config.training.batch_size,
+        start_trackers(run), silent=not accelerator.is_main_process,
+    )  # fmt: skip
+    try:
+        for line in said:
+            log.say(line)
+        stopped = train(run, log)
+    finally:
+        log.close()
+    accelerator.end_training()
+    if stopped is None:
+        log.say(f"done: {out}/snapshots/{config.training.steps:08d}, samples in {out}/samples")
+        return 0
+    log.say(f"stopped by {signal.Signals(stopped).name} at step {run.progress.step}, saved; the same command goes on")
+    return 128 + stopped
+
+
+def _about(data: PreparedData) -> dict[str, Any]:
+    manifest = data.manifest
+    return {
+        "content_hash": manifest.content_hash,
+        "images": manifest.count,
+        "class_names": list(manifest.class_names),
+        "versions": {name: version(name) for name in RECORDED},
+    }

@@ -1,0 +1,139 @@
+"""The data doctor: what it knows of, what it found, and how it says so."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from sagan.data.source import Problem
+from sagan.settings import Settings
+
+EXAMPLES = 3
+IMBALANCE = 10  # largest class over smallest, above which a warning is due
+
+CONVERTED = {
+    "grayscale": "grayscale, copied to three channels",
+    "palette": "palette, looked up",
+    "cmyk": "CMYK, converted to RGB",
+    "sixteen_bit": "16 bits a channel, scaled to 8",
+    "opaque_alpha": "with an alpha channel that hides nothing, dropped",
+    "rotated": "turned upright as their EXIF says",
+    "upsampled": "smaller than the resolution, enlarged",
+}
+UNUSABLE = {
+    "undecodable": "do not decode",
+    "animated": "hold several frames",
+    "transparent": "are transparent",
+    "depth": "have pixels of no one 8-bit meaning",
+    "tiny": "are tiny",
+    "huge": "are huge",
+    "outside": "link out of the folder",
+    "nested": "lie in folders below the class folders",
+    "empty_class": "are empty classes",
+}
+WARNINGS = {
+    "duplicates": "exact copies of another image of their class",
+    "contradictory": "exact copies of an image of another class",
+    "imbalance": "times as many images in the largest class as in the smallest",
+    "not_images": "files that are not images, ignored",
+}
+
+
+class Finding(Settings):
+    """How often, and the names of the first few."""
+
+    count: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(self.examples) + (", …" if self.count > len(self.examples) else "")
+
+
+class Tally:
+    """Counts by kind, with the names of the first few."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, kind: str, name: str) -> None:
+        self._counts[kind] += 1
+        if self._counts[kind] <= EXAMPLES:
+            self._examples.setdefault(kind, []).append(name)
+
+    def findings(self, known: Iterable[str]) -> dict[str, Finding]:
+        """Those of the `known` kinds that were seen, in their order."""
+        seen = [kind for kind in known if self._counts[kind]]
+        return {kind: Finding(count=self._counts[kind], examples=tuple(self._examples[kind])) for kind in seen}
+
+
+class Report(Settings):
+    """What is in a prepared folder beside its arrays: keys are those of CONVERTED, WARNINGS and UNUSABLE."""
+
+    source: str
+    resolution: int
+    resize: str
+    images: int
+    class_counts: dict[str, int]
+    converted: dict[str, Finding]
+    warnings: dict[str, Finding]
+    skipped: dict[str, Finding]
+    content_hash: str
+
+    def lines(self) -> list[str]:
+        """The report for people: a line for each thing worth knowing."""
+        head = f"{self.source}: {self.images} images at {self.resolution}x{self.resolution} ({self.resize})"
+        lines = [f"{head}, {_classes(self.class_counts)}"]
+        for title, texts, findings in (
+            ("converted", CONVERTED, self.converted),
+            ("warning", WARNINGS, self.warnings),
+            ("left out", UNUSABLE, self.skipped),
+        ):
+            lines += [f"  {title:<9}  {f.count} {texts[kind]}: {f}" for kind, f in findings.items()]
+        return lines
+
+
+def refusal(source: str, problems: Sequence[Problem]) -> str:
+    """At most five lines: what cannot be used, with names, and the way on."""
+    tally = Tally()
+    for problem in problems:
+        tally.add(problem.kind, f"{problem.name} ({problem.reason})")
+    kinds = sorted(tally.findings(UNUSABLE).items(), key=lambda kind: -kind[1].count)
+    lines = [f"  {finding.count} {UNUSABLE[kind]}: {finding}" for kind, finding in kinds]
+    if len(lines) > 3:
+        lines[2:] = ["  and " + ", ".join(f"{finding.count} {UNUSABLE[kind]}" for kind, finding in kinds[2:])]
+    way_on = "repair or remove them, or leave them out with --skip-bad (data.skip_bad: true)"
+    return "\n".join([f"{source}: {len(problems)} of its images or folders cannot be used", *lines, f"  {way_on}"])
+
+
+def duplicates(digests: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Tally:
+    """Images whose digest (N,) is that of an earlier one: of the same class, or of another (contradictory labels)."""
+    order = np.argsort(digests, kind="stable")
+    is_first = np.r_[True, digests[order][1:] != digests[order][:-1]]
+    first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
+    found = Tally()
+    for original, copy in sorted(zip(first[~is_first].tolist(), order[~is_first].tolist(), strict=True)):
+        kind = "duplicates" if labels[copy] == labels[original] else "contradictory"
+        found.add(kind, f"{names[copy]} = {names[original]}")
+    return found
+
+
+def imbalance(class_counts: dict[str, int]) -> dict[str, Finding]:
+    """A finding when the largest class holds more than ten times the images of the smallest."""
+    if not class_counts:
+        return {}
+    by_size = sorted(class_counts, key=lambda name: class_counts[name])
+    small, large = by_size[0], by_size[-1]
+    if class_counts[large] <= IMBALANCE * class_counts[small]:
+        return {}
+    examples = tuple(f"{name} {class_counts[name]}" for name in (large, small))
+    return {"imbalance": Finding(count=class_counts[large] // class_counts[small], examples=examples)}
+
+
+def _classes(counts: dict[str, int]) -> str:
+    if not counts:
+        return "no labels"
+    fewest, most = min(counts.values()), max(counts.values())
+    each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    names = Finding(count=len(counts), examples=tuple(counts)[:10])
+    return f"{len(counts)} classes of {each}: {names}"

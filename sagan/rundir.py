@@ -1,0 +1,84 @@
+"""A run's folder: made once, resumed by the same config, refused to another one and to a second process."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sagan.config import differences, load_config
+from sagan.errors import UserError
+from sagan.files import atomic_file, make_folder, read_json, write_json
+from sagan.settings import Config
+
+CONFIG, ABOUT = "config.yaml", "run.json"
+HARMLESS = (
+    "evaluate.", "data.source", "data.prepared", "data.skip_bad", "training.log_every", "training.sample_every",
+    "training.snapshot_every", "training.checkpoint_every", "training.keep_checkpoints", "training.samples_per_class",
+    "training.trackers", "training.device", "training.init_from",
+)  # fmt: skip
+
+
+def open_run(run: Path, config: Config, about: dict[str, Any]) -> None:
+    """Create a run's folder with its config.yaml and run.json, or check that both agree with what is there.
+
+    `about` must hold `content_hash` of the data. UserError shows every difference that would change results.
+    """
+    make_folder(run)
+    if not (run / CONFIG).exists():
+        if others := [p.name for p in run.iterdir() if not p.name.startswith(".")]:
+            raise UserError(
+                f"{run}: is not a run and not empty (it holds {sorted(others)[0]}); name a new folder with --out"
+            )
+        write_json(run / ABOUT, about)
+    else:
+        check_same_run(run, config)
+        found = read_json(run / ABOUT)
+        if found.get("content_hash") != about["content_hash"]:
+            old, new = str(found.get("content_hash"))[:12], about["content_hash"][:12]
+            raise UserError(f"{run}: was trained on other data (content hash {old}, now {new})")
+    with atomic_file(run / CONFIG) as temporary:
+        temporary.write_text(config.to_yaml())
+
+
+def check_same_run(run: Path, config: Config) -> None:
+    """UserError with the differences when `config` would not continue the run that is in `run`."""
+    found = load_config(run / CONFIG)
+    changed = differences(found, config)
+    harmful = {
+        n: pair for n, pair in changed.items() if not n.startswith(HARMLESS) and not _only_longer(n, found, config)
+    }
+    if harmful:
+        lines = [f"  {name}: {_short(old)} in the run, {_short(new)} now" for name, (old, new) in harmful.items()]
+        if len(lines) > 3:
+            lines = [*lines[:2], f"  and {len(lines) - 2} more"]
+        raise UserError(
+            "\n".join([f"{run}: was made with other settings; name a new folder with --out, or undo:", *lines])
+        )
+
+
+def final_snapshot(run: Path, steps: int) -> Path | None:
+    """The snapshot of the last step, when the run has come that far."""
+    folder = run / "snapshots" / f"{steps:08d}"
+    return folder if folder.is_dir() else None
+
+
+def _only_longer(name: str, found: Config, config: Config) -> bool:
+    return name == "training.steps" and config.optim.decay == "none" and config.training.steps >= found.training.steps
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Hold the run's folder for this process; UserError when another process holds it."""
+    make_folder(run)
+    with open(run / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{run}: another process is training in this folder") from None
+        yield

@@ -1,0 +1,235 @@
+"""A run under Accelerate: build, prepare, resume, loop, save. The only file of training that knows Accelerate."""
+
+import copy
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from sagan.adversarial import GAN, Objective, discriminator_step, generator_step
+from sagan.batches import Batches
+from sagan.checkpoint import (
+    Progress,
+    load_checkpoint,
+    newest_whole_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from sagan.data.dataset import PreparedData
+from sagan.data.prefetch import Prefetcher
+from sagan.ema import average_statistics, averaged_generator, decay_at, update_average
+from sagan.errors import UserError
+from sagan.losses import LOSSES
+from sagan.monitoring import attention_warning, measure
+from sagan.networks import build_discriminator, build_generator
+from sagan.settings import Config
+from sagan.showing import evaluate_samples, save_sheets
+from sagan.snapshot import save_snapshot
+from sagan.tracking import RunLog
+
+STEPS_BETWEEN_AGREEMENTS = 10
+
+
+@dataclass
+class Run:
+    """Everything the loop works on."""
+
+    folder: Path
+    config: Config
+    data: PreparedData
+    accelerator: Accelerator
+    gan: GAN
+    objective: Objective
+    batches: Batches
+    progress: Progress
+
+
+def make_accelerator(config: Config, run: Path) -> Accelerator:
+    """The Accelerator of a config's device, precision and trackers. UserError where the machine lacks them."""
+    device = config.training.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device: cuda was asked for, this machine has no CUDA device; use auto or cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("training.device: mps was asked for, this machine has no MPS device; use auto or cpu")
+    precision = config.training.precision
+    if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("training.precision: fp16 needs a CUDA device; use bf16 or no")
+    try:
+        return Accelerator(
+            cpu=device == "cpu",
+            mixed_precision=precision,
+            log_with=list(config.training.trackers) or None,
+            project_dir=str(run),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except ValueError as error:
+        raise UserError(f"training: {error}") from None
+
+
+def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Accelerator) -> Run:
+    """Networks, optimisers and batches of a run, at step 0."""
+    world, batch = accelerator.num_processes, config.training.batch_size
+    if batch % (world * config.optim.accumulation):
+        raise UserError(
+            f"training.batch_size {batch} is not divisible by {world} processes x optim.accumulation "
+            f"{config.optim.accumulation}"
+        )
+    classes = data.manifest.num_classes if config.data.num_classes is None else config.data.num_classes
+    names = tuple(data.manifest.class_names) if classes else ()
+    generator, discriminator = build_generator(config, classes, names), build_discriminator(config, classes)
+    average = copy.deepcopy(generator).requires_grad_(False).to(accelerator.device)
+    if config.training.channels_last:
+        generator.memory_format = average.memory_format = torch.channels_last
+    optimizers = [
+        torch.optim.Adam(n.parameters(), lr=s.lr, betas=s.betas, eps=s.eps, fused=accelerator.device.type != "mps")
+        for n, s in ((generator, config.optim.generator), (discriminator, config.optim.discriminator))
+    ]
+    if config.training.compile:
+        generator.compile()
+        discriminator.compile()
+    prepared: Any = accelerator.prepare(generator, discriminator, *optimizers)
+    gan = GAN(generator, discriminator, *prepared, average)
+    batches = Batches(
+        config.seed, batch, config.optim.accumulation, accelerator.process_index, world, accelerator.device,
+        generator.z_dim, classes, config.augment.policy, config.data.flip, config.training.channels_last,
+    )  # fmt: skip
+    objective = Objective(LOSSES[config.loss.name], config.loss.r1, config.augment.policy)
+    return Run(folder, config, data, accelerator, gan, objective, batches, Progress(0))
+
+
+def resume(run: Run) -> list[str]:
+    """Load the newest whole checkpoint of the run's folder, if any; returns what to tell the user."""
+    folder, problems = newest_whole_checkpoint(run.folder)
+    if folder is None:
+        return problems
+    run.progress = load_checkpoint(folder, run.gan)
+    if run.progress.scaler and run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(run.progress.scaler)
+    return [*problems, f"resumed from step {run.progress.step}"]
+
+
+def start_trackers(run: Run) -> Callable[[dict[str, float], int], None]:
+    """Start the config's trackers; returns what hands them values."""
+    if not run.config.training.trackers:
+        return lambda values, step: None
+    run.accelerator.init_trackers("tracking")
+    return lambda values, step: run.accelerator.log(values, step=step)
+
+
+def train(run: Run, log: RunLog) -> int | None:
+    """Train to the config's last step. Returns the number of the signal that ended it early (all saved), or None."""
+    settings, start = run.config.training, run.progress.step
+    d_steps = run.config.d_steps
+    fetch = run.batches.fetch(run.data)
+    with _signals() as received, Prefetcher(fetch, start * d_steps, settings.steps * d_steps) as reader:
+        for step in range(start, settings.steps):
+            _set_rates(run, step)
+            values = {}
+            for update in range(step * d_steps, (step + 1) * d_steps):
+                reals = run.batches.reals(update, next(reader))
+                draws = run.batches.draws("discriminator", update)
+                batches = list(zip(reals, draws, strict=True))
+                values |= discriminator_step(run.gan, run.objective, batches, run.accelerator)
+            values |= generator_step(run.gan, run.objective, run.batches.draws("generator", step), run.accelerator)
+            decay = decay_at(run.config.ema, step + 1, settings.batch_size)
+            update_average(run.gan.average, run.gan.generator, decay)
+            run.progress = replace(run.progress, step=step + 1)
+            stop = _agreed(run, received) if (step + 1) % STEPS_BETWEEN_AGREEMENTS == 0 or _alone(run) else None
+            _after_step(run, log, values, last=step + 1 == settings.steps, stopping=stop is not None)
+            if stop is not None:
+                return stop
+    return None
+
+
+def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], last: bool, stopping: bool) -> None:
+    step, settings = run.progress.step, run.config.training
+    log.advance(step)
+    if step % settings.log_every == 0 or last:
+        measured = measure(run.gan, _averaged_over_processes(run, values), run.batches.draws("generator", step)[0])
+        log.record(step, measured)
+        if warning := attention_warning(step, settings, measured):
+            log.say(warning)
+    due = {
+        name: last or step % every == 0
+        for name, every in (
+            ("sheet", settings.sample_every),
+            ("snapshot", settings.snapshot_every),
+            ("checkpoint", settings.checkpoint_every),
+        )
+    }
+    evaluating = bool(run.config.evaluate.every) and (last or step % run.config.evaluate.every == 0)
+    if due["sheet"] or due["snapshot"] or evaluating:
+        average = averaged_generator(run.gan.average)
+        if run.accelerator.is_main_process:
+            if due["sheet"]:
+                save_sheets(run.folder, step, average, settings.samples_per_class)
+            if due["snapshot"]:
+                save_snapshot(average, run.folder / "snapshots" / f"{step:08d}")
+            if evaluating:
+                run.progress = evaluate_samples(run.folder, run.config.evaluate, run.progress, average, log.say)
+    if due["checkpoint"] or stopping or run.progress.best_step == step:
+        save(run)
+
+
+def save(run: Run) -> None:
+    """Write the checkpoint of this step and prune the older ones; every process calls it."""
+    average_statistics(run.gan.generator)
+    if run.accelerator.is_main_process:
+        scaler = run.accelerator.scaler
+        progress = replace(run.progress, scaler=None if scaler is None else scaler.state_dict())
+        save_checkpoint(run.folder / "checkpoints" / f"{progress.step:08d}", run.gan, progress)
+        prune_checkpoints(run.folder, run.config.training.keep_checkpoints, progress.best_step)
+    run.accelerator.wait_for_everyone()
+
+
+def _set_rates(run: Run, step: int) -> None:
+    if run.config.optim.decay == "linear":
+        begin, end = run.config.optim.decay_start, run.config.training.steps
+        factor = min(1.0, (end - step) / max(end - begin, 1))
+        for optimizer, adam in (
+            (run.gan.generator_optimizer, run.config.optim.generator),
+            (run.gan.discriminator_optimizer, run.config.optim.discriminator),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = adam.lr * factor
+
+
+def _averaged_over_processes(run: Run, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    reduced: Any = run.accelerator.reduce(torch.stack(list(values.values())), "mean")
+    return dict(zip(values, reduced, strict=True))
+
+
+def _alone(run: Run) -> bool:
+    return run.accelerator.num_processes == 1
+
+
+def _agreed(run: Run, received: list[int]) -> int | None:
+    """The signal that any process received: all must leave after the same step."""
+    number = torch.tensor(received[0] if received else 0, device=run.accelerator.device)
+    if not _alone(run):
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+    return int(number) or None
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT, SIGTERM and SIGUSR1 instead of dying of them; a second one of the same kind kills."""
+    received: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    previous = {number: signal.signal(number, note) for number in watched}
+    try:
+        yield received
+    finally:
+        for number in watched:
+            signal.signal(number, previous[number])

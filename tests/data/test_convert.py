@@ -1,0 +1,235 @@
+"""From files to pixels: each oddity as a real file."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sagan.data.convert import Unusable, convert
+from sagan.data.folder import _open
+from sagan.data.source import Item
+
+# Pillow warns of damage and of large sizes; preparation silences it and judges itself.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+
+ORIENTATION = 0x0112
+
+
+def read(path: Path, resolution: int = 32, resize: str = "crop") -> tuple[np.ndarray, list[str]]:
+    pixels, label, notes = convert(Item(path.name, lambda: _open(str(path), 7)), resolution, resize)
+    assert (pixels.shape, pixels.dtype, label) == ((resolution, resolution, 3), np.uint8, 7)
+    return pixels, notes
+
+
+def refused(path: Path, resolution: int = 32) -> str:
+    with pytest.raises(Unusable) as error:
+        read(path, resolution)
+    return error.value.kind
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_exact_size_keeps_its_bytes(tmp_path: Path, photo, suffix: str):
+    """Breaks when an image of the right size is filtered, or colours are converted where none need be."""
+    image = photo(0, (32, 32))
+    image.save(tmp_path / f"a.{suffix}", lossless=True)
+    pixels, notes = read(tmp_path / f"a.{suffix}")
+    assert np.array_equal(pixels, np.asarray(image))
+    assert notes == []
+
+
+def test_reduction_is_antialiased(tmp_path: Path):
+    """Breaks when pixels are merely picked: a fine checkerboard would become black, white or stripes, not gray."""
+    board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(board).save(tmp_path / "a.png")
+    pixels, _ = read(tmp_path / "a.png")
+    assert 120 <= pixels.min() <= pixels.max() <= 136
+
+
+def test_crop_takes_the_centre_and_squash_all(tmp_path: Path):
+    """Breaks when the crop is off centre, or the two options are mixed up."""
+    wide = np.zeros((64, 192, 3), np.uint8)
+    wide[:, 64:128] = [0, 255, 0]
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    assert (read(tmp_path / "a.png")[0] == [0, 255, 0]).all()
+    squashed, _ = read(tmp_path / "a.png", resize="squash")
+    assert (squashed[:, :8] == 0).all()
+    assert (squashed[:, 14:18] == [0, 255, 0]).all()
+    assert (squashed[:, -8:] == 0).all()
+
+
+def test_large_jpeg_is_reduced_while_decoding_without_harm(tmp_path: Path, photo):
+    """Breaks when the decoder's reduction takes away detail that the resolution can show, or the crop moves."""
+    image = photo(1, (1200, 800))
+    image.save(tmp_path / "a.jpg", quality=95)
+    fast, _ = read(tmp_path / "a.jpg")
+    exact = np.asarray(image.crop((200, 0, 1000, 800)).resize((32, 32), Image.Resampling.LANCZOS))
+    assert np.abs(fast.astype(int) - exact).max() <= 4
+
+
+def test_grayscale_palette_and_cmyk(tmp_path: Path, photo):
+    """Breaks when one of the modes is refused, goes unreported, or loses its colours."""
+    image = photo(2, (32, 32))
+    image.convert("L").save(tmp_path / "gray.png")
+    pixels, notes = read(tmp_path / "gray.png")
+    assert notes == ["grayscale"]
+    assert np.array_equal(pixels, np.repeat(np.asarray(image.convert("L"))[..., None], 3, axis=2))
+
+    image.quantize(256).save(tmp_path / "palette.png")
+    pixels, notes = read(tmp_path / "palette.png")
+    assert notes == ["palette"]
+    assert np.array_equal(pixels, np.asarray(image.quantize(256).convert("RGB")))
+
+    flat = Image.new("RGB", (64, 64), (200, 30, 90)).convert("CMYK")
+    flat.save(tmp_path / "print.jpg", quality=95)
+    pixels, notes = read(tmp_path / "print.jpg")
+    assert notes == ["cmyk"]
+    assert np.abs(pixels.astype(int) - [200, 30, 90]).max() <= 6
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, photo):
+    """Breaks with Pillow's own conversion of 16-bit grayscale, which clips at 255: nearly all would be white."""
+    values = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        pixels, notes = read(tmp_path / name)
+        assert notes == ["sixteen_bit", "grayscale"]
+        assert np.array_equal(pixels[..., 0], np.round(values / 257).astype(np.uint8))
+
+
+def test_sixteen_bit_colour(tmp_path: Path):
+    """Breaks when 16-bit RGB goes unreported or is off by more than a level. (Pillow cannot write one: made by hand.)"""
+    values = np.linspace(0, 65535, 32 * 32 * 3).reshape(32, 32, 3).astype(np.uint16)
+    (tmp_path / "a.png").write_bytes(_png(values, 32, bit_depth=16, colour_type=2))
+    pixels, notes = read(tmp_path / "a.png")
+    assert notes == ["sixteen_bit"]
+    assert np.abs(pixels.astype(float) - values / 257).max() <= 1
+
+
+def test_alpha_is_dropped_where_it_hides_nothing_and_refused_where_it_does(tmp_path: Path, photo):
+    """Breaks when hidden colours (often black or noise) silently become part of the picture."""
+    image = photo(3, (32, 32)).convert("RGBA")
+    image.save(tmp_path / "opaque.png")
+    pixels, notes = read(tmp_path / "opaque.png")
+    assert notes == ["opaque_alpha"]
+    assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
+
+    image.putpixel((5, 5), (0, 0, 0, 128))
+    image.save(tmp_path / "hole.png")
+    image.quantize().save(tmp_path / "hole.gif", transparency=0)
+    gray = Image.new("L", (32, 32), 9)
+    gray.save(tmp_path / "key.png", transparency=9)
+    Image.fromarray(np.full((32, 32), 900, np.uint16)).save(tmp_path / "key16.png", transparency=900)
+    kinds = {name: refused(tmp_path / name) for name in ("hole.png", "hole.gif", "key.png", "key16.png")}
+    assert set(kinds.values()) == {"transparent"}, kinds
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, photo, orientation: int):
+    """Breaks when a turn is missed or goes the other way; compared with Pillow's own exif_transpose."""
+    from PIL import ImageOps
+
+    image = photo(4, (64, 64))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    for name in ("a.jpg", "a.png", "a.webp"):
+        image.save(tmp_path / name, exif=exif)
+        with Image.open(tmp_path / name) as saved:
+            expected = ImageOps.exif_transpose(saved).convert("RGB").resize((32, 32), Image.Resampling.LANCZOS)
+        pixels, notes = read(tmp_path / name)
+        assert notes == ([] if orientation == 1 else ["rotated"])
+        assert np.array_equal(pixels, np.asarray(expected))
+
+
+def test_damaged_exif_does_not_lose_the_picture(tmp_path: Path, photo):
+    """Breaks when the error of the EXIF reader counts as one of the picture."""
+    photo(5, (32, 32)).save(tmp_path / "a.jpg", exif=b"Exif\0\0garbage")
+    assert read(tmp_path / "a.jpg")[1] == []
+
+
+def test_animations_are_refused_but_one_frame_is_a_picture(tmp_path: Path, photo):
+    """Breaks when the first frame of an animation is taken for all of it, or a still GIF refused."""
+    frames = [photo(i) for i in range(3)]
+    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        assert refused(tmp_path / name) == "animated", name
+    frames[0].save(tmp_path / "still.gif")
+    assert read(tmp_path / "still.gif")[1] == ["palette"]
+    frames[0].save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert read(tmp_path / "phone.jpg")[1] == []
+
+
+def test_damaged_files(tmp_path: Path, photo):
+    """Breaks when a cut-off file gives a half gray picture, or one damage escapes as a traceback."""
+    for suffix in ("png", "jpg", "webp", "bmp", "gif", "tif"):
+        photo(6, (64, 64)).save(tmp_path / f"whole.{suffix}")
+        whole = (tmp_path / f"whole.{suffix}").read_bytes()
+        for keep in (0, 3, 30, len(whole) // 2):
+            (tmp_path / f"cut.{suffix}").write_bytes(whole[:keep])
+            assert refused(tmp_path / f"cut.{suffix}") == "undecodable", (suffix, keep)
+    (tmp_path / "text.png").write_text("not a picture")
+    assert refused(tmp_path / "text.png") == "undecodable"
+
+
+def test_random_damage_never_escapes(tmp_path: Path, photo):
+    """Breaks when some damage makes a decoder raise what is not caught: one bad file would end a long preparation."""
+    rng = np.random.default_rng(0)
+    for suffix in ("png", "jpg", "webp", "gif", "tif", "bmp"):
+        stream = io.BytesIO()
+        photo(7).save(stream, format={"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()))
+        for _ in range(30):
+            data = bytearray(stream.getvalue())
+            for place in rng.integers(0, min(len(data), 200), 6):
+                data[place] = rng.integers(256)
+            (tmp_path / f"a.{suffix}").write_bytes(data)
+            try:
+                read(tmp_path / f"a.{suffix}")
+            except Unusable:
+                pass
+
+
+def test_sizes(tmp_path: Path, photo):
+    """Breaks when a thumbnail is blown up unnoticed, a bomb is decoded, or the limits are off by one."""
+    photo(8, (31, 40)).save(tmp_path / "small.png")
+    assert read(tmp_path / "small.png")[1] == ["upsampled"]
+    photo(8, (8, 40)).save(tmp_path / "eight.png")
+    assert read(tmp_path / "eight.png")[1] == ["upsampled"]
+    photo(8, (7, 40)).save(tmp_path / "seven.png")
+    assert refused(tmp_path / "seven.png") == "tiny"
+    photo(8, (31, 31)).save(tmp_path / "quarter.png")
+    assert refused(tmp_path / "quarter.png", resolution=128) == "tiny"
+
+
+@pytest.mark.parametrize("side", [10_001, 20_000])
+def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path, side: int):
+    """Breaks without the pixel limit: 100 MB to 1.6 GB in memory for a file of a few bytes, or of 50 KB with all rows."""
+    (tmp_path / "bomb.png").write_bytes(_png(np.zeros((1, side), np.uint8), side, bit_depth=1, colour_type=0))
+    assert refused(tmp_path / "bomb.png") == "huge"
+
+
+def test_pixels_without_one_meaning_are_refused(tmp_path: Path):
+    """Breaks when 32-bit or float pixels are clipped to 8 bits."""
+    Image.fromarray(np.linspace(0, 1, 1024, dtype=np.float32).reshape(32, 32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.arange(1024, dtype=np.int32).reshape(32, 32)).save(tmp_path / "int.tif")
+    assert refused(tmp_path / "float.tif") == refused(tmp_path / "int.tif") == "depth"
+
+
+def test_other_formats_never_reach_a_decoder(tmp_path: Path, photo):
+    """Breaks when Pillow may guess any format: EPS starts Ghostscript on a file that came from anywhere."""
+    photo(9).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    assert refused(tmp_path / "a.png") == "undecodable"
+
+
+def _png(values: np.ndarray, height: int, bit_depth: int, colour_type: int) -> bytes:
+    """A PNG whose header claims `height` rows of the width of `values`."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], height, bit_depth, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -1,0 +1,67 @@
+"""What the doctor counts, warns of and says."""
+
+import numpy as np
+
+from sagan.data.doctor import (
+    CONVERTED, UNUSABLE, WARNINGS, Finding, Problem, Report, Tally, duplicates, imbalance, refusal,
+)  # fmt: skip
+
+
+def test_tally_counts_all_and_names_the_first():
+    """Breaks when examples grow with the data, or kinds come in the order of discovery."""
+    tally = Tally()
+    for i in range(1000):
+        tally.add("palette", f"{i}.png")
+    tally.add("grayscale", "g.png")
+    findings = tally.findings(CONVERTED)
+    assert list(findings) == ["grayscale", "palette"]
+    assert findings["palette"] == Finding(count=1000, examples=("0.png", "1.png", "2.png"))
+    assert str(findings["palette"]) == "0.png, 1.png, 2.png, …"
+    assert str(findings["grayscale"]) == "g.png"
+
+
+def test_duplicates_within_and_across_classes():
+    """Breaks when the first of a group counts as a copy, or a contradiction between labels is missed."""
+    digests = np.array([7, 5, 7, 9, 7, 5], np.uint64)
+    labels = np.array([0, 1, 0, 0, 1, 1])
+    found = duplicates(digests, labels, list("abcdef")).findings(WARNINGS)
+    assert found == {
+        "duplicates": Finding(count=2, examples=("c = a", "f = b")),
+        "contradictory": Finding(count=1, examples=("e = a",)),
+    }
+    assert duplicates(np.arange(5, dtype=np.uint64), np.zeros(5, int), list("abcde")).findings(WARNINGS) == {}
+
+
+def test_imbalance_begins_above_ten():
+    """Breaks when smallest and largest are mixed up, or data without classes are judged."""
+    assert imbalance({"a": 100, "b": 10}) == {}
+    assert imbalance({"a": 3, "b": 101, "c": 10})["imbalance"] == Finding(count=33, examples=("b 101", "a 3"))
+    assert imbalance({}) == {}
+
+
+def test_refusal_names_files_in_five_lines_at_most():
+    """Breaks when a data set with every kind of damage fills the screen, or a kind is dropped."""
+    problems = [Problem(kind, f"{kind}{i}.png", "why") for n, kind in enumerate(UNUSABLE) for i in range(n + 1)]
+    lines = refusal("pets", problems).splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "pets: 45 of its images or folders cannot be used"
+    assert "empty_class0.png (why), empty_class1.png (why), empty_class2.png (why), …" in lines[1]
+    assert all(any(text in line for line in lines) for text in UNUSABLE.values())
+    assert "--skip-bad" in lines[-1]
+    assert len(refusal("pets", problems[:1]).splitlines()) == 3
+
+
+def test_report_says_everything_found():
+    """Breaks when a finding is left out of what people read."""
+    report = Report(
+        source="pets", resolution=32, resize="crop", images=9, class_counts={"cat": 4, "dog": 5},
+        converted={"cmyk": Finding(count=2, examples=("a.jpg", "b.jpg"))},
+        warnings={"duplicates": Finding(count=1, examples=("c.png = d.png",))},
+        skipped={"tiny": Finding(count=1, examples=("e.png",))}, content_hash="0",
+    )  # fmt: skip
+    assert report.lines() == [
+        "pets: 9 images at 32x32 (crop), 2 classes of 4 to 5: cat, dog",
+        "  converted  2 CMYK, converted to RGB: a.jpg, b.jpg",
+        "  warning    1 exact copies of another image of their class: c.png = d.png",
+        "  left out   1 are tiny: e.png",
+    ]

@@ -1,0 +1,157 @@
+"""The embedded data set: deterministic, the same scene at every size, two separate objects that agree."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from sagan.data.rendering import hue_to_rgb, rgb_to_hue
+from sagan.data.shapes import (
+    CLASSES,
+    MARGIN,
+    RADII,
+    SATURATION,
+    TINT,
+    VALUE,
+    object_masks,
+    placement,
+    render,
+    render_many,
+    scenes,
+)
+from sagan.errors import UserError
+
+RESOLUTIONS = (32, 64, 128, 256)
+
+
+def chroma(images: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 to (...): HSV chroma in [0, 1]."""
+    return np.ptp(images.astype(float), axis=-1) / 255
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+def test_an_image_depends_on_seed_and_index_alone(resolution: int) -> None:
+    """Fails when an image depends on how many are rendered with it, or on its place in a chunk."""
+    images, labels = render_many(20, resolution, seed=3)
+    assert images.shape == (20, resolution, resolution, 3)
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int64
+    for index in (0, 7, 19):
+        image, label, where = render(index, resolution, seed=3)
+        assert np.array_equal(image, images[index])
+        assert label == labels[index] == where.label
+        assert where == placement(index, seed=3)
+    assert not np.array_equal(images, render_many(20, resolution, seed=4)[0])
+
+
+def test_chunks_do_not_show() -> None:
+    """Fails when the second chunk of a long rendering differs from single images."""
+    images, _ = render_many(1100, 16)
+    assert np.array_equal(images[1099], render(1099, 16)[0])
+
+
+def test_the_bytes_are_fixed() -> None:
+    """Fails when the scenes or the drawing change: published figures would then be of another data set."""
+    digest = hashlib.sha256(render_many(64, 32)[0].tobytes()).hexdigest()
+    assert digest == "17de97c2542c307fc3e237a502689e54cbee3894866e7d5dfb3a4c4aa37cae16"
+
+
+def test_classes_are_balanced_exactly() -> None:
+    """Fails when labels are drawn at random, or do not name a class."""
+    assert len(CLASSES) >= 4
+    _, labels = render_many(40, 16)
+    assert np.bincount(labels).tolist() == [40 // len(CLASSES)] * len(CLASSES)
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+def test_objects_keep_to_their_halves(resolution: int) -> None:
+    """Fails when an object reaches into the margin at the border or at the middle, so that objects could touch."""
+    half, margin = resolution // 2, int(MARGIN * resolution)
+    for index in range(200):
+        left, right = object_masks(placement(index), resolution)
+        inside = np.zeros((resolution, resolution), bool)
+        inside[margin : resolution - margin, margin : half - margin] = True
+        assert left.any()
+        assert right.any()
+        assert not (left & ~inside).any()
+        assert not (right[:, ::-1] & ~inside).any()
+
+
+def test_masks_are_where_the_colour_is() -> None:
+    """Fails when placement and drawing disagree: attention to the partner would be measured in the wrong place."""
+    for index in range(40):
+        image, _, where = render(index, 64)
+        masks = object_masks(where, 64)
+        coloured = chroma(image) > SATURATION * VALUE / 2
+        wrong = coloured ^ masks.any(0)
+        assert wrong.sum() < 0.05 * masks.sum()
+        for mask, (x, y), radius in zip(masks, where.centres, where.radii, strict=True):
+            rows, columns = np.nonzero(mask)
+            assert columns.mean() + 0.5 == pytest.approx(64 * x, abs=0.5)
+            assert rows.mean() + 0.5 == pytest.approx(64 * y, abs=0.5)
+            assert RADII[0] <= radius <= RADII[1]
+
+
+def test_both_objects_have_the_hue_of_the_scene_and_the_background_is_nearly_grey() -> None:
+    """Fails when the objects' colours differ, or a background could be taken for an object."""
+    for index in range(40):
+        image, _, where = render(index, 128)
+        masks = object_masks(where, 128)
+        for mask in masks:
+            colour = np.median(image[mask], axis=0, keepdims=True) / 255
+            assert abs((rgb_to_hue(colour)[0] - where.hue + 180) % 360 - 180) < 1
+            assert np.ptp(colour) == pytest.approx(SATURATION * VALUE, abs=0.01)
+        assert np.percentile(chroma(image)[~masks.any(0)], 90) < TINT + 0.01
+
+
+def test_a_scene_is_the_same_at_every_resolution() -> None:
+    """Fails when a random draw or a length depends on the resolution."""
+    small = render_many(12, 64)[0].astype(float)
+    large = render_many(12, 256)[0].astype(float).reshape(12, 64, 4, 64, 4, 3).mean((2, 4))
+    assert np.abs(small - large).mean() < 0.5
+    assert np.abs(small - large).max() < 80  # on outlines only
+
+
+def test_outlines_are_antialiased() -> None:
+    """Fails when a pixel is either object or background: a disc then has two chromas only."""
+    image, label, _ = render(CLASSES.index("disc"), 64)
+    assert label == CLASSES.index("disc")
+    values = chroma(image)
+    between = (values > 0.2) & (values < 0.6)
+    assert between.sum() > 20
+
+
+def test_what_varies_spreads_over_its_whole_range() -> None:
+    """Fails when hue, height, size or side-to-side place stop varying, or left and right follow each other."""
+    many = scenes(range(4000))
+    hues = np.bincount((many.hues / 30).astype(int), minlength=12) / 4000
+    assert np.abs(hues - 1 / 12).max() < 0.02
+    assert many.hues.min() >= 0
+    assert many.hues.max() < 360
+    assert np.allclose([many.radii.min(), many.radii.max()], RADII, atol=0.001)
+    heights = many.centres[:, :, 1]
+    assert heights.min() < 0.25
+    assert heights.max() > 0.75
+    assert many.centres[:, 0, 0].std() > 0.015
+    for left, right in ((heights[:, 0], heights[:, 1]), (many.radii[:, 0], many.radii[:, 1])):
+        assert abs(np.corrcoef(left, right)[0, 1]) < 0.06
+    hue_of_class = [many.hues[many.labels == label].mean() for label in range(len(CLASSES))]
+    assert np.allclose(hue_of_class, 180, atol=15)
+    lightness = many.backgrounds.mean((1, 2))
+    assert lightness.min() < 0.25
+    assert lightness.max() > 0.85
+
+
+def test_hue_survives_the_round_trip() -> None:
+    """Fails when either conversion has a sextant wrong."""
+    hues = np.arange(0, 360, 7.5)
+    back = rgb_to_hue(hue_to_rgb(hues, SATURATION, VALUE))
+    assert np.abs((back - hues + 180) % 360 - 180).max() < 1e-3
+    assert np.allclose(hue_to_rgb(np.array([0.0, 120.0, 240.0]), 1, 1), np.eye(3))
+
+
+@pytest.mark.parametrize("call", [lambda: render(-1, 32), lambda: render(0, 33), lambda: render_many(0, 32)])
+def test_what_cannot_be_drawn_is_refused(call) -> None:
+    """Fails when a wrong count, index or resolution gives an image, or a message that does not say what is right."""
+    with pytest.raises(UserError, match="shapes: "):
+        call()

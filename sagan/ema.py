@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import nn
 
 from sagan.layers import Normalization
-from sagan.networks import Generator
+from sagan.networks import Generator, bake
 from sagan.settings import EmaSettings
-from sagan.spectral_norm import bake, refresh_spectral_norm
+from sagan.spectral_norm import refresh_spectral_norm
 
 
 def decay_at(settings: EmaSettings, step: int, batch_size: int) -> float:
@@ -47,11 +47,10 @@ def averaged_generator(average: Generator) -> Generator:
 
     Sheets, evaluation and snapshots all use this one. Every process must call it.
     """
-    network = copy.deepcopy(average).eval()
+    network = copy.deepcopy(average)
     average_statistics(network)
     refresh_spectral_norm(network)
-    bake(network)
-    return network.requires_grad_(False)
+    return bake(network)
 
 
 @torch.no_grad()

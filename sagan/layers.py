@@ -12,19 +12,30 @@ from sagan.spectral_norm import Projection
 # (batch · height · width of the smaller map) the plain form is faster (docs/performance.md).
 FOLD_FROM_PIXELS = 1024
 
-# 3 taps -> 4 taps at half the resolution: [w0, w0 + w1, w1 + w2, w2].
-_TAPS = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]])
-_FOLD_DOWN = torch.einsum("ai,bj->ijab", _TAPS, _TAPS).reshape(9, 16) / 4
-_FOLD_UP = torch.einsum("ai,bj->ijab", _TAPS, _TAPS).flip(0, 1).reshape(9, 16)
-
 
 class ResamplingConv2d(nn.Conv2d):
-    """A 3×3 convolution, padding 1, with resampling by 2 built in. `folding=False` computes the literal form."""
+    """A 3×3 convolution, padding 1, with resampling by 2 built in. `folding=False` computes the literal form.
+
+    Folded, every tap of a 4×4 kernel is a sum of the 3×3's: per axis [w0, w0 + w1, w1 + w2, w2], one linear map of the
+    nine taps, which is the same for every channel.
+    """
 
     folding = True
+    fold_matrix: Tensor  # (9, 16)
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3, padding=1)
+        taps = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]])
+        self.register_buffer("fold_matrix", self.arrange(torch.einsum("ai,bj->ijab", taps, taps)), persistent=False)
+
+    @staticmethod
+    def arrange(sums: Tensor) -> Tensor:
+        """(3, 3, 4, 4) sums of taps -> the matrix (9, 16) of this kind of resampling."""
+        raise NotImplementedError
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """(D, C, 3, 3) -> (D, C, 4, 4)."""
+        return (weight.flatten(2) @ self.fold_matrix).unflatten(2, (4, 4))
 
     def folds(self, batch: int, height: int, width: int) -> bool:
         return self.folding and batch * height * width >= FOLD_FROM_PIXELS
@@ -33,27 +44,29 @@ class ResamplingConv2d(nn.Conv2d):
 class UpsampleConv2d(ResamplingConv2d):
     """Nearest ×2, then conv 3×3: (B, C, H, W) -> (B, D, 2H, 2W). Folded: one transposed conv 4×4 of stride 2."""
 
+    @staticmethod
+    def arrange(sums: Tensor) -> Tensor:
+        return sums.flip(0, 1).reshape(9, 16)
+
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight  # read once: reading a spectrally normalised weight is a power iteration
         if not self.folds(input.shape[0], *input.shape[2:]):
             return F.conv2d(upsample(input), weight, self.bias, padding=1)
-        kernel = _fold(weight.transpose(0, 1), _FOLD_UP)
-        return F.conv_transpose2d(input, kernel, self.bias, stride=2, padding=1)
+        return F.conv_transpose2d(input, self.fold(weight.transpose(0, 1)), self.bias, stride=2, padding=1)
 
 
 class DownsampleConv2d(ResamplingConv2d):
     """Conv 3×3, then average pool 2: (B, C, H, W) -> (B, D, ⌊H/2⌋, ⌊W/2⌋). Folded: one conv 4×4 of stride 2."""
 
+    @staticmethod
+    def arrange(sums: Tensor) -> Tensor:
+        return sums.reshape(9, 16) / 4
+
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
         if not self.folds(input.shape[0], input.shape[2] // 2, input.shape[3] // 2):
             return downsample(F.conv2d(input, weight, self.bias, padding=1))
-        return F.conv2d(input, _fold(weight, _FOLD_DOWN), self.bias, stride=2, padding=1)
-
-
-def _fold(weight: Tensor, matrix: Tensor) -> Tensor:
-    """(D, C, 3, 3) -> (D, C, 4, 4): every tap of the folded kernel is a sum of the 3×3's."""
-    return (weight.flatten(2) @ matrix.to(weight)).unflatten(2, (4, 4))
+        return F.conv2d(input, self.fold(weight), self.bias, stride=2, padding=1)
 
 
 def upsample(x: Tensor) -> Tensor:

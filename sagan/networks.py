@@ -16,8 +16,8 @@ from sagan.errors import UserError
 from sagan.layers import BatchNorm, ConditionalBatchNorm, Normalization, initialize
 from sagan.pretrained import load_exactly, read_snapshot, write_snapshot
 from sagan.randomness import key
-from sagan.settings import Config, DiscriminatorSettings, GeneratorSettings, NetworkSettings
-from sagan.spectral_norm import Projection, spectral_normalize
+from sagan.settings import Config, DiscriminatorSettings, GeneratorSettings, NetworkSettings, discriminator_downs
+from sagan.spectral_norm import Projection, baked_state, spectral_normalize
 
 PLACES = ("branch", "conv", "after")
 Network = TypeVar("Network", bound=nn.Module)
@@ -106,13 +106,12 @@ class Generator(nn.Module, ModelHubMixin):
         try:
             settings = GeneratorSettings.model_validate(config["generator"])
             resolution, num_classes, names = config["resolution"], config["num_classes"], tuple(config["class_names"])
-            with torch.device("meta"):
-                generator = cls(settings, resolution, num_classes, names)
+            generator = cls(settings, resolution, num_classes, names)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UserError(
                 f"{where}: its config.json does not describe a generator ({' '.join(str(error).split())[:150]})"
             ) from None
-        load_exactly(generator.to_empty(device="cpu"), state, where)
+        load_exactly(generator, state, where)
         return generator.eval().requires_grad_(False)
 
 
@@ -129,7 +128,7 @@ class Trunk(nn.Module):
     def __init__(self, settings: DiscriminatorSettings, resolution: int):
         super().__init__()
         widths = [3, *(settings.channels * w for w in settings.widths)]
-        downs = 2 if resolution == 32 else len(settings.widths) - 1
+        downs = discriminator_downs(resolution)
         self.blocks = nn.ModuleList()
         self.attention = nn.ModuleDict()
         for i, (width, next_width) in enumerate(pairwise(widths)):
@@ -170,10 +169,12 @@ class Head(nn.Module):
     def forward(self, features: Tensor, labels: Tensor | None) -> Tensor:
         pooled = F.relu(features).sum(dim=(2, 3))  # (B, C)
         logits = self.linear(pooled).squeeze(1)
+        if (labels is None) != (self.embedding is None):
+            raise ValueError(
+                "this discriminator needs labels" if labels is None else "this discriminator takes no labels"
+            )
         if self.embedding is None:
             return logits
-        if labels is None:
-            raise ValueError("this discriminator needs labels")
         return logits + (self.embedding(labels) * pooled).sum(dim=1)
 
 
@@ -204,6 +205,14 @@ def build_discriminator(config: Config, num_classes: int) -> Discriminator:
         lambda: Discriminator(config.discriminator, config.data.resolution, num_classes),
         config.discriminator, key(config.seed, "discriminator"),
     )  # fmt: skip
+
+
+def bake(generator: Generator) -> Generator:
+    """A new generator that computes the same without spectral norm, in eval mode: what a snapshot holds."""
+    plain = Generator(generator.settings, generator.resolution, generator.num_classes, generator.class_names)
+    plain.load_state_dict(baked_state(generator))
+    plain.memory_format = generator.memory_format
+    return plain.to(generator.linear.bias.device).eval().requires_grad_(False)
 
 
 def _build(make: Callable[[], Network], settings: NetworkSettings, seed: int) -> Network:

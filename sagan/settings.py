@@ -10,6 +10,12 @@ GENERATOR_WIDTHS = {32: (4, 4, 4, 4), 64: (16, 8, 4, 2, 1), 128: (16, 16, 8, 4, 
 DISCRIMINATOR_WIDTHS = {32: (4, 4, 4, 4), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16), 256: (1, 2, 4, 8, 8, 16, 16)}
 ATTENTION_RESOLUTION = {32: 16, 64: 32, 128: 32, 256: 64}
 
+
+def discriminator_downs(resolution: int) -> int:
+    """How many of the discriminator's blocks halve the map: to 8×8 at 32 px, to 4×4 above (recipe of SNGAN's code)."""
+    return 2 if resolution == 32 else resolution.bit_length() - 3
+
+
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, le=1)]
@@ -185,7 +191,7 @@ class Config(Settings):
         for name, network, count, known in (
             ("generator", self.generator, blocks + 1, [8 << i for i in range(blocks)]),
             ("discriminator", self.discriminator, len(DISCRIMINATOR_WIDTHS[resolution]),
-             [resolution >> i for i in range(1, resolution.bit_length() - 2)]),
+             [resolution >> i for i in range(1, discriminator_downs(resolution) + 1)]),
         ):  # fmt: skip
             if len(network.widths) != count:
                 raise ValueError(

@@ -80,12 +80,19 @@ def refresh_spectral_norm(network: nn.Module, iterations: int = 20) -> None:
         norm.iterate(weight, iterations)
 
 
-def bake(network: nn.Module) -> None:
-    """Replace every normalised weight by its value, in place: the same function, without spectral norm."""
-    with hold_state(network):
-        for module in list(network.modules()):
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+@torch.no_grad()
+def baked_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the same network without spectral norm: every normalised weight as a plain one.
+
+    (Removing parametrisations from a copy would break the original: torch keeps them in the class both share.)
+    """
+    state = network.state_dict()
+    for name, norm, weight in list(spectral_norms(network)):
+        owner = name.removesuffix(".weight")
+        for part in ("original", "0._u", "0._v"):
+            del state[f"{owner}.parametrizations.weight.{part}"]
+        state[name] = weight / norm.sigma(weight)
+    return state
 
 
 @contextmanager

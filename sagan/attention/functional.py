@@ -9,8 +9,8 @@ def dot_product_attention(query: Tensor, key: Tensor, value: Tensor, scale: floa
     """softmax(scale · q kᵀ) v without ever holding the (N, M) weights.
 
     query (B, h, N, d), key (B, h, M, d), value (B, h, M, e) -> (B, h, N, e). Kernels that fuse want equal widths,
-    so the narrower side is padded with zeros: exact, since zeros add nothing to a dot product and
-    padded output channels are dropped.
+    in contiguous memory, so the narrower side is padded with zeros: exact, since zeros add nothing to a dot product
+    and padded output channels are dropped.
     """
     width = max(query.shape[-1], value.shape[-1])
     out = F.scaled_dot_product_attention(
@@ -46,4 +46,4 @@ def select_points(x: Tensor, points: Tensor, width: int) -> Tensor:
 
 
 def _pad_to(x: Tensor, width: int) -> Tensor:
-    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x
+    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x.contiguous()

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from sagan.attention import AttentionMap, record_attention
 from sagan.files import atomic_file
-from sagan.images import to_uint8
 from sagan.inspection.health import module_gammas, resolutions
 from sagan.networks import Generator
+from sagan.sampling import BATCH, generate
 from sagan.spectral_norm import hold_state
-
-BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -30,3 +28,92 @@ class Recording:
     gamma: dict[str, float]  # name -> attention gain, of modules that have one
     resolution: dict[str, tuple[int, int]]  # name -> size of the query map
     class_names: tuple[str, ...] = ()
+
+
+def attention_of(
+    generator: Generator,
+    z: Tensor,
+    labels: Tensor | None,
+    seeds: Sequence[int],
+    points: Tensor | Callable[[np.ndarray], Tensor],
+    progress: bool = False,
+) -> Recording:
+    """Draw images of z (B, z_dim) and labels (B,), and record the attention of `points`. Changes nothing of the network.
+
+    `points`: fractions (k, 2) or (B, k, 2), or a function from a batch of images, uint8 (b, H, W, 3), to theirs, such
+    as `partial(salient_points, k=5)`. The images are those of `sagan.sampling.generate`, bit for bit. Memory: k rows
+    of each map, never all of them. Without attention modules `maps` is empty.
+    """
+    training, sizes, gammas = generator.training, resolutions(generator), module_gammas(generator)
+    generator.eval()
+    try:
+        with hold_state(generator):
+            batches = list(_record(generator, z, labels, points, progress))
+    finally:
+        generator.train(training)
+    images, chosen, maps = zip(*batches, strict=True)
+    joined = {
+        name: AttentionMap(found.kind, torch.cat([part[name].weights for part in maps]))
+        for name, found in maps[0].items()
+    }
+    return Recording(
+        images=torch.cat(images).numpy(),
+        seeds=np.array(seeds, np.int64),
+        labels=np.full(len(z), -1) if labels is None else labels.cpu().numpy(),
+        points=torch.cat(chosen),
+        maps=joined,
+        gamma={name: gammas[_module(name)] for name in joined if _module(name) in gammas},
+        resolution={name: sizes[_module(name)] for name in joined},
+        class_names=generator.class_names,
+    )
+
+
+def save_npz(path: Path, recording: Recording) -> None:
+    """Write a recording for `np.load`, without pickle, whole or not at all. docs/attend.md lists the arrays."""
+    count = len(recording.images)
+    height, width = recording.images.shape[1:3]
+    points, names = recording.points.numpy(), list(recording.maps)
+    arrays = {
+        "images": recording.images,
+        "seeds": recording.seeds,
+        "labels": recording.labels,
+        "class_names": np.array(recording.class_names, np.str_),
+        "points": points,
+        "point_pixels": np.floor(points * (height, width)).astype(np.int64),
+        "layers": np.array(names, np.str_),
+        "kind": np.array([recording.maps[name].kind for name in names], np.str_),
+        "gamma": np.array([recording.gamma.get(name, np.nan) for name in names]),
+        "resolution": np.array([recording.resolution[name] for name in names], np.int64).reshape(-1, 2),
+    }
+    arrays |= {f"maps/{name}": found.weights.numpy() for name, found in recording.maps.items()}
+    assert all(len(arrays[key]) == count for key in ("seeds", "labels", "points"))
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _record(
+    generator: Generator,
+    z: Tensor,
+    labels: Tensor | None,
+    points: Tensor | Callable[[np.ndarray], Tensor],
+    progress: bool,
+) -> Iterator[tuple[Tensor, Tensor, dict[str, AttentionMap]]]:
+    """Images (b, H, W, 3), points (b, k, 2) and maps of one batch after the other."""
+    device = next(generator.parameters()).device
+    each = None if callable(points) else points.cpu().double().expand(len(z), -1, -1)
+    starts = range(0, len(z), BATCH)
+    for start in track(starts, len(starts), "recording attention") if progress else starts:
+        rows = slice(start, start + BATCH)
+        some = z[rows], None if labels is None else labels[rows], device
+        if callable(points):
+            chosen = points(torch.cat(list(generate(generator, *some))).numpy())
+        else:
+            chosen = each[rows]
+        recorder = _Recorder(generator, chosen)
+        images = torch.cat(list(generate(recorder, *some)))
+        yield images, chosen, recorder.maps
+
+
+def _module(name: str) -> str:
+    """The module of a map: names are "module" or "module/tap"."""
+    return name.partition("/")[0]

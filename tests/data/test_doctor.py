@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from sagan.data.doctor import (
-    CONVERTED, UNUSABLE, WARNINGS, Finding, Problem, Report, Tally, duplicates, imbalance, refusal,
-)  # fmt: skip
+from sagan.data.doctor import CONVERTED, UNUSABLE, WARNINGS, Finding, Report, Tally, duplicates, imbalance, refusal
+from sagan.data.source import Problem
 
 
 def test_tally_counts_all_and_names_the_first():

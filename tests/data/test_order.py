@@ -1,5 +1,7 @@
 """The endless order of training images."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from sagan.data.order import indices
 
 
 def test_every_epoch_holds_each_image_once():
-    """Breaks when an epoch's border is crossed wrongly, as `offset = start % size` without a fresh permutation would."""
+    """Breaks when an epoch's border is crossed wrongly, such as without a fresh permutation."""
     order = indices(seed=3, size=7, start=0, count=21).reshape(3, 7)
     assert order.dtype == np.int64
     assert [sorted(epoch) for epoch in order.tolist()] == [list(range(7))] * 3
@@ -19,7 +21,7 @@ def test_any_cut_gives_the_same_sequence(cuts: list[int]):
     """Breaks when a position depends on where reading began: resume and several processes rest on it."""
     whole = indices(0, 7, 0, 30)
     bounds = [0, *cuts, 30]
-    pieces = [indices(0, 7, a, b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [indices(0, 7, a, b - a) for a, b in pairwise(bounds)]
     assert np.array_equal(np.concatenate(pieces), whole)
 
 

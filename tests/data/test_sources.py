@@ -260,7 +260,7 @@ def test_damaged_npz(tmp_path: Path, pixels: np.ndarray):
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255
     (tmp_path / "a.npz").write_bytes(flipped)
-    with pytest.raises(UserError, match="not readable as .npz"):
+    with pytest.raises(UserError, match=r"not readable as \.npz"):
         list(opened(tmp_path / "a.npz").items())
 
 
@@ -278,7 +278,7 @@ def test_torchvision_sets_can_be_made():
 
 
 def test_torchvision_set_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Breaks when labels or names are taken wrongly from torchvision (EuroSAT: a folder that is there is not downloaded)."""
+    """Breaks when labels or names are taken wrongly from torchvision. (EuroSAT, already there, is not downloaded.)"""
     monkeypatch.setenv("HOME", str(tmp_path))
     names = ("Forest", "River")
     for label, name in enumerate(names):

@@ -47,7 +47,7 @@ def test_tiles_are_readable_multiples_of_the_image(resolution: int, side: int) -
 
 def test_dots_have_the_points_colours_at_the_points_pixels() -> None:
     """Breaks when rows and columns are exchanged, or a dot has another point's colour."""
-    pixels = [[3, 20], [16, 5], [28, 29]]
+    pixels = [[3, 20], [16, 5], [28, 10]]
     figure, layout = attention_figure(recording(peaks([(0, 0)] * 3), pixels)), Layout(1, 3, 32)
     image = tile(figure, layout, 0, 0, 0)
     for j, (row, column) in enumerate(pixels):

@@ -1,0 +1,47 @@
+"""Snapshots: the averaged generator as a folder that describes itself (config.json, model.safetensors)."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from torch.nn.utils import parametrize
+
+from sagan.errors import UserError
+from sagan.files import atomic_folder
+from sagan.networks import Generator
+from sagan.pretrained import write_snapshot
+
+
+def load_snapshot(path_or_id: Path | str) -> Generator:
+    """The generator of a snapshot folder, of a run's newest snapshot, or of a Hub id: on the CPU, in eval mode.
+
+    UserError when there is none, or when it is damaged or of another kind.
+    """
+    run = Path(path_or_id)
+    return Generator.from_pretrained(newest_snapshot(run) if (run / "snapshots").is_dir() else path_or_id)
+
+
+def newest_snapshot(run: Path | str) -> Path:
+    """The snapshot of the highest step of a run folder, runs/NAME/snapshots/<8-digit step>; UserError without any."""
+    folder = Path(run) / "snapshots"
+    steps = [path for path in folder.glob("*") if path.is_dir() and re.fullmatch("[0-9]{8}", path.name)]
+    if not steps:
+        raise UserError(f"{folder}: no snapshot yet (training.snapshot_every sets how often one is written)")
+    return max(steps, key=lambda path: path.name)
+
+
+def save_snapshot(generator: Generator, folder: Path | str) -> None:
+    """Write a snapshot, whole or not at all; equal generators give equal bytes. Spectral norm must be baked in."""
+    assert not any(map(parametrize.is_parametrized, generator.modules())), "bake() the generator first"
+    with atomic_folder(folder) as temporary:
+        write_snapshot(temporary, generator.snapshot_config(), generator.state_dict())
+
+
+def fingerprint(generator: Generator) -> str:
+    """SHA-256, as hexadecimal digits, of everything that decides the generator's images: settings and tensors."""
+    digest = hashlib.sha256(json.dumps(generator.snapshot_config(), sort_keys=True).encode())
+    for name, tensor in sorted(generator.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()

@@ -88,9 +88,9 @@ def baked_state(network: nn.Module) -> dict[str, Tensor]:
     """
     state = network.state_dict()
     for name, norm, weight in list(spectral_norms(network)):
-        owner = name.removesuffix(".weight")
+        prefix = name.removesuffix("weight")
         for part in ("original", "0._u", "0._v"):
-            del state[f"{owner}.parametrizations.weight.{part}"]
+            del state[f"{prefix}parametrizations.weight.{part}"]
         state[name] = weight / norm.sigma(weight)
     return state
 

@@ -149,7 +149,8 @@ def _draw_row(
     tile = large
     for j, point in enumerate(points):
         tile = _with_dot(tile, point, j, side / 22)
-    canvas.paste(_to_image(tile), corners[0][::-1])
+    y, x = corners[0]
+    canvas.paste(_to_image(tile), (x, y))
     for j, (point, weights, (y, x)) in enumerate(zip(points, block.weights[image], corners[1:], strict=True)):
         tile = _overlay(large, opacity(weights, block.size, side, smooth), j)
         canvas.paste(_to_image(_with_dot(tile, point, j, side / 34)), (x, y))

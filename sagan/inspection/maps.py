@@ -1,6 +1,6 @@
 """What a generator attends to while it draws: the maps of a few query points, for pictures, numbers and files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,12 @@ from sagan.attention import AttentionMap, record_attention
 from sagan.files import atomic_file
 from sagan.inspection.health import module_gammas, resolutions
 from sagan.networks import Generator
+from sagan.progress import track
 from sagan.sampling import BATCH, generate
 from sagan.spectral_norm import hold_state
+
+Maps = dict[str, AttentionMap]
+Points = Tensor | Callable[[np.ndarray], Tensor]
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Recording:
     seeds: np.ndarray  # (B,) int64
     labels: np.ndarray  # (B,) int64; -1 without classes
     points: Tensor  # (B, k, 2) float64: fractions of height and width
-    maps: dict[str, AttentionMap]  # name -> weights (B, heads, k, H', W') float32
+    maps: Maps  # name -> weights (B, heads, k, H', W') float32
     gamma: dict[str, float]  # name -> attention gain, of modules that have one
     resolution: dict[str, tuple[int, int]]  # name -> size of the query map
     class_names: tuple[str, ...] = ()
@@ -35,10 +39,10 @@ def attention_of(
     z: Tensor,
     labels: Tensor | None,
     seeds: Sequence[int],
-    points: Tensor | Callable[[np.ndarray], Tensor],
+    points: Points,
     progress: bool = False,
 ) -> Recording:
-    """Draw images of z (B, z_dim) and labels (B,), and record the attention of `points`. Changes nothing of the network.
+    """Draw images of z (B, z_dim) and labels (B,), and record the attention of `points`; the network stays as it is.
 
     `points`: fractions (k, 2) or (B, k, 2), or a function from a batch of images, uint8 (b, H, W, 3), to theirs, such
     as `partial(salient_points, k=5)`. The images are those of `sagan.sampling.generate`, bit for bit. Memory: k rows
@@ -92,26 +96,37 @@ def save_npz(path: Path, recording: Recording) -> None:
 
 
 def _record(
-    generator: Generator,
-    z: Tensor,
-    labels: Tensor | None,
-    points: Tensor | Callable[[np.ndarray], Tensor],
-    progress: bool,
-) -> Iterator[tuple[Tensor, Tensor, dict[str, AttentionMap]]]:
+    generator: Generator, z: Tensor, labels: Tensor | None, points: Points, progress: bool
+) -> Iterator[tuple[Tensor, Tensor, Maps]]:
     """Images (b, H, W, 3), points (b, k, 2) and maps of one batch after the other."""
     device = next(generator.parameters()).device
-    each = None if callable(points) else points.cpu().double().expand(len(z), -1, -1)
     starts = range(0, len(z), BATCH)
     for start in track(starts, len(starts), "recording attention") if progress else starts:
         rows = slice(start, start + BATCH)
-        some = z[rows], None if labels is None else labels[rows], device
+        inputs = z[rows], None if labels is None else labels[rows], device
         if callable(points):
-            chosen = points(torch.cat(list(generate(generator, *some))).numpy())
+            chosen = points(torch.cat(list(generate(generator, *inputs))).numpy())
         else:
-            chosen = each[rows]
-        recorder = _Recorder(generator, chosen)
-        images = torch.cat(list(generate(recorder, *some)))
-        yield images, chosen, recorder.maps
+            chosen = points.cpu().double().expand(len(z), -1, -1)[rows]
+        yield _record_batch(generator, chosen.expand(len(z[rows]), -1, -1), *inputs)
+
+
+def _record_batch(
+    generator: Generator, points: Tensor, z: Tensor, labels: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor, Maps]:
+    """The images of at most BATCH z, their points, and the maps of the very forward that drew them."""
+    padded = points.new_zeros(BATCH, *points.shape[1:])  # as `generate` pads z
+    padded[: len(points)] = points
+    recorded: Maps = {}
+
+    def draw(z: Tensor, labels: Tensor | None) -> Tensor:
+        with record_attention(generator, padded) as maps:
+            images = generator(z, labels)
+        recorded.update(maps)
+        return images
+
+    images = torch.cat(list(generate(draw, z, labels, device)))
+    return images, points, {n: AttentionMap(m.kind, m.weights[: len(z)].float().cpu()) for n, m in recorded.items()}
 
 
 def _module(name: str) -> str:

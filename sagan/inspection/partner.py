@@ -47,10 +47,10 @@ def partner_mass(recording: Recording, masks: np.ndarray) -> dict[str, PartnerMa
 def object_mask(shape: int, centre: np.ndarray, area: float, resolution: int) -> np.ndarray:
     """The pixels (R, R) bool of an object of `shapes`; centroid (x, y) and area are fractions of the image."""
     distance = list(SHAPES.values())[shape]
-    one, fine = np.float32(1), (pixel_centres(FINE) - np.float32(0.5)) * np.float32(2.5)  # radius 1 fits in
-    unit_area = (distance(fine[None, :], fine[:, None], one) <= 0).mean() * 2.5**2
-    x, y = pixel_centres(resolution) - np.float32(centre[0]), pixel_centres(resolution) - np.float32(centre[1])
-    return distance(x[None, :], y[:, None], np.float32(np.sqrt(area / unit_area))) <= 0
+    fine = 2.5 * (pixel_centres(FINE) - 0.5)  # a shape of radius 1 fits in
+    unit_area = (distance(fine[None, :], fine[:, None], np.ones(1)) <= 0).mean() * 2.5**2
+    x, y = pixel_centres(resolution) - centre[0], pixel_centres(resolution) - centre[1]
+    return distance(x[None, :], y[:, None], np.sqrt([area / unit_area])) <= 0
 
 
 def _cover(masks: np.ndarray, keys: tuple[int, ...]) -> np.ndarray:

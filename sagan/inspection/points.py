@@ -49,7 +49,8 @@ def salient_points(images: np.ndarray, k: int, seed: int = 0) -> Tensor:
     """
     height, width = images.shape[1:3]
     step = -(-max(height, width) // FINEST)
-    pixels = np.stack(np.mgrid[step // 2 : height : step, step // 2 : width : step], axis=-1).reshape(-1, 2)
+    rows, columns = np.mgrid[step // 2 : height : step, step // 2 : width : step]
+    pixels = np.stack([rows.ravel(), columns.ravel()], axis=1)  # (P, 2)
     if _checked(k) > len(pixels):
         raise UserError(f"{k} points asked for, an image of {height}x{width} has room for {len(pixels)}")
     places = (pixels + 0.5) / (height, width)  # (P, 2)

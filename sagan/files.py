@@ -86,6 +86,8 @@ def make_folder(path: Path | str) -> Path:
         raise UserError(f"{path}: is a file, a folder was expected") from None
     except PermissionError:
         raise UserError(f"{path}: no permission to create this folder") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: cannot be created, its parent is not a folder") from None
     return Path(path)
 
 

@@ -42,7 +42,7 @@ def enlarge(images: np.ndarray, scale: int) -> np.ndarray:
 
 
 def sheet(images: np.ndarray, columns: int, scale: int = 1, border: int = 2) -> np.ndarray:
-    """Lay uint8 (N, H, W, 3) out row by row on white -> (rows·(H·scale + border) + border, …, 3). `border` in pixels."""
+    """Lay uint8 (N, H, W, 3) out row by row on white, `border` pixels apart -> (H', W', 3)."""
     images = enlarge(images, scale)
     count, height, width = images.shape[:3]
     rows = -(-count // columns)

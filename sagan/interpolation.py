@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def slerp(start: Tensor, end: Tensor, frames: int) -> Tensor:
-    """Spherical interpolation (Shoemake 1985; for latents White, arXiv:1609.04468): (z_dim,), (z_dim,) -> (frames, z_dim).
+    """Spherical interpolation of two latents (z_dim,) -> (frames, z_dim). Shoemake 1985; White, arXiv:1609.04468.
 
     From `start` to `end`, both included, turning by equal angles; a straight line where the two point the same way.
     """

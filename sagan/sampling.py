@@ -53,7 +53,7 @@ def generate(
     device: torch.device | str = "cpu",
     batch: int = BATCH,
 ) -> Iterator[Tensor]:
-    """z (N, z_dim), labels (N,) or class weights (N, K) -> uint8 (b, H, W, 3) on the CPU, b ≤ `batch` ≤ BATCH, in order.
+    """z (N, z_dim), labels (N,) or class weights (N, K) -> uint8 (b, H, W, 3) on the CPU, in order; b ≤ batch ≤ BATCH.
 
     `generator` stands on `device` in eval mode. Equal bytes for every `batch`, number of threads and number of
     processes: on CPUs of one kind, and on GPUs of one kind with the same software; a GPU's differ from a CPU's.

@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from sagan.errors import UserError
 
@@ -43,6 +44,16 @@ def check_truncation(truncation: float | None) -> None:
         raise UserError(f"--truncation {truncation}: expected a positive number, such as 0.7")
 
 
+def check_interpolation(ends: tuple[int, int], frames: int, others: Sequence[object]) -> None:
+    """Seeds, number of frames, and that none of `others` (--seeds, --num, --grid, --npz) is given with it."""
+    if any(other is not None for other in others):
+        raise UserError("--interpolate goes with none of --seeds, --num, --grid and --npz")
+    if not all(0 <= seed <= HIGHEST_SEED for seed in ends):
+        raise UserError(f"--interpolate {ends[0]} {ends[1]}: seeds are 0 to {HIGHEST_SEED}")
+    if frames < 2:
+        raise UserError(f"--frames {frames}: expected at least 2")
+
+
 def _parse_class(text: str, class_names: Sequence[str], num_classes: int) -> range:
     if text in class_names and not text.isdigit():
         index = class_names.index(text)
@@ -70,7 +81,7 @@ def _parse_range(text: str, option: str) -> range:
 
 def _without_repeats(ranges: list[range], option: str) -> list[int]:
     in_order = sorted(ranges, key=lambda one: one.start)
-    for one, following in zip(in_order, in_order[1:], strict=False):
+    for one, following in pairwise(in_order):
         if following.start < one.stop:
             raise UserError(f"{option}: {following.start} is given twice")
     return [number for one in ranges for number in one]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from sagan.files import append_json_line
 from sagan.images import save_png, sheet
 from sagan.inspection.figure import attention_figure
 from sagan.inspection.maps import attention_of
+from sagan.inspection.points import salient_points
 from sagan.networks import Generator
 from sagan.sampling import default_labels, generate, latents
 from sagan.settings import EvaluateSettings
@@ -32,7 +34,8 @@ def save_sheets(run: Path, step: int, generator: Generator, per_class: int) -> N
     save_png(run / "samples" / f"{step:08d}.png", sheet(images, per_class, scale=_scale(generator.resolution)))
     if len(generator.attention):
         shown = range(FIGURE_IMAGES)
-        recording = attention_of(generator, shown, default_labels(shown, generator.num_classes), FIGURE_POINTS)
+        z, labels = latents(shown, generator.z_dim), default_labels(shown, generator.num_classes)
+        recording = attention_of(generator, z, labels, shown, partial(salient_points, k=FIGURE_POINTS))
         save_png(run / "samples" / f"{step:08d}-attention.png", attention_figure(recording))
 
 

@@ -1,10 +1,10 @@
 """`sagan attend`: what a generator attends to, as a figure, as arrays, and in numbers."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sagan.errors import UserError
 from sagan.files import make_folder
@@ -29,7 +29,9 @@ def attend_command(source: str, out: Path, seeds: str, classes: str | None, poin
     `points`: how many salient points, "random" or "grid". `as_json`: one object on stdout. UserError for anything that
     cannot be had, before `out` is touched; also for a generator without attention.
     """
-    chosen, make_points = parse_seeds(seeds), _points_of(points)
+    chosen = parse_seeds(seeds)
+    _check_points(points)
+    from sagan.data.shapes import CLASSES
     from sagan.images import save_png
     from sagan.inspection.figure import attention_figure
     from sagan.inspection.health import attention_health, describe
@@ -42,9 +44,10 @@ def attend_command(source: str, out: Path, seeds: str, classes: str | None, poin
     each_seed, labels = _seeds_and_labels(chosen, classes, generator)
     make_folder(out)
     z = latents(each_seed, generator.z_dim)
-    recording = attention_of(generator, z, labels, each_seed, make_points(), progress=True)
+    recording = attention_of(generator, z, labels, each_seed, _points(points), progress=True)
     health = attention_health(generator, recording.maps, recording.points)
-    partners = _partner_numbers(recording)
+    on_shapes = recording.class_names == CLASSES
+    partners = _partner_numbers(recording) if on_shapes else {}
     save_npz(out / "attention.npz", recording)
     save_png(out / "attention.png", attention_figure(recording))
     if as_json:
@@ -53,22 +56,22 @@ def attend_command(source: str, out: Path, seeds: str, classes: str | None, poin
     print(describe(health))
     for name, numbers in partners.items():
         print(_partner_sentence(name, numbers))
+    if on_shapes and not partners:
+        print("no query point lies on one of two clear objects: attention to the partner object is not measured")
     print(f"\n{_table(health)}\n\n{out / 'attention.png'}\n{out / 'attention.npz'}")
 
 
-def _points_of(text: str) -> "Callable[[], Points]":
-    """Reads `--points`; what it returns makes the points, once torch may be imported."""
+def _check_points(text: str) -> None:
     if text not in ("random", "grid") and not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_POINTS):
         raise UserError(f"--points {text}: expected a number from 1 to {MOST_POINTS}, random or grid")
 
-    def make() -> "Points":
-        from sagan.inspection.points import grid_points, random_points, salient_points
 
-        if text == "grid":
-            return grid_points(GRID)
-        return random_points(RANDOM) if text == "random" else partial(salient_points, k=int(text))
+def _points(text: str) -> "Points":
+    from sagan.inspection.points import grid_points, random_points, salient_points
 
-    return make
+    if text == "grid":
+        return grid_points(GRID)
+    return random_points(RANDOM) if text == "random" else partial(salient_points, k=int(text))
 
 
 def _require_attention(generator: "Generator", source: str) -> None:
@@ -100,11 +103,7 @@ def _seeds_and_labels(
 
 
 def _partner_numbers(recording: "Recording") -> dict[str, dict[str, float]]:
-    """On `shapes`, how much attention of points on one object falls on the other; elsewhere nothing."""
-    from sagan.data.shapes import CLASSES
-
-    if recording.class_names != CLASSES:
-        return {}
+    """On `shapes`: how much attention of points on one object falls on the other."""
     import numpy as np
 
     from sagan.evaluation.coherence import clear_pairs
@@ -132,11 +131,9 @@ def _partner_sentence(name: str, numbers: dict[str, float]) -> str:
 
 def _table(health: dict[str, dict[str, float]]) -> str:
     """One line a map; `uniform` stands for what uniform attention would have."""
-    rows: list[list[Any]] = [
-        ["", *(column.partition("_")[0] if column.startswith("uniform") else column for column in COLUMNS)]
-    ]
+    rows = [["", *("uniform" if column.startswith("uniform") else column for column in COLUMNS)]]
     for name, numbers in health.items():
-        rows.append([name, *(f"{numbers[column]:.3f}" if column in numbers else "-" for column in COLUMNS)])
+        rows.append([name, *(f"{numbers[column]:.3g}" if column in numbers else "-" for column in COLUMNS)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])

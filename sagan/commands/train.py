@@ -10,7 +10,7 @@ from typing import Any
 
 from sagan.config import load_config, replaced
 from sagan.data.dataset import PreparedData
-from sagan.data.prepare import ensure_prepared
+from sagan.data.prepare import ensure_prepared, to_stderr
 from sagan.rundir import final_snapshot, lock_run, open_run
 from sagan.settings import Config
 
@@ -23,9 +23,9 @@ def train_command(config_path: Path, out: Path, overrides: list[str]) -> int:
     UserError for everything that is wrong with config, data, folder or machine.
     """
     config = load_config(config_path, overrides)
-    data = ensure_prepared(config.data)
-    config = resolved(config, data)
     main_process = os.environ.get("RANK", "0") == "0"
+    data = ensure_prepared(config.data, report=to_stderr if main_process else lambda line: None)
+    config = resolved(config, data)
     with ExitStack() as stack:
         if main_process:
             stack.enter_context(lock_run(out))

@@ -1,0 +1,197 @@
+"""A folder of samples: seed<8 digits>.png, or samples.npz, with samples.json that says what made them.
+
+Every file is whole or absent, and an image depends on its name and samples.json alone. So what is there is kept, and
+several processes can fill one folder without talking to each other.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sagan.errors import UserError
+from sagan.files import atomic_file, make_folder, read_json, write_json
+from sagan.images import enlarge, name_rows, read_png, save_animation, save_png, sheet
+from sagan.interpolation import class_path, slerp
+from sagan.networks import Generator
+from sagan.progress import Progress
+from sagan.sampling import default_labels, generate, latents
+from sagan.snapshot import fingerprint
+
+RECORD, NPZ, GRID = "samples.json", "samples.npz", "grid.png"
+MOST_IN_GRID = 4096
+ANIMATION_SIDE, FRAMES_PER_SECOND, SHEET_COLUMNS = 256, 20, 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to draw. `asked`: its class was asked for, and stands in its name."""
+
+    seed: int
+    label: int | None
+    asked: bool
+
+    @property
+    def name(self) -> str:
+        return f"seed{self.seed:08d}" + (f"_class{self.label}.png" if self.asked else ".png")
+
+
+def plan_samples(
+    seeds: Sequence[int], classes: Sequence[int] | None, generator: Generator, grid: bool = False
+) -> list[Sample]:
+    """Every seed in each of `classes`, class by class; None: each seed in its own class, seed mod num_classes."""
+    if classes is not None:
+        samples = [Sample(seed, label, True) for label in classes for seed in seeds]
+    else:
+        labels = default_labels(seeds, generator.num_classes)
+        own = [None] * len(seeds) if labels is None else labels.tolist()
+        samples = [Sample(seed, label, False) for seed, label in zip(seeds, own, strict=True)]
+    if grid and len(samples) > MOST_IN_GRID:
+        raise UserError(f"--grid: {len(samples)} images are too many for one sheet, at most {MOST_IN_GRID}")
+    return samples
+
+
+def claim_folder(out: Path, generator: Generator, truncation: float | None) -> None:
+    """Write samples.json; UserError when `out` holds samples that something else made."""
+    made_by = {
+        "weights": fingerprint(generator),
+        "truncation": truncation,
+        "labels": f"seed mod {generator.num_classes}, or as named" if generator.num_classes else None,
+    }
+    make_folder(out)
+    unclaimed = next(out.glob("seed*.png"), None) or next(out.glob(NPZ), None)  # before: another process may claim now
+    if (out / RECORD).exists():
+        found = read_json(out / RECORD)
+        found = found if isinstance(found, dict) else {}
+        for name, now in made_by.items():
+            if found.get(name) != now:
+                raise UserError(
+                    f"{out}: holds samples of something else ({name} {_short(found.get(name))}, now {_short(now)}); "
+                    "choose another folder"
+                )
+    elif unclaimed is not None:
+        raise UserError(f"{unclaimed}: is there without {RECORD}, so what made it is unknown; choose another folder")
+    else:
+        write_json(out / RECORD, made_by)
+
+
+def write_pngs(
+    out: Path, generator: Generator, samples: Sequence[Sample], truncation: float | None, quiet: bool = False
+) -> int:
+    """Draw those of `samples` whose file is not there; returns how many. `quiet`: shows no progress."""
+    missing = [sample for sample in samples if not (out / sample.name).exists()]
+    for sample, image in zip(missing, _draw(generator, missing, truncation, quiet), strict=True):
+        save_png(out / sample.name, image)
+    return len(missing)
+
+
+def write_npz(
+    out: Path, generator: Generator, samples: Sequence[Sample], truncation: float | None, quiet: bool = False
+) -> int:
+    """Draw all into samples.npz, unless it holds them; returns how many were drawn.
+
+    images (N, H, W, 3) uint8, seeds and labels (N,) int64 (-1: no classes). UserError when it holds others.
+    """
+    seeds = np.array([sample.seed for sample in samples])
+    labels = np.array([-1 if sample.label is None else sample.label for sample in samples])
+    path = out / NPZ
+    if path.exists():
+        found = read_npz(path)
+        if np.array_equal(found["seeds"], seeds) and np.array_equal(found["labels"], labels):
+            return 0
+        raise UserError(f"{path}: holds other seeds or classes; choose another folder, or remove it")
+    images = np.empty((len(samples), generator.resolution, generator.resolution, 3), np.uint8)
+    for i, image in enumerate(_draw(generator, samples, truncation, quiet)):
+        images[i] = image
+    with atomic_file(path) as temporary:
+        np.savez(temporary, images=images, seeds=seeds, labels=labels)
+    return len(samples)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """images, seeds and labels of a samples.npz; a damaged one is a UserError."""
+    try:
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in ("images", "seeds", "labels")}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{path}: not readable as samples ({error})") from None
+
+
+def write_grid(out: Path, samples: Sequence[Sample], class_names: Sequence[str], npz: bool = False) -> None:
+    """grid.png: one row a class where classes were asked for, else about square. Waits for nobody.
+
+    When another process still draws some of the images nothing is written: the last one to end writes the sheet.
+    """
+    if npz:
+        images = read_npz(out / NPZ)["images"]
+    elif all((out / sample.name).exists() for sample in samples):
+        images = np.stack([read_png(out / sample.name) for sample in samples])
+    else:
+        return
+    rows = list(dict.fromkeys(sample.label for sample in samples if sample.asked))
+    if len(rows) < 2:
+        save_png(out / GRID, sheet(images, math.ceil(math.sqrt(len(images)))))
+        return
+    names = [class_names[label] if class_names and label is not None else str(label) for label in rows]
+    save_png(out / GRID, name_rows(sheet(images, len(images) // len(rows)), names))
+
+
+def write_interpolation(
+    out: Path,
+    generator: Generator,
+    seeds: tuple[int, int],
+    classes: Sequence[int] | None,
+    truncation: float | None,
+    frames: int,
+    animation: str,
+) -> list[Path]:
+    """The way between two seeds, and between two classes where two are given, as a sheet and as .gif or .mp4.
+
+    Without `classes` the class is that of the first seed. Returns the paths.
+    """
+    name, weights = f"interpolation{seeds[0]:08d}-{seeds[1]:08d}", None
+    if classes is not None:
+        if len(classes) > 2:
+            raise UserError(f"--classes: an interpolation goes between two classes, not {len(classes)}")
+        name += "_class" + "-".join(map(str, classes))
+    if generator.num_classes:
+        ends = [seeds[0] % generator.num_classes] if classes is None else classes
+        weights = class_path(ends[0], ends[-1], generator.num_classes, frames)
+    claim_folder(out, generator, truncation)
+    start, end = latents(seeds, generator.z_dim, truncation)
+    with Progress(frames, "drawing") as progress:
+        images = np.stack(list(_images(generator, slerp(start, end, frames), weights, progress)))
+    paths = [out / f"{name}.png", out / f"{name}.{animation}"]
+    save_png(paths[0], sheet(images, SHEET_COLUMNS))
+    save_animation(paths[1], enlarge(images, max(1, ANIMATION_SIDE // generator.resolution)), FRAMES_PER_SECOND)
+    return paths
+
+
+def _draw(
+    generator: Generator, samples: Sequence[Sample], truncation: float | None, quiet: bool
+) -> Iterator[np.ndarray]:
+    if not samples:
+        return
+    z = latents([sample.seed for sample in samples], generator.z_dim, truncation)
+    labels = torch.tensor([sample.label for sample in samples]) if generator.num_classes else None
+    with nullcontext() if quiet else Progress(len(samples), "drawing") as progress:
+        yield from _images(generator, z, labels, progress)
+
+
+def _images(
+    generator: Generator, z: torch.Tensor, labels: torch.Tensor | None, progress: Progress | None
+) -> Iterator[np.ndarray]:
+    for images in generate(generator, z, labels, next(generator.parameters()).device):
+        yield from images.numpy()
+        if progress is not None:
+            progress.advance(len(images))
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "none"
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 40 else str(value)

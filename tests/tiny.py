@@ -1,0 +1,81 @@
+"""A tiny GAN and the inputs of its updates, in float64; a tiny run and its data. Shared by the tests of training."""
+
+import copy
+from pathlib import Path
+
+import torch
+import yaml
+from network_cases import scatter
+
+from sagan.adversarial import GAN, Draws, Reals
+from sagan.augment import draw_augmentation
+from sagan.config import Config, load_config
+from sagan.data.dataset import PreparedData
+from sagan.data.prepare import prepare
+from sagan.networks import build_discriminator, build_generator
+
+CLASSES = 4
+TINY = {
+    "generator": {"channels": 2, "z_dim": 8, "attention": {8: "self_attention"}},
+    "discriminator": {"channels": 2, "attention": {8: "self_attention"}},
+    "optim": {"generator": {"lr": 1e-3}, "discriminator": {"lr": 2e-3}},
+    "training": {
+        "steps": 6,
+        "batch_size": 8,
+        "device": "cpu",
+        "trackers": [],
+        "log_every": 1,
+        "checkpoint_every": 1000,
+        "samples_per_class": 1,
+    },
+}
+
+
+def tiny_config(*overrides: str) -> Config:
+    """The config of the smallest networks with attention, changed as `--set` does."""
+    return load_config(None, [*(f"{group}={yaml.safe_dump(TINY[group])}" for group in TINY), *overrides])
+
+
+def tiny_gan(config: Config, num_classes: int = CLASSES, dtype: torch.dtype = torch.float64) -> GAN:
+    """A GAN in which no parameter is at its initial value and no weight fits its spectral-norm vectors."""
+    generator = scatter(build_generator(config, num_classes).to(dtype))
+    discriminator = scatter(build_discriminator(config, num_classes).to(dtype))
+    optimizers = [
+        torch.optim.Adam(network.parameters(), lr=adam.lr, betas=adam.betas)
+        for network, adam in ((generator, config.optim.generator), (discriminator, config.optim.discriminator))
+    ]
+    return GAN(generator, discriminator, generator, discriminator, *optimizers, copy.deepcopy(generator))
+
+
+def tiny_batches(
+    config: Config, count: int, size: int, seed: int = 0, num_classes: int = CLASSES
+) -> list[tuple[Reals, Draws]]:
+    """`count` micro-batches of `size` images: reals and the random inputs of fakes, all different."""
+    rng = torch.Generator().manual_seed(seed)
+    policy, resolution = config.augment.policy, config.data.resolution
+
+    def labels() -> torch.Tensor | None:
+        return torch.randint(num_classes, (size,), generator=rng) if num_classes else None
+
+    def augmentation() -> torch.Tensor:
+        return draw_augmentation(policy, size, rng).double()
+
+    def micro_batch() -> tuple[Reals, Draws]:
+        images = torch.rand(size, 3, resolution, resolution, generator=rng, dtype=torch.float64) * 2 - 1
+        z = torch.randn(size, config.generator.z_dim, generator=rng, dtype=torch.float64)
+        return Reals(images, labels(), augmentation()), Draws(z, labels(), augmentation())
+
+    return [micro_batch() for _ in range(count)]
+
+
+def tiny_data(folder: Path, count: int = 40) -> PreparedData:
+    """Prepared shapes, 4 classes, in `folder`."""
+    return prepare(f"shapes:{count}", folder, 32, report=lambda line: None)
+
+
+def write_config(path: Path, data: PreparedData, **changes: dict) -> Path:
+    """A config file of the tiny run on `data`; `changes`: settings of a group."""
+    groups = {"data": {"source": str(data.folder)}, **TINY}
+    groups = {name: groups.get(name, {}) | changes.get(name, {}) for name in {**groups, **changes}}
+    path.write_text(yaml.safe_dump(groups))
+    return path

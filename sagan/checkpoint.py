@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sagan.adversarial import GAN
 from sagan.errors import UserError
 from sagan.files import TEMPORARY, atomic_folder, read_json, sha256, write_json
-from sagan.pretrained import load_exactly
+from sagan.pretrained import load_exactly, read_tensors, save_tensors
 
 STATE = "state.json"
 NETWORKS = ("generator", "discriminator", "average")
@@ -34,12 +32,12 @@ def save_checkpoint(folder: Path, gan: GAN, progress: Progress) -> None:
     """Write a checkpoint folder atomically, with the SHA-256 of every file in it."""
     with atomic_folder(folder) as temporary:
         for name in NETWORKS:
-            _save(getattr(gan, name).state_dict(), temporary / f"{name}.safetensors")
+            save_tensors(getattr(gan, name).state_dict(), temporary / f"{name}.safetensors")
         groups = {}
         for name in OPTIMIZERS:
             state = getattr(gan, name).state_dict()
             tensors = {f"{i}.{k}": torch.as_tensor(v) for i, s in state["state"].items() for k, v in s.items()}
-            _save(tensors, temporary / f"{name}.safetensors")
+            save_tensors(tensors, temporary / f"{name}.safetensors")
             groups[name] = state["param_groups"]
         checksums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / STATE, {**asdict(progress), "param_groups": groups, "sha256": checksums})
@@ -104,15 +102,3 @@ def prune_checkpoints(run: Path, keep: int, best_step: int | None) -> None:
             shutil.rmtree(folder)
     for leftover in (run / "checkpoints").glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; UserError when it is damaged."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or missing ({error})") from None
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)

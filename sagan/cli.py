@@ -111,13 +111,14 @@ def bench() -> None:
 @bench.command("step")
 @click.argument("config", type=click.Path(path_type=Path), required=False)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Interleaved rounds of all variants.")
+@click.option("--variants", default="plain,project", show_default=True, help="Compared to the first of them.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of all.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def bench_step(config: Path | None, overrides: tuple[str, ...], rounds: int, as_json: bool) -> None:
+def bench_step(config: Path | None, overrides: tuple[str, ...], variants: str, rounds: int, as_json: bool) -> None:
     """A training step against its plain form; default: studio32, 64 channels, batch 32."""
     from sagan.commands.bench import bench_step_command
 
-    bench_step_command(config, list(overrides), rounds, as_json)
+    bench_step_command(config, list(overrides), variants, rounds, as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:

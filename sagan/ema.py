@@ -33,12 +33,13 @@ def decay_at(settings: EmaSettings, step: int, batch_size: int) -> float:
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """average <- decay · average + (1 - decay) · network for parameters; buffers are copied."""
-    mine, theirs = list(average.parameters()), list(network.parameters())
+    mine, theirs = tuple(average.parameters()), tuple(network.parameters())
+    copy_all, lerp_all = torch._foreach_copy_, torch._foreach_lerp_  # type: ignore[attr-defined]
     if decay == 0:
-        torch._foreach_copy_(mine, theirs)
+        copy_all(mine, theirs)
     else:
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
-    torch._foreach_copy_(list(average.buffers()), list(network.buffers()))
+        lerp_all(mine, theirs, 1 - decay)
+    copy_all(tuple(average.buffers()), tuple(network.buffers()))
 
 
 @torch.no_grad()

@@ -5,16 +5,16 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from sagan.adversarial import GAN
-from sagan.checkpoint import newest_whole_checkpoint, read_tensors
+from sagan.checkpoint import newest_whole_checkpoint
 from sagan.errors import UserError
 from sagan.layers import Normalization
 from sagan.networks import Head
-from sagan.pretrained import load_exactly, read_snapshot
+from sagan.pretrained import load_exactly, read_snapshot, read_tensors
 from sagan.spectral_norm import refresh_spectral_norm, spectral_norms
 
 
 def initialize_from(gan: GAN, source: str) -> str:
-    """Load generator (and, from a run, discriminator) weights into a new GAN; returns one line that says what was loaded.
+    """Load generator (and, from a run, discriminator) weights into a new GAN; returns a line saying what was loaded.
 
     `source`: a snapshot (folder or Hub id), which holds the averaged generator alone, or a run, whose newest
     checkpoint is used. Class tables are kept when the number of classes is the same; else every class starts at the

@@ -4,6 +4,8 @@ Bytes are reproducible (no dates, paths or host names), and reading executes not
 """
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,7 @@ FORMAT = "sagan-generator-1"
 
 def write_snapshot(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
     """Write config.json and model.safetensors into an existing folder."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(state, folder / WEIGHTS)
     write_json(folder / CONFIG, {"format": FORMAT, **config})
 
 
@@ -38,10 +39,27 @@ def read_snapshot(path_or_id: str, **hub: Any) -> tuple[dict[str, Any], dict[str
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise UserError(f"{config_path}: not a snapshot of this project (format {found!r}, expected {FORMAT!r})")
+    return config, read_tensors(weights_path)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file with reproducible bytes. OSError when the disk is full or the file too large."""
+    on_cpu = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     try:
-        return config, load_file(weights_path)
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{weights_path}: damaged or not a safetensors file ({error})") from None
+        save_file(on_cpu, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; UserError when it is missing, damaged, or of another kind."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: missing, damaged, or not a safetensors file ({error})") from None
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], where: str) -> None:

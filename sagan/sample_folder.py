@@ -79,6 +79,26 @@ def claim_folder(out: Path, generator: Generator, truncation: float | None) -> N
         write_json(out / RECORD, made_by)
 
 
+def write_samples(
+    out: Path,
+    generator: Generator,
+    samples: Sequence[Sample],
+    truncation: float | None,
+    grid: bool = False,
+    npz: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> str:
+    """Process `rank` of `world` draws its share of `samples` into `out`; returns what it did, as one line."""
+    claim_folder(out, generator, truncation)
+    share = samples[rank::world]
+    drawn = (write_npz if npz else write_pngs)(out, generator, share, truncation, quiet=rank > 0)
+    if grid:
+        write_grid(out, samples, generator.class_names, npz)
+    kept = f", {len(share) - drawn} were there" if drawn < len(share) else ""
+    return f"{out}: {drawn} images{kept}" + (f" (process {rank + 1} of {world})" if world > 1 else "")
+
+
 def write_pngs(
     out: Path, generator: Generator, samples: Sequence[Sample], truncation: float | None, quiet: bool = False
 ) -> int:
@@ -148,10 +168,10 @@ def write_interpolation(
     truncation: float | None,
     frames: int,
     animation: str,
-) -> list[Path]:
+) -> str:
     """The way between two seeds, and between two classes where two are given, as a sheet and as .gif or .mp4.
 
-    Without `classes` the class is that of the first seed. Returns the paths.
+    Without `classes` the class is that of the first seed. Returns what was written, as one line.
     """
     name, weights = f"interpolation{seeds[0]:08d}-{seeds[1]:08d}", None
     if classes is not None:
@@ -165,10 +185,10 @@ def write_interpolation(
     start, end = latents(seeds, generator.z_dim, truncation)
     with Progress(frames, "drawing") as progress:
         images = np.stack(list(_images(generator, slerp(start, end, frames), weights, progress)))
-    paths = [out / f"{name}.png", out / f"{name}.{animation}"]
-    save_png(paths[0], sheet(images, SHEET_COLUMNS))
-    save_animation(paths[1], enlarge(images, max(1, ANIMATION_SIDE // generator.resolution)), FRAMES_PER_SECOND)
-    return paths
+    save_png(out / f"{name}.png", sheet(images, SHEET_COLUMNS))
+    enlarged = enlarge(images, max(1, ANIMATION_SIDE // generator.resolution))
+    save_animation(out / f"{name}.{animation}", enlarged, FRAMES_PER_SECOND)
+    return f"{out}: {name}.png and .{animation}, {frames} frames"
 
 
 def _draw(

@@ -20,6 +20,8 @@ def load_snapshot(path_or_id: Path | str) -> Generator:
     Its maps are channels last, which is faster. UserError when there is none, when it is damaged or of another kind.
     """
     run = Path(path_or_id)
+    if not run.exists() and len(run.parts) > 1 and run.parent.is_dir():  # a slip of the pen, not worth asking the Hub
+        raise UserError(f"{run}: no such snapshot or run in {run.parent}")
     generator = Generator.from_pretrained(newest_snapshot(run) if (run / "snapshots").is_dir() else path_or_id)
     generator.memory_format = torch.channels_last
     return generator

@@ -93,8 +93,8 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
     if config.training.compile:
         generator.compile()
         discriminator.compile()
-    prepared: Any = accelerator.prepare(generator, discriminator, *optimizers)
-    gan = GAN(generator, discriminator, *prepared, average)
+    handles: Any = accelerator.prepare(generator, discriminator, *optimizers)
+    gan = GAN(generator, discriminator, handles[0], handles[1], handles[2], handles[3], average)
     batches = Batches(
         config.seed, batch, config.optim.accumulation, accelerator.process_index, world, accelerator.device,
         generator.z_dim, classes, config.augment.policy, config.data.flip, config.training.channels_last,

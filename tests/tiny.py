@@ -48,7 +48,12 @@ def tiny_gan(config: Config, num_classes: int = CLASSES, dtype: torch.dtype = to
 
 
 def tiny_batches(
-    config: Config, count: int, size: int, seed: int = 0, num_classes: int = CLASSES
+    config: Config,
+    count: int,
+    size: int,
+    seed: int = 0,
+    num_classes: int = CLASSES,
+    dtype: torch.dtype = torch.float64,
 ) -> list[tuple[Reals, Draws]]:
     """`count` micro-batches of `size` images: reals and the random inputs of fakes, all different."""
     rng = torch.Generator().manual_seed(seed)
@@ -58,11 +63,11 @@ def tiny_batches(
         return torch.randint(num_classes, (size,), generator=rng) if num_classes else None
 
     def augmentation() -> torch.Tensor:
-        return draw_augmentation(policy, size, rng).double()
+        return draw_augmentation(policy, size, rng).to(dtype)
 
     def micro_batch() -> tuple[Reals, Draws]:
-        images = torch.rand(size, 3, resolution, resolution, generator=rng, dtype=torch.float64) * 2 - 1
-        z = torch.randn(size, config.generator.z_dim, generator=rng, dtype=torch.float64)
+        images = torch.rand(size, 3, resolution, resolution, generator=rng, dtype=dtype) * 2 - 1
+        z = torch.randn(size, config.generator.z_dim, generator=rng, dtype=dtype)
         return Reals(images, labels(), augmentation()), Draws(z, labels(), augmentation())
 
     return [micro_batch() for _ in range(count)]

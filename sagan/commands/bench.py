@@ -5,14 +5,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from sagan.adversarial import GAN, Draws, LocalEngine, Objective, Reals, discriminator_step, generator_step
-from sagan.config import load_config
+from sagan.config import load_config, replaced
 from sagan.ema import update_average
+from sagan.errors import UserError
 from sagan.layers import ResamplingConv2d
 from sagan.losses import LOSSES
 from sagan.networks import build_discriminator, build_generator
@@ -24,34 +26,66 @@ STEPS_A_ROUND = 2
 DEFAULT = ["discriminator.widths=[2,2,2,2]", "optim.d_steps=1", "training.batch_size=32", "data.num_classes=10"]
 
 
-def bench_step_command(config_path: Path | None, overrides: list[str], rounds: int, as_json: bool) -> None:
-    """Print images/s of both forms and `ratio_step` (project over plain)."""
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute the same step. All of them give the same results up to rounding, but `without_norm`."""
+
+    two_passes: bool = False  # of the discriminator: reals, then fakes
+    folded: bool = True
+    channels_last: bool = True
+    spectral_norm: bool = True
+
+
+VARIANTS = {
+    "plain": Variant(two_passes=True, folded=False, channels_last=False),
+    "project": Variant(),
+    "unfolded": Variant(folded=False),
+    "contiguous": Variant(channels_last=False),
+    "two_passes": Variant(two_passes=True),
+    "without_norm": Variant(spectral_norm=False),
+}
+
+
+def bench_step_command(config_path: Path | None, overrides: list[str], names: str, rounds: int, as_json: bool) -> None:
+    """Print images/s of every variant, and ratios to the plain form or else the project's: how many times as fast."""
+    chosen = [name.strip() for name in names.split(",")]
+    if unknown := [name for name in chosen if name not in VARIANTS]:
+        raise UserError(f"--variants: unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
     config = load_config(config_path, [*DEFAULT, *overrides] if config_path is None else overrides)
     device = torch.device("cuda" if torch.cuda.is_available() and config.training.device != "cpu" else "cpu")
-    variants = {"plain": _stepper(config, device, plain=True), "project": _stepper(config, device, plain=False)}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for step in variants.values():
-        _timed(step, 1, device)
-    for _ in range(rounds):
-        for name, step in variants.items():
-            seconds[name].append(_timed(step, STEPS_A_ROUND, device) / STEPS_A_ROUND)
-    batch = config.training.batch_size
-    result = {
+    seconds = _measured({name: _stepper(config, device, VARIANTS[name]) for name in chosen}, rounds, device)
+    batch, first = config.training.batch_size, chosen[0]
+    result: dict[str, Any] = {
         "device": str(device),
         "threads": torch.get_num_threads(),
         "resolution": config.data.resolution,
         "batch_size": batch,
         "rounds": rounds,
-        **{f"images_per_second_{name}": batch / statistics.median(times) for name, times in seconds.items()},
-        **{f"spread_{name}": max(times) / min(times) - 1 for name, times in seconds.items()},
-        "ratio_step": statistics.median(p / o for p, o in zip(seconds["plain"], seconds["project"], strict=True)),
     }
+    for name, times in seconds.items():
+        result[f"images_per_second_{name}"] = batch / statistics.median(times)
+        result[f"spread_{name}"] = max(times) / min(times) - 1
+        if name != first:
+            key = "ratio_step" if (first, name) == ("plain", "project") else f"ratio_{name}_to_{first}"
+            result[key] = statistics.median(a / b for a, b in zip(seconds[first], times, strict=True))
     if as_json:
         print(json.dumps(result))
         return
     for name, value in result.items():
-        print(f"{name:28} {value:.3f}" if isinstance(value, float) else f"{name:28} {value}")
-    print("plain: two discriminator passes, convolutions unfolded, contiguous, eager", file=sys.stderr)
+        print(f"{name:36} {value:.3f}" if isinstance(value, float) else f"{name:36} {value}")
+    if "plain" in chosen:
+        print("plain: two discriminator passes, convolutions unfolded, contiguous, eager", file=sys.stderr)
+
+
+def _measured(steps: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds a step of every variant, one number a round, the rounds interleaved after a warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        _timed(step, 1, device)
+    for _ in range(rounds):
+        for name, step in steps.items():
+            seconds[name].append(_timed(step, STEPS_A_ROUND, device) / STEPS_A_ROUND)
+    return seconds
 
 
 def _timed(step: Callable[[], None], count: int, device: torch.device) -> float:
@@ -63,30 +97,32 @@ def _timed(step: Callable[[], None], count: int, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _stepper(config: Config, device: torch.device, plain: bool) -> Callable[[], None]:
+def _stepper(config: Config, device: torch.device, variant: Variant) -> Callable[[], None]:
     """A function that does one whole training step on fixed random inputs."""
+    off = {"spectral_norm": variant.spectral_norm}
+    config = replaced(config, {"generator": off, "discriminator": off})
     classes = 10 if config.data.num_classes is None else config.data.num_classes
     generator, discriminator = (
         build_generator(config, classes).to(device),
         build_discriminator(config, classes).to(device),
     )
     average = build_generator(config, classes).to(device).requires_grad_(False)
-    if plain:
-        for network in (generator, discriminator):
-            _unfold(network)
-    elif config.training.channels_last:
-        generator.memory_format = torch.channels_last
+    for network in (generator, discriminator):
+        for module in network.modules():
+            if isinstance(module, ResamplingConv2d):
+                module.folding = variant.folded
+    generator.memory_format = torch.channels_last if variant.channels_last else torch.contiguous_format
     optimizers = [
         torch.optim.Adam(n.parameters(), lr=s.lr, betas=s.betas, fused=True)
         for n, s in ((generator, config.optim.generator), (discriminator, config.optim.discriminator))
     ]
-    gan = GAN(generator, discriminator, generator, discriminator, *optimizers, average)
+    gan = GAN(generator, discriminator, generator, discriminator, optimizers[0], optimizers[1], average)
     objective = Objective(LOSSES[config.loss.name], config.loss.r1, config.augment.policy)
-    reals, draws = _inputs(config, classes, generator.z_dim, device, plain)
+    reals, draws = _inputs(config, classes, generator.z_dim, device, variant.channels_last)
 
     def step() -> None:
         for _ in range(config.d_steps):
-            if plain:
+            if variant.two_passes:
                 _two_pass_discriminator_step(gan, objective, reals, draws)
             else:
                 discriminator_step(gan, objective, [(reals, draws)], LocalEngine())
@@ -107,18 +143,12 @@ def _two_pass_discriminator_step(gan: GAN, objective: Objective, reals: Reals, d
     gan.discriminator_optimizer.step()
 
 
-def _inputs(config: Config, classes: int, z_dim: int, device: torch.device, plain: bool) -> tuple[Reals, Draws]:
+def _inputs(config: Config, classes: int, z_dim: int, device: torch.device, channels_last: bool) -> tuple[Reals, Draws]:
     batch, size, rng = config.training.batch_size, config.data.resolution, torch_generator(0, "bench")
     images = torch.rand(batch, 3, size, size, generator=rng).mul(2).sub(1).to(device)
-    if not plain and config.training.channels_last:
+    if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(classes, (batch,), generator=rng).to(device) if classes else None
     z = torch.randn(batch, z_dim, generator=rng).to(device)
     augmentation = torch.rand(batch, 8, generator=rng).to(device)
     return Reals(images, labels, augmentation), Draws(z, labels, augmentation)
-
-
-def _unfold(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, ResamplingConv2d):
-            module.folding = False

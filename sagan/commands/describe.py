@@ -1,4 +1,4 @@
-"""`sagan train --dry-run`: the resolved config, every layer with shape and parameters, the attention, images per step."""
+"""`sagan train --dry-run`: the resolved config, layers with shapes and parameters, attention, images a step."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ ASSUMED_CLASSES = 10
 
 
 def describe_command(config_path: Path, overrides: list[str]) -> int:
-    """Print what `sagan train` would do. Builds the networks without memory; touches no data but the names of classes."""
+    """Print what `sagan train` would do. Networks take no memory; of the data only its classes are read."""
     config = load_config(config_path, overrides)
     classes = _num_classes(config)
     config = replaced(config, {"data": {"num_classes": classes}})
@@ -26,7 +26,8 @@ def describe_command(config_path: Path, overrides: list[str]) -> int:
     print(config.to_yaml())
     console = Console(width=100 if not sys.stdout.isatty() else None)
     with torch.device("meta"):
-        z, labels = torch.empty(1, config.generator.z_dim), torch.zeros(1, dtype=torch.long) if classes else None
+        z = torch.empty(1, config.generator.z_dim)
+        labels = torch.zeros(1, dtype=torch.long) if classes else None
         generator = Generator(config.generator, config.data.resolution, classes)
         discriminator = Discriminator(config.discriminator, config.data.resolution, classes)
         images = torch.empty(1, 3, config.data.resolution, config.data.resolution)

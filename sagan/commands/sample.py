@@ -24,14 +24,12 @@ def sample_command(
     """Draw images into the folder `out`; what is there already is kept. The options are those of `sagan sample`.
 
     Under torchrun every process draws its share. UserError, before torch is imported, for options that do not fit
-    together; afterwards for a bad snapshot, unknown classes, or a folder with samples of something else.
+    together; afterwards, before `out` is touched, for a bad snapshot, unknown classes, or samples of something else.
     """
     check_truncation(truncation)
     if interpolate is not None:
         check_interpolation(interpolate, frames, [seeds, num, grid or None, npz or None])
-        chosen = interpolate
-    else:
-        chosen = select_seeds(seeds, num)
+    chosen = select_seeds(seeds, num) if interpolate is None else interpolate
 
     from sagan import sample_folder
     from sagan.sampling import pick_device, processes
@@ -43,19 +41,11 @@ def sample_command(
     generator = load_snapshot(snapshot)
     labels = None if classes is None else parse_classes(classes, generator.class_names, generator.num_classes)
     generator.to(pick_device(device))
-    if interpolate is not None:
-        if rank == 0:
-            paths = sample_folder.write_interpolation(
-                out, generator, interpolate, labels, truncation, frames, animation
-            )
-            print(" and ".join(map(str, paths)), file=sys.stderr)
+    if interpolate is None:
+        samples = sample_folder.plan_samples(chosen, labels, generator, grid)
+        said = sample_folder.write_samples(out, generator, samples, truncation, grid, npz, rank, world)
+    elif rank == 0:
+        said = sample_folder.write_interpolation(out, generator, interpolate, labels, truncation, frames, animation)
+    else:
         return
-    samples = sample_folder.plan_samples(chosen, labels, generator, grid)
-    sample_folder.claim_folder(out, generator, truncation)
-    write = sample_folder.write_npz if npz else sample_folder.write_pngs
-    share = samples[rank::world]
-    drawn = write(out, generator, share, truncation, quiet=rank > 0)
-    kept = f", {len(share) - drawn} were there" if drawn < len(share) else ""
-    print(f"{out}: {drawn} images{kept}" + (f" (process {rank + 1} of {world})" if world > 1 else ""), file=sys.stderr)
-    if grid:
-        sample_folder.write_grid(out, samples, generator.class_names, npz)
+    print(said, file=sys.stderr)

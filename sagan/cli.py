@@ -82,7 +82,7 @@ def sample(**options: Any) -> None:
 @click.argument("source")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the figure.")
 @click.option("--seeds", default="0-7", show_default=True, metavar="0-7", help="Which images.")
-@click.option("--classes", metavar="0,3|NAMES", help="Classes of the images, in turn.")
+@click.option("--classes", metavar="0,3|NAMES", help="Every seed in each of these classes.")
 @click.option("--points", default="5", show_default=True, metavar="K|random|grid", help="Query points an image.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def attend(source: str, out: Path, seeds: str, classes: str | None, points: str, as_json: bool) -> None:

@@ -12,27 +12,40 @@ from sagan.inspection.points import grid_points
 from sagan.settings import TrainingSettings
 from sagan.spectral_norm import hold_state, singular_values
 
-POINTS = 16
+POINTS, IMAGES = 16, 8
 LOGGED = ("entropy", "distance", "far_mass")
 
 
 def measure(gan: GAN, values: dict[str, Tensor], draws: Draws) -> dict[str, float]:
     """Everything that is logged: the step's `values`, gradient norms, attention, singular values, memory (MiB).
 
-    Attention is that of the training generator on `draws`, as a forward in training would compute it.
+    Attention is that of the training networks on `draws`.
     """
     measured: dict[str, Tensor | float] = dict(values)
     for name, network in (("g", gan.generator), ("d", gan.discriminator)):
         measured[f"{name}_gradient_norm"] = _gradient_norm(network)
         measured |= {f"{name}_sigma/{weight}": sigma for weight, sigma in singular_values(network).items()}
         measured |= {f"{name}_gamma/{module}": gamma for module, gamma in module_gammas(network).items()}
-    points = grid_points(POINTS)
-    with torch.no_grad(), hold_state(gan.generator), record_attention(gan.generator, points) as maps:
-        gan.generator(draws.z[:8], None if draws.labels is None else draws.labels[:8])
-    for module, health in attention_health(gan.generator, maps, points).items():
-        measured |= {f"g_{name}/{module}": health[name] for name in LOGGED if name in health}
+    measured |= _attention(gan, draws)
     measured["memory_mib"] = memory_mib(next(gan.generator.parameters()).device)
     return {name: float(value) for name, value in measured.items()}
+
+
+@torch.no_grad()
+def _attention(gan: GAN, draws: Draws) -> dict[str, float]:
+    """Entropy, distance and far mass of every map of both networks, on a few fakes of the training generator."""
+    points = grid_points(POINTS)
+    labels = None if draws.labels is None else draws.labels[:IMAGES]
+    measured = {}
+    with hold_state(gan.generator), hold_state(gan.discriminator):
+        with record_attention(gan.generator, points) as g_maps:
+            fakes = gan.generator(draws.z[:IMAGES], labels)
+        with record_attention(gan.discriminator, points) as d_maps:
+            gan.discriminator(fakes, labels)
+    for player, network, maps in (("g", gan.generator, g_maps), ("d", gan.discriminator, d_maps)):
+        for module, health in attention_health(network, maps, points).items():
+            measured |= {f"{player}_{name}/{module}": health[name] for name in LOGGED if name in health}
+    return measured
 
 
 def attention_warning(step: int, settings: TrainingSettings, measured: dict[str, float]) -> str | None:

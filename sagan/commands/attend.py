@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 RANDOM, GRID = 5, 9  # how many points `random` and `grid` are
 MOST_POINTS, MOST_IMAGES = 32, 128  # beyond, no figure is readable
-COLUMNS = ("gamma", "entropy", "uniform_entropy", "distance", "uniform_distance", "far_mass", "uniform_far_mass")
+COLUMNS = (
+    "gamma", "entropy", "uniform_entropy", "distance", "uniform_distance", "far_mass", "uniform_far_mass",
+    "variation", "uniform_variation",
+)  # fmt: skip
 
 
 def attend_command(source: str, out: Path, seeds: str, classes: str | None, points: str, as_json: bool) -> None:
@@ -117,15 +121,14 @@ def _partner_numbers(recording: "Recording") -> dict[str, dict[str, float]]:
         for side, row in enumerate((2 * i, 2 * i + 1)):
             masks[image, side] = object_mask(objects.shape[row], objects.centre[row], objects.area[row], resolution)
     return {
-        name: {"mass": m.mass, "chance": m.chance, "ratio_to_chance": m.mass / m.chance, "points": m.points}
-        for name, m in partner_mass(recording, masks).items()
+        name: {**asdict(m), "ratio_to_chance": m.mass / m.chance} for name, m in partner_mass(recording, masks).items()
     }
 
 
 def _partner_sentence(name: str, numbers: dict[str, float]) -> str:
     return (
         f"{name}: of the mass of {numbers['points']} points on an object {100 * numbers['mass']:.1f} % falls on "
-        f"the other object; chance {100 * numbers['chance']:.1f} %, ratio {numbers['ratio_to_chance']:.2f}"
+        f"the other object (chance {100 * numbers['chance']:.1f} %, on their own {100 * numbers['own']:.1f} %)"
     )
 
 

@@ -6,6 +6,8 @@ For one softmax row p over M keys of a query cell q, on an H×W query map; lengt
 - distance: Σ p |c - q|, c the centre of the key.
 - far_mass: the share of p outside the 7×7 query cells around q (cut off at the border). A pooled key covers s×s query
   cells, s = H // H', and its weight counts as spread evenly over them; its centre is theirs.
+- variation: total variation distance Σ|p - p'|/2 between the rows of two points of one image. 0: every point sees the
+  same map, 1: no two share a key. Uniform attention: 0. Absent for a single point.
 
 Each is averaged over images, heads and points; what uniform attention at the same points would have stands beside it.
 """
@@ -22,6 +24,7 @@ from sagan.attention.base import cells_of
 REACH = 3  # cells to each side that are local
 UNUSED, WEAK = 1e-6, 0.01  # gains below these are called unused, weak
 EVEN = 0.99  # from this entropy on a map is called nearly uniform
+SAME = 0.05  # below this variation the points' maps are called the same
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,17 @@ def entropy(weights: Tensor) -> Tensor:
     return torch.special.entr(rows).sum(-1) / math.log(max(rows.shape[-1], 2))
 
 
+def variation(weights: Tensor) -> Tensor:
+    """Softmax rows (B, heads, k, H', W') -> (B, heads): mean over the pairs of two points."""
+    rows, k = weights.double().flatten(-2), weights.shape[2]
+    return torch.cdist(rows, rows, p=1).sum((-2, -1)) / 2 / (k * (k - 1))
+
+
 def map_health(found: AttentionMap, points: Tensor, size: tuple[int, int]) -> dict[str, float]:
     """The numbers above for a map of softmax rows, recorded at fractional `points` on a query map of `size`."""
-    weights = found.weights.double().cpu()  # (B, heads, k, H', W')
+    weights = found.weights.cpu().double()  # (B, heads, k, H', W')
     keys = Keys.seen_from(points, size, (weights.shape[-2], weights.shape[-1]))
+    pairs = weights.shape[2] > 1
     return {
         "entropy": entropy(weights).mean().item(),
         "uniform_entropy": 1.0,
@@ -66,6 +76,7 @@ def map_health(found: AttentionMap, points: Tensor, size: tuple[int, int]) -> di
         "uniform_distance": keys.distance.mean().item(),
         "far_mass": (weights * keys.far).sum((-2, -1)).mean().item(),
         "uniform_far_mass": keys.far.mean().item(),
+        **({"variation": variation(weights).mean().item(), "uniform_variation": 0.0} if pairs else {}),
     }
 
 
@@ -115,5 +126,7 @@ def _sentence(name: str, numbers: dict[str, float]) -> str:
         facts[-1] += f" (uniform: {numbers['uniform_far_mass']:.0%})".replace("%", " %")
         if numbers["entropy"] >= EVEN:
             facts.append("nearly uniform maps")
+        elif numbers.get("variation", 1.0) < SAME:
+            facts.append("nearly the same map for every point")
     verdict = "is there" if gamma is None else "is weak" if abs(gamma) < WEAK else "is used"
     return f"{subject} {verdict}: {', '.join(facts)}" if facts else f"{subject} {verdict}"

@@ -13,9 +13,14 @@ FINE = 256  # pixels on a side of the drawing from which a shape's area is taken
 
 @dataclass(frozen=True)
 class PartnerMass:
-    """Means over heads and over the points that lie on one of two objects."""
+    """Means over heads and over the points that lie on one of two objects.
+
+    Attention that is the same for every point also lies far above chance when it lies on an object, but equally on
+    `own`: only `mass` above `own` says that points look for the other object.
+    """
 
     mass: float  # share of a point's attention that falls on the other object
+    own: float  # … on the object that the point lies on
     chance: float  # the other object's share of the area: what uniform attention puts there
     points: int
 
@@ -33,14 +38,13 @@ def partner_mass(recording: Recording, masks: np.ndarray) -> dict[str, PartnerMa
     image, point, own = np.nonzero(on)
     if not len(image):
         return {}
-    partner = masks[image, 1 - own]  # (Q, R, R)
     measured = {}
     for name, found in recording.maps.items():
         if found.kind == "softmax row":
             weights = found.weights.double().numpy()[image, :, point]  # (Q, heads, H', W')
-            covered = _cover(partner, weights.shape[2:])[:, None]
-            mass = (weights * covered).sum((2, 3)).mean()
-            measured[name] = PartnerMass(float(mass), float(covered.mean()), len(image))
+            covers = [_cover(masks[image, side], weights.shape[2:])[:, None] for side in (1 - own, own)]
+            mass, own_mass = (float((weights * cover).sum((2, 3)).mean()) for cover in covers)
+            measured[name] = PartnerMass(mass, own_mass, float(covers[0].mean()), len(image))
     return measured
 
 

@@ -94,6 +94,13 @@ def test_pooled_keys_of_odd_maps_cover_the_cells_they_were_pooled_from() -> None
     assert np.count_nonzero(shown) == 3 * 20 * 20
 
 
+def test_rectangular_maps_are_stretched_to_the_image() -> None:
+    """Breaks when rows and columns are exchanged."""
+    shown = opacity(peaks([(1, 6)], keys=(2, 8))[0, 0, 0].numpy(), (4, 16), 128)
+    assert (shown[64:, 96:112] == 1).all()
+    assert np.count_nonzero(shown) == 64 * 16
+
+
 def test_smooth_blends_cells_and_keeps_their_place() -> None:
     """Breaks when smoothing is not done, or leaves [0, 1]."""
     weights = peaks([(2, 5)])[0, 0, 0].numpy()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sagan.attention import AttentionMap, record_attention
 from sagan.config import load_config
-from sagan.inspection.health import attention_health, describe, entropy, map_health, module_gammas
+from sagan.inspection.health import attention_health, describe, entropy, map_health, module_gammas, variation
 from sagan.inspection.points import grid_points, pixel_points
 from sagan.networks import Generator, build_discriminator, build_generator
 
@@ -85,6 +85,23 @@ def test_entropy_of_a_row_with_zeros_is_finite() -> None:
     assert entropy(row).item() == pytest.approx(math.log(2) / math.log(16))
 
 
+def test_variation_is_the_mean_distance_between_the_rows_of_two_points() -> None:
+    """Breaks when points of different images or heads are compared, or a point with itself counts."""
+    weights, _ = random_map((8, 8), (4, 6))
+    rows = weights.flatten(3)
+    expected = [
+        sum((rows[b, h, i] - rows[b, h, j]).abs().sum() / 2 for i in range(4) for j in range(i)) / 6
+        for b in range(2)
+        for h in range(3)
+    ]
+    assert variation(weights).flatten().tolist() == pytest.approx([float(value) for value in expected])
+    assert variation(weights[:, :, :1].expand(-1, -1, 4, -1, -1)).abs().max() < 1e-12
+    assert variation(torch.eye(6).reshape(1, 1, 6, 2, 3)).item() == 1
+    alone = map_health(AttentionMap("softmax row", weights[:, :, :1]), grid_points(1), (8, 12))
+    assert "variation" not in alone
+    assert "same" not in describe({"attention.8x8": {"gamma": 1.0, **alone}})
+
+
 def test_health_and_gammas_of_networks() -> None:
     """Breaks when a module is left out, gamma is another module's, or the query map has the wrong size."""
     config = load_config(None, ["generator.channels=8", "generator.attention={8: self_attention, 16: self_attention}",
@@ -113,7 +130,7 @@ def test_a_map_that_is_no_softmax_has_only_its_gamma() -> None:
 
 def test_a_health_is_said_in_plain_words() -> None:
     """Breaks when used, weak and unused attention read alike."""
-    numbers = {"entropy": 0.6, "far_mass": 0.634, "uniform_far_mass": 0.8}
+    numbers = {"entropy": 0.6, "variation": 0.5, "far_mass": 0.634, "uniform_far_mass": 0.8}
     assert describe({"attention.16x16": {"gamma": 0.41, **numbers}}) == (
         "attention at 16x16 is used: gamma 0.41, 63 % of the mass is far (uniform: 80 %)"
     )
@@ -124,6 +141,8 @@ def test_a_health_is_said_in_plain_words() -> None:
     weak = describe({"attention.8x8": {"gamma": 0.004, **numbers, "entropy": 0.999}})
     assert weak.startswith("attention at 8x8 is weak: gamma 0.004")
     assert weak.endswith("nearly uniform maps")
+    same = describe({"attention.8x8": {"gamma": 0.4, **numbers, "variation": 0.01}})
+    assert same.endswith("80 %), nearly the same map for every point")
     assert describe({"attention.8x8": {"gamma": 0.0}, "blocks.2.branch": {"gamma": 1.0}}).splitlines()[1] == (
         "attention at blocks.2.branch is used: gamma 1"
     )

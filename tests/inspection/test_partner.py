@@ -42,6 +42,7 @@ def test_attention_on_the_partner_alone_and_on_the_own_object_alone() -> None:
         measured = partner_mass(recording_on(on_objects(), weights), MASKS * usable.numpy()[:, None, None, None])
         found = measured["attention.16x16"]
         assert found.mass == pytest.approx(expected)
+        assert found.own == pytest.approx(1 - expected)
         assert found.points == 2 * usable.sum() >= 16
 
 
@@ -52,6 +53,15 @@ def test_uniform_attention_is_at_chance_which_is_the_partners_area() -> None:
     assert found.mass == pytest.approx(found.chance)
     assert found.chance == pytest.approx(MASKS.mean())
     assert found.points == 2 * COUNT
+
+
+def test_the_same_map_for_every_point_is_above_chance_but_not_above_the_own_object() -> None:
+    """Breaks when `own` is no control: all attention on the left object passes for attention to the partner."""
+    left = torch.from_numpy(MASKS[:, 0].reshape(COUNT, 8, 4, 8, 4).mean((2, 4)))
+    weights = (left / left.sum((1, 2), keepdim=True))[:, None, None].expand(-1, 1, 3, -1, -1)
+    found = partner_mass(recording_on(on_objects(), weights), MASKS)["attention.16x16"]
+    assert found.mass > 3 * found.chance
+    assert found.mass == pytest.approx(found.own)
 
 
 def test_nothing_on_an_object_measures_nothing() -> None:

@@ -5,7 +5,7 @@ import torch
 from sagan.attention.base import cells_of
 from sagan.data.shapes import object_masks, placement, render_many
 from sagan.errors import UserError
-from sagan.inspection.points import grid_points, pixel_points, random_points, salient_points
+from sagan.inspection.points import _nearest_rows, grid_points, pixel_points, random_points, salient_points
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (32, 32), (49, 255), (256, 3)])
@@ -96,6 +96,20 @@ def test_salient_points_of_an_image_without_anything_are_spread() -> None:
     assert torch.cdist(points[0], points[0]).add(torch.eye(9)).min() > 0.15
     every = salient_points(np.zeros((1, 2, 3, 3), np.uint8), 6)
     assert len(every[0].unique(dim=0)) == 6
+
+
+def test_salient_points_tell_colours_apart_where_places_do_not() -> None:
+    """Breaks when colour is no feature: a disc and the ring around it have one centre."""
+    y, x = np.mgrid[-15.5:16, -15.5:16]
+    disc = np.hypot(y, x) < 9
+    image = np.where(disc[..., None], (220, 40, 40), (40, 160, 60)).astype(np.uint8)
+    row, column = cells_of(salient_points(image[None], 2)[0], 32, 32).T
+    assert sorted(disc[row, column]) == [False, True]
+
+
+def test_centres_that_share_a_nearest_pixel_get_different_ones() -> None:
+    """Breaks when one pixel is chosen twice."""
+    assert _nearest_rows(np.array([[0.0], [1.0], [9.0]]), np.array([[0.1], [0.2]])) == [0, 1]
 
 
 def test_too_many_or_no_points_are_refused() -> None:

@@ -1,0 +1,169 @@
+"""A run's folder: made once, resumed by what gives the same results, refused to anything else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_config
+
+from sagan.config import load_config
+from sagan.errors import UserError
+from sagan.files import read_json
+from sagan.rundir import final_snapshot, lock_run, open_run
+
+ABOUT = {"content_hash": "ab" * 32, "images": 3}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    open_run(tmp_path / "run", tiny_config(), ABOUT)
+    return tmp_path / "run"
+
+
+def refusal(run: Path, *overrides: str, about: dict | None = None) -> str:
+    """What is said to other settings; they must not get into the run."""
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(UserError) as caught:
+        open_run(run, tiny_config(*overrides), about or ABOUT)
+    assert (run / "config.yaml").read_bytes() == before
+    return str(caught.value)
+
+
+def test_a_new_folder_gets_config_and_origin(run: Path) -> None:
+    """Breaks when a run does not record what it computes and on what."""
+    assert load_config(run / "config.yaml") == tiny_config()
+    assert read_json(run / "run.json") == ABOUT
+
+
+def test_the_same_settings_open_it_again(run: Path) -> None:
+    """Breaks when a resume is refused, or changes the record."""
+    before = (run / "config.yaml").read_bytes()
+    open_run(run, tiny_config(), ABOUT)
+    assert (run / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optim.generator.lr=0.5",
+        "seed=1",
+        "data.flip=true",
+        "data.resolution=64",
+        "data.resize=squash",
+        "generator.channels=4",
+        "generator.attention={}",
+        "generator.attention.8.pool=false",
+        "optim.d_steps=2",
+        "loss.r1=1.0",
+        "augment.policy=[color]",
+        "ema.half_life=10",
+        "training.batch_size=16",
+        "training.precision=bf16",
+        "training.steps=5",
+    ],
+)
+def test_settings_that_change_results_are_refused(run: Path, override: str) -> None:
+    """Breaks when a run goes on with settings that it was not begun with, or the message does not show old and new."""
+    message = refusal(run, override)
+    assert len(message.splitlines()) <= 5
+    assert str(run) in message
+    assert override.partition("=")[0].removesuffix("={}") in message
+
+
+def test_the_difference_is_shown(run: Path) -> None:
+    """Breaks when the user cannot see what to undo; or many differences fill the screen."""
+    assert "  optim.generator.lr: 0.001 in the run, 0.5 now" in refusal(run, "optim.generator.lr=0.5").splitlines()
+    many = refusal(run, "data.resolution=64", "seed=1", "data.flip=true", "loss.r1=1", "optim.d_steps=2")
+    assert len(many.splitlines()) <= 5
+    assert "more" in many
+    assert max(map(len, many.splitlines()[1:])) < 120
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.steps=7",
+        "training.log_every=3",
+        "training.sample_every=3",
+        "training.checkpoint_every=3",
+        "training.keep_checkpoints=9",
+        "training.trackers=[tensorboard]",
+        "training.device=auto",
+        "evaluate.every=5",
+        "data.source=elsewhere",
+    ],
+)
+def test_harmless_settings_may_change(run: Path, override: str) -> None:
+    """Breaks when a run must be begun anew to log more often, to go on for longer, or because its data moved; the
+    record follows."""
+    open_run(run, tiny_config(override), ABOUT)
+    assert load_config(run / "config.yaml") == tiny_config(override)
+
+
+def test_more_steps_are_refused_where_a_schedule_depends_on_them(tmp_path: Path) -> None:
+    """Breaks when learning rates jump because the end of their decay was moved."""
+    open_run(tmp_path / "run", tiny_config("optim.decay=linear"), ABOUT)
+    message = refusal(tmp_path / "run", "optim.decay=linear", "training.steps=7")
+    assert "training.steps: 6 in the run, 7 now" in message
+
+
+def test_other_data_is_refused(run: Path) -> None:
+    """Breaks when a run goes on with other images at the same place."""
+    message = refusal(run, about={**ABOUT, "content_hash": "cd" * 32})
+    assert "abababababab" in message
+    assert "cdcdcdcdcdcd" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    """Breaks when --out on a folder of photographs fills it with a run."""
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holiday\.jpg"):
+        open_run(tmp_path, tiny_config(), ABOUT)
+    assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_kill_between_the_two_records_is_no_dead_end(run: Path) -> None:
+    """Breaks when a run that died before its config.yaml was written is refused for ever."""
+    (run / "config.yaml").unlink()
+    open_run(run, tiny_config(), ABOUT)
+    assert load_config(run / "config.yaml") == tiny_config()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json"])
+@pytest.mark.parametrize("content", ["{", "[]", None])
+def test_damaged_records_are_named(run: Path, name: str, content: str | None) -> None:
+    """Breaks when a damaged or missing record ends in a traceback; without config.yaml a folder with more in it is no
+    run."""
+    (run / "checkpoints").mkdir()
+    if content is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_text(content)
+    with pytest.raises(UserError, match=name if content else "run"):
+        open_run(run, tiny_config(), ABOUT)
+
+
+def test_final_snapshot(run: Path) -> None:
+    """Breaks when a run is called finished before its last step, or never."""
+    assert final_snapshot(run, 6) is None
+    (run / "snapshots" / "00000006").mkdir(parents=True)
+    assert final_snapshot(run, 6) == run / "snapshots" / "00000006"
+    assert final_snapshot(run, 7) is None
+
+
+def test_one_process_at_a_time(run: Path) -> None:
+    """Breaks when two processes write one run; the lock must go with its holder, however that ends."""
+    command = [sys.executable, "-c", "import sys; from pathlib import Path; from sagan.rundir import lock_run\n"
+               "with lock_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()", str(run)]  # fmt: skip
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process"), lock_run(run):
+            pass
+        other.kill()
+    with lock_run(run), pytest.raises(UserError, match="another process"), lock_run(run):
+        pass
+    with lock_run(run):
+        pass

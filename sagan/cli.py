@@ -1,6 +1,7 @@
 """The `sagan` command: parse, call one function of commands/, print. Imports no torch; neither does `--help`."""
 
 import errno
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,23 @@ import click
 
 from sagan.errors import UserError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL, DENIED = "the disk is full", "no permission to read or write it"
+OF_THE_SYSTEM = {  # what a user can run into anywhere; every other OSError is a defect of ours
+    errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: FULL,
+    errno.EACCES: DENIED, errno.EPERM: DENIED, errno.EROFS: DENIED,
+    errno.ENAMETOOLONG: "a name as long as this cannot be used",
+}  # fmt: skip
+
+
+class Place(click.ParamType):
+    """A path that is named: an empty text, as of a shell variable that is not set, is not the working folder."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value).strip():
+            self.fail("it is empty", param, ctx)
+        return Path(value)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -20,19 +37,19 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; the same command again resumes.")
+@click.option("--out", type=Place(), help="Folder of the run; the same command again resumes.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Short for --set training.device=…")
-@click.option("--init-from", metavar="SNAPSHOT|RUN", help="Start from these weights (fine-tuning).")
+@click.option("--init-from", type=Place(), metavar="SNAPSHOT|RUN", help="Start from these weights (fine-tuning).")
 @click.option("--dry-run", is_flag=True, help="Show settings, layers and attention, then stop.")
-def train(config: Path, out: Path | None, overrides: tuple[str, ...], device: str | None, init_from: str | None,
+def train(config: Path, out: Path | None, overrides: tuple[str, ...], device: str | None, init_from: Path | None,
           dry_run: bool) -> int:  # fmt: skip
     """Train as CONFIG (a YAML file) says; also under `accelerate launch train.py` and torchrun."""
     changes = [*overrides]
     if device is not None:
         changes.append(f"training.device={device}")
-    if init_from is not None:
-        changes.append(f"training.init_from={init_from}")
+    if init_from is not None:  # as a string of YAML: a folder may be called 3
+        changes.append(f"training.init_from={json.dumps(str(init_from), ensure_ascii=False)}")
     if dry_run:
         from sagan.commands.describe import describe_command
 
@@ -46,7 +63,7 @@ def train(config: Path, out: Path | None, overrides: tuple[str, ...], device: st
 
 @cli.command()
 @click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the prepared data.")
+@click.option("--out", type=Place(), required=True, help="Folder of the prepared data.")
 @click.option("--resolution", type=int, default=32, show_default=True, help="32, 64, 128 or 256.")
 @click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True)
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be used and list it.")
@@ -60,7 +77,7 @@ def prepare(source: str, out: Path, resolution: int, resize: str, skip_bad: bool
 
 @cli.command()
 @click.argument("snapshot")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the images.")
+@click.option("--out", type=Place(), required=True, help="Folder of the images.")
 @click.option("--seeds", metavar="0-63,80", help="Which images: seeds and inclusive ranges.")
 @click.option("--num", type=int, metavar="N", help="Short for --seeds 0-(N-1).")
 @click.option("--classes", metavar="0,3|NAMES", help="Every seed in each of these classes.")
@@ -80,7 +97,7 @@ def sample(**options: Any) -> None:
 
 @cli.command()
 @click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the figure.")
+@click.option("--out", type=Place(), required=True, help="Folder of the figure.")
 @click.option("--seeds", default="0-7", show_default=True, metavar="0-7", help="Which images.")
 @click.option("--classes", metavar="0,3|NAMES", help="Every seed in each of these classes.")
 @click.option("--points", default="5", show_default=True, metavar="K|random|grid", help="Query points an image.")
@@ -133,10 +150,9 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         code = _refuse(str(error))
     except OSError as error:
-        if error.errno not in (*FULL, errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno not in OF_THE_SYSTEM:
             raise
-        what = "the disk is full" if error.errno in FULL else "no permission to write or read"
-        code = _refuse(f"{error.filename or 'output'}: {what}; what was there before is untouched")
+        code = _refuse(f"{error.filename or 'output'}: {OF_THE_SYSTEM[error.errno]}; nothing is half-written")
     sys.exit(code or 0)
 
 

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sagan.attention import AttentionModule, make_attention
 from sagan.blocks import DiscriminatorBlock, GeneratorBlock
 from sagan.errors import UserError
 from sagan.layers import BatchNorm, ConditionalBatchNorm, Normalization, initialize
-from sagan.pretrained import load_exactly, read_snapshot, write_snapshot
+from sagan.pretrained import MODEL_CARD, load_exactly, read_snapshot, write_snapshot
 from sagan.randomness import key
 from sagan.settings import Config, DiscriminatorSettings, GeneratorSettings, NetworkSettings, discriminator_downs
 from sagan.spectral_norm import Projection, baked_state, spectral_normalize
@@ -23,7 +24,15 @@ PLACES = ("branch", "conv", "after")
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class Generator(nn.Module, ModelHubMixin):
+class Generator(
+    nn.Module,
+    ModelHubMixin,
+    library_name="sagan",
+    tags=["gan", "self-attention", "image-generation"],
+    pipeline_tag="unconditional-image-generation",
+    paper_url="https://arxiv.org/abs/1805.08318",
+    model_card_template=MODEL_CARD,
+):
     """z (B, z_dim), labels (B,) or class weights (B, K) -> images (B, 3, R, R) in [-1, 1].
 
     Linear to 4×4, residual blocks that double the map, batch norm, ReLU, conv 3×3, tanh; attention after the first
@@ -86,6 +95,7 @@ class Generator(nn.Module, ModelHubMixin):
         }
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        assert not any(map(is_parametrized, self.modules())), "bake() the generator first"
         write_snapshot(save_directory, self.snapshot_config(), self.state_dict())
 
     @classmethod
@@ -209,7 +219,8 @@ def build_discriminator(config: Config, num_classes: int) -> Discriminator:
 
 def bake(generator: Generator) -> Generator:
     """A new generator that computes the same without spectral norm, in eval mode: what a snapshot holds."""
-    plain = Generator(generator.settings, generator.resolution, generator.num_classes, generator.class_names)
+    with torch.random.fork_rng(devices=[]):
+        plain = Generator(generator.settings, generator.resolution, generator.num_classes, generator.class_names)
     plain.load_state_dict(baked_state(generator))
     plain.memory_format = generator.memory_format
     return plain.to(generator.linear.bias.device).eval().requires_grad_(False)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,6 +22,20 @@ from sagan.files import read_json, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = "sagan-generator-1"
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+A generator trained with `sagan`, a Self-Attention GAN (Zhang et al., arXiv:1805.08318).
+
+```python
+import sagan, torch
+
+generator = sagan.load_snapshot("{{ repo_id | default("this repository", true) }}")
+labels = torch.arange(4) % generator.num_classes if generator.num_classes else None
+images = generator(torch.randn(4, generator.z_dim), labels)  # (4, 3, R, R) in [-1, 1]
+```
+"""
 
 
 def write_snapshot(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
@@ -87,6 +102,7 @@ def _locate(path_or_id: str, name: str, hub: dict[str, Any]) -> Path:
         return folder / name
     if folder.exists():
         raise UserError(f"{folder}: a snapshot is a folder with {CONFIG} and {WEIGHTS}, this is a file")
+    hub_logging.set_verbosity_error()  # its retries are not the user's mistake
     try:
         return Path(hf_hub_download(path_or_id, name, **hub))
     except (HFValidationError, EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

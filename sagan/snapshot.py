@@ -6,12 +6,10 @@ import re
 from pathlib import Path
 
 import torch
-from torch.nn.utils import parametrize
 
 from sagan.errors import UserError
 from sagan.files import atomic_folder
 from sagan.networks import Generator
-from sagan.pretrained import write_snapshot
 
 
 def load_snapshot(path_or_id: Path | str) -> Generator:
@@ -38,9 +36,8 @@ def newest_snapshot(run: Path | str) -> Path:
 
 def save_snapshot(generator: Generator, folder: Path | str) -> None:
     """Write a snapshot, whole or not at all; equal generators give equal bytes. Spectral norm must be baked in."""
-    assert not any(map(parametrize.is_parametrized, generator.modules())), "bake() the generator first"
     with atomic_folder(folder) as temporary:
-        write_snapshot(temporary, generator.snapshot_config(), generator.state_dict())
+        generator._save_pretrained(temporary)
 
 
 def fingerprint(generator: Generator) -> str:

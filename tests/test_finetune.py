@@ -25,12 +25,13 @@ KINDS = pytest.mark.parametrize("kind", ["run", "snapshot"])
 
 def source_of(folder: Path, kind: str, num_classes: int, norm: tuple[str, ...] = TABLE) -> tuple[GAN, str]:
     """A GAN that has been trained, written as a run or as a snapshot."""
-    gan = tiny_gan(tiny_config(*norm), num_classes, torch.float32)
+    config = tiny_config(*norm)
+    gan = tiny_gan(config, num_classes, torch.float32)
     with torch.no_grad():
-        gan.average.linear.weight.mul_(1.1)
         for parameter in gan.average.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     save_checkpoint(folder / "run" / "checkpoints" / "00000007", gan, Progress(7))
+    (folder / "run" / "config.yaml").write_text(config.to_yaml())
     save_snapshot(averaged_generator(gan.average), folder / "snapshot")
     return gan, str(folder / kind)
 

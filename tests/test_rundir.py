@@ -17,7 +17,9 @@ ABOUT = {"content_hash": "ab" * 32, "images": 3}
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
+    """A run that has something to lose."""
     open_run(tmp_path / "run", tiny_config(), ABOUT)
+    (tmp_path / "run" / "checkpoints" / "00000001").mkdir(parents=True)
     return tmp_path / "run"
 
 
@@ -104,6 +106,7 @@ def test_harmless_settings_may_change(run: Path, override: str) -> None:
 def test_more_steps_are_refused_where_a_schedule_depends_on_them(tmp_path: Path) -> None:
     """Breaks when learning rates jump because the end of their decay was moved."""
     open_run(tmp_path / "run", tiny_config("optim.decay=linear"), ABOUT)
+    (tmp_path / "run" / "checkpoints").mkdir()
     message = refusal(tmp_path / "run", "optim.decay=linear", "training.steps=7")
     assert "training.steps: 6 in the run, 7 now" in message
 
@@ -124,24 +127,36 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
-def test_a_kill_between_the_two_records_is_no_dead_end(run: Path) -> None:
-    """Breaks when a run that died before its config.yaml was written is refused for ever."""
-    (run / "config.yaml").unlink()
-    open_run(run, tiny_config(), ABOUT)
-    assert load_config(run / "config.yaml") == tiny_config()
+@pytest.mark.parametrize("left", [["run.json"], ["run.json", "config.yaml"], ["run.json", "config.yaml", "log.jsonl"]])
+def test_a_run_without_a_checkpoint_binds_nobody(tmp_path: Path, left: list[str]) -> None:
+    """Breaks when a start that was refused, or killed before it wrote all its records, keeps its folder for settings
+    that never trained."""
+    open_run(tmp_path, tiny_config(), ABOUT)
+    (tmp_path / "log.jsonl").write_text("")
+    for name in {"run.json", "config.yaml", "log.jsonl"} - set(left):
+        (tmp_path / name).unlink()
+    open_run(tmp_path, tiny_config("seed=1"), {"content_hash": "cd" * 32})
+    assert load_config(tmp_path / "config.yaml") == tiny_config("seed=1")
+    assert read_json(tmp_path / "run.json") == {"content_hash": "cd" * 32}
+
+
+def test_a_finished_run_without_checkpoints_still_binds(run: Path) -> None:
+    """Breaks when a run whose checkpoints were removed to save space is overwritten by other settings."""
+    (run / "checkpoints" / "00000001").rmdir()
+    (run / "checkpoints").rmdir()
+    (run / "snapshots" / "00000006").mkdir(parents=True)
+    assert "seed" in refusal(run, "seed=1")
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "run.json"])
 @pytest.mark.parametrize("content", ["{", "[]", None])
 def test_damaged_records_are_named(run: Path, name: str, content: str | None) -> None:
-    """Breaks when a damaged or missing record ends in a traceback; without config.yaml a folder with more in it is no
-    run."""
-    (run / "checkpoints").mkdir()
+    """Breaks when a damaged or missing record ends in a traceback, or is made anew from what the command says."""
     if content is None:
         (run / name).unlink()
     else:
         (run / name).write_text(content)
-    with pytest.raises(UserError, match=name if content else "run"):
+    with pytest.raises(UserError, match=name):
         open_run(run, tiny_config(), ABOUT)
 
 

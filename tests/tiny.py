@@ -1,6 +1,9 @@
 """A tiny GAN and the inputs of its updates, in float64; a tiny run and its data. Shared by the tests of training."""
 
 import copy
+import json
+import os
+import signal
 from pathlib import Path
 
 import torch
@@ -9,10 +12,13 @@ from network_cases import scatter
 
 from sagan.adversarial import GAN, Draws, Reals
 from sagan.augment import draw_augmentation
+from sagan.commands.train import resolved
 from sagan.config import Config, load_config
 from sagan.data.dataset import PreparedData
 from sagan.data.prepare import prepare
 from sagan.networks import build_discriminator, build_generator
+from sagan.tracking import RunLog
+from sagan.training import Run, build_run, make_accelerator, resume, train
 
 CLASSES = 4
 TINY = {
@@ -78,9 +84,41 @@ def tiny_data(folder: Path, count: int = 40) -> PreparedData:
     return prepare(f"shapes:{count}", folder, 32, report=lambda line: None)
 
 
-def write_config(path: Path, data: PreparedData, **changes: dict) -> Path:
-    """A config file of the tiny run on `data`; `changes`: settings of a group."""
-    groups = {"data": {"source": str(data.folder)}, **TINY}
+def write_config(path: Path, prepared: PreparedData, **changes: dict) -> Path:
+    """A config file of the tiny run on `prepared`; `changes`: settings of a group."""
+    groups = {"data": {"source": str(prepared.folder)}, **TINY}
     groups = {name: groups.get(name, {}) | changes.get(name, {}) for name in {**groups, **changes}}
     path.write_text(yaml.safe_dump(groups))
     return path
+
+
+def tiny_run(folder: Path, config: Config, data: PreparedData) -> Run:
+    """A run at step 0, its networks prepared by Accelerate, as `sagan train` builds it."""
+    config = resolved(config, data)
+    return build_run(folder, config, data, make_accelerator(config, folder))
+
+
+def train_tiny(folder: Path, config: Config, data: PreparedData, interrupt_at: int | None = None) -> Run:
+    """Train or resume in this process, as `sagan train` does; a SIGTERM comes while step `interrupt_at` is logged."""
+    run = tiny_run(folder, config, data)
+    resume(run)
+
+    def track(values: dict[str, float], step: int) -> None:
+        if step == interrupt_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    log = RunLog(folder, run.progress.step, run.config.training.steps, run.config.training.batch_size, track)
+    stopped = train(run, log)
+    assert stopped == (None if interrupt_at is None else signal.SIGTERM)
+    return run
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its name relative to it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def log_of(run: Path) -> list[dict[str, float]]:
+    """log.jsonl without what depends on the machine."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "memory_mib")} for line in lines]

@@ -2,17 +2,18 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from sagan.config import load_config, replaced
 from sagan.data.dataset import PreparedData, is_prepared
 from sagan.data.sources import open_source
-from sagan.networks import Discriminator, Generator
 from sagan.settings import Config, NetworkSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 ASSUMED_CLASSES = 10
 
@@ -23,22 +24,16 @@ def describe_command(config_path: Path, overrides: list[str]) -> int:
     classes = _num_classes(config)
     config = replaced(config, {"data": {"num_classes": classes}})
     config = replaced(config, {"optim": {"d_steps": config.d_steps}})
+    tables = _tables(config, classes)
     print(config.to_yaml())
     console = Console(width=100 if not sys.stdout.isatty() else None)
-    with torch.device("meta"):
-        z = torch.empty(1, config.generator.z_dim)
-        labels = torch.zeros(1, dtype=torch.long) if classes else None
-        generator = Generator(config.generator, config.data.resolution, classes)
-        discriminator = Discriminator(config.discriminator, config.data.resolution, classes)
-        images = torch.empty(1, 3, config.data.resolution, config.data.resolution)
-        console.print(_layers("Generator", generator, (z, labels)))
-        console.print(_layers("Discriminator", discriminator, (images, labels)))
+    console.print(*tables, sep="\n")
     for name, settings in (("generator", config.generator), ("discriminator", config.discriminator)):
         print(f"attention in the {name}: {_attention(settings)}")
-    batch, d_steps = config.training.batch_size, config.d_steps
+    batch, d_steps, steps = config.training.batch_size, config.d_steps, config.training.steps
     print(
-        f"a step: {d_steps} discriminator and 1 generator update of {batch} images each, {batch * d_steps} real images; "
-        f"{config.training.steps} steps see {config.training.steps * batch * d_steps / 1000:.0f} thousand real images"
+        f"a step: {d_steps} discriminator and 1 generator update of {batch} images, {batch * d_steps} real images in "
+        f"all; {steps} steps see {steps * batch * d_steps:,} real images"
     )
     return 0
 
@@ -54,19 +49,34 @@ def _num_classes(config: Config) -> int:
     return open_source(config.data.source, config.data.resolution).num_classes
 
 
-def _layers(title: str, network: nn.Module, inputs: tuple[Tensor | None, ...]) -> Table:
-    """One row a layer, in the order of the forward: name, kind, output shape without the batch, parameters."""
+def _tables(config: Config, classes: int) -> "tuple[Table, Table]":
+    """The layers of generator and discriminator, from a forward without memory or arithmetic."""
+    import torch
+
+    from sagan.networks import Discriminator, Generator
+
+    resolution = config.data.resolution
+    with torch.device("meta"):
+        z, images = torch.empty(1, config.generator.z_dim), torch.empty(1, 3, resolution, resolution)
+        labels = torch.zeros(1, dtype=torch.long) if classes else None
+        generator = Generator(config.generator, resolution, classes)
+        discriminator = Discriminator(config.discriminator, resolution, classes)
+        return _layers("Generator", generator, (z, labels)), _layers("Discriminator", discriminator, (images, labels))
+
+
+def _layers(title: str, network: "nn.Module", inputs: "tuple[Tensor | None, ...]") -> Table:
+    """One row a layer, in the order of the forward: name, kind, output shape without the batch, own parameters."""
     rows: list[tuple[str, str, str, int]] = []
 
-    def note(name: str, module: nn.Module) -> None:
-        def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            own = sum(p.numel() for p in module.parameters())
+    def note(name: str, module: "nn.Module") -> None:
+        def record(_module: "nn.Module", _inputs: object, output: "Tensor") -> None:
+            own = sum(p.numel() for p in module.parameters(recurse=False))
             rows.append((name, type(module).__name__, " × ".join(map(str, output.shape[1:])) or "1", own))
 
         module.register_forward_hook(record)
 
     for name, module in network.named_modules():
-        if not any(module.children()) and any(True for _ in module.parameters()):
+        if any(True for _ in module.parameters(recurse=False)):
             note(name, module)
     network(*inputs)
     total = sum(p.numel() for p in network.parameters())

@@ -3,19 +3,20 @@
 import json
 from pathlib import Path
 
-from sagan.data.shapes import CLASSES
 from sagan.errors import UserError
-from sagan.evaluation.coherence import coherence
 from sagan.files import append_json_line
-from sagan.sampling import default_labels
-from sagan.showing import samples
-from sagan.snapshot import load_snapshot
 
 
 def evaluate_command(source: str, num: int, as_json: bool) -> None:
     """Score `num` samples; a run's result is appended to its metrics.jsonl."""
     if num < 2:
         raise UserError(f"--num {num}: at least 2 samples are needed")
+    from sagan.data.shapes import CLASSES
+    from sagan.evaluation.coherence import coherence
+    from sagan.sampling import default_labels
+    from sagan.showing import samples
+    from sagan.snapshot import load_snapshot
+
     generator = load_snapshot(source)
     if generator.class_names != CLASSES:
         raise UserError(f"{source}: was not trained on shapes; coherence is defined on them alone")

@@ -1,0 +1,231 @@
+"""Whole runs on tiny networks: resumed to the bit, counted, and no different for passing through Accelerate."""
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from tiny import files_of, log_of, tiny_config, tiny_data, tiny_run, train_tiny
+
+from sagan.adversarial import LocalEngine, discriminator_step, generator_step
+from sagan.checkpoint import list_checkpoints, newest_whole_checkpoint
+from sagan.commands.train import resolved
+from sagan.data.dataset import PreparedData
+from sagan.ema import decay_at, update_average
+from sagan.errors import UserError
+from sagan.training import make_accelerator, resume, save
+
+RICH = ("optim.d_steps=2", "optim.accumulation=2", "data.flip=true", "augment.policy=[color, translation, cutout]",
+        "loss.r1=0.5", "loss.name=non_saturating", "ema.half_life=30", "ema.start=2")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return tiny_data(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """One thread, and an Accelerate that remembers nothing of the test before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    torch.set_num_threads(threads)
+
+
+def assert_same_run(a: Path, b: Path, step: int) -> None:
+    """Weights, average, optimisers, snapshot, sheets and log of two runs, to the bit."""
+    for part in (f"checkpoints/{step:08d}", f"snapshots/{step:08d}"):
+        assert files_of(a / part), part
+        assert files_of(a / part) == files_of(b / part), part
+    assert log_of(a) == log_of(b)
+    sheets = {name: content for name, content in files_of(a / "samples").items() if name.startswith(f"{step:08d}")}
+    assert sheets
+    assert sheets.items() <= files_of(b / "samples").items()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("data.num_classes=0",), RICH, (*RICH, "optim.decay=linear", "optim.decay_start=1")],
+    ids=["plain", "unconditional", "rich", "decay"],
+)
+def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, data: PreparedData, settings: tuple[str, ...]) -> None:
+    """Breaks when anything that decides the next step is not in the checkpoint, or not a function of the step."""
+    config = tiny_config(*settings, "training.steps=5")
+    train_tiny(tmp_path / "whole", config, data)
+    stopped = train_tiny(tmp_path / "stopped", config, data, interrupt_at=2)
+    assert stopped.progress.step == 3  # the step after the signal is finished and saved
+    assert [folder.name for folder in list_checkpoints(tmp_path / "stopped")] == ["00000003"]
+    assert not (tmp_path / "stopped" / "snapshots").exists()
+    train_tiny(tmp_path / "stopped", config, data)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped", 5)
+
+
+def test_a_longer_run_goes_on_to_the_bit(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when the number of steps asked for changes the steps: N and M more are N + M."""
+    train_tiny(tmp_path / "whole", tiny_config("training.steps=5"), data)
+    for steps in (3, 5):
+        train_tiny(tmp_path / "longer", tiny_config(f"training.steps={steps}"), data)
+    assert_same_run(tmp_path / "whole", tmp_path / "longer", 5)
+
+
+def test_looking_changes_nothing(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when logging, sheets, snapshots, checkpoints or scores move what is trained."""
+    often = [f"training.{name}_every=1" for name in ("sample", "snapshot", "checkpoint")]
+    often += ["evaluate.every=1", "evaluate.num=4"]
+    train_tiny(tmp_path / "often", tiny_config("training.steps=4", *often), data)
+    train_tiny(tmp_path / "seldom", tiny_config("training.steps=4", "training.log_every=4"), data)
+    for part in ("checkpoints/00000004", "snapshots/00000004"):
+        assert files_of(tmp_path / "often" / part) == files_of(tmp_path / "seldom" / part)
+    assert [line["step"] for line in log_of(tmp_path / "seldom")] == [4]
+    assert len(list((tmp_path / "often" / "snapshots").iterdir())) == 4
+
+
+@pytest.mark.parametrize(("d_steps", "accumulation"), [(1, 1), (3, 1), (2, 4)])
+def test_steps_are_counted_in_generator_updates(
+    tmp_path: Path, data: PreparedData, d_steps: int, accumulation: int
+) -> None:
+    """Breaks when an optimiser steps for every micro-batch, or D not d_steps times."""
+    counts = [f"optim.d_steps={d_steps}", f"optim.accumulation={accumulation}"]
+    train_tiny(tmp_path, tiny_config("training.steps=3", *counts), data)
+    for name, expected in (("generator", 3), ("discriminator", 3 * d_steps)):
+        state = load_file(tmp_path / "checkpoints" / "00000003" / f"{name}_optimizer.safetensors")
+        assert {int(tensor) for key, tensor in state.items() if key.endswith(".step")} == {expected}
+
+
+def test_a_run_is_the_algorithm(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when Accelerate, the loop or the prefetching change, skip or reorder anything of the plain algorithm."""
+    config = resolved(tiny_config(*RICH, "training.steps=3"), data)
+    run = tiny_run(tmp_path / "plain", config, data)
+    gan = run.gan = copy.deepcopy(run.gan)
+    gan.generator_handle, gan.discriminator_handle = gan.generator, gan.discriminator
+    fetch = run.batches.fetch(data)
+    for step in range(3):
+        for update in (2 * step, 2 * step + 1):
+            reals, draws = run.batches.reals(update, fetch(update)), run.batches.draws("discriminator", update)
+            discriminator_step(gan, run.objective, list(zip(reals, draws, strict=True)), LocalEngine())
+        generator_step(gan, run.objective, run.batches.draws("generator", step), LocalEngine())
+        update_average(gan.average, gan.generator, decay_at(config.ema, step + 1, 8))
+    run.progress = replace(run.progress, step=3)
+    save(run)
+    train_tiny(tmp_path / "run", config, data)
+    found, expected = (files_of(tmp_path / name / "checkpoints" / "00000003") for name in ("run", "plain"))
+    assert found == expected
+
+
+def test_learning_rates_decay_to_zero(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when the decay begins or ends at another step, or one optimiser is left out: the last of 4 steps, decay
+    from 2 on, is taken at half the rate."""
+    config = tiny_config("training.steps=4", "optim.decay=linear", "optim.decay_start=2", "training.checkpoint_every=1",
+                         "training.keep_checkpoints=4")  # fmt: skip
+    train_tiny(tmp_path, config, data)
+    rates = [json.loads((folder / "state.json").read_text())["param_groups"] for folder in list_checkpoints(tmp_path)]
+    assert [groups["generator_optimizer"][0]["lr"] for groups in rates] == [1e-3, 1e-3, 1e-3, 0.5e-3]
+    assert [groups["discriminator_optimizer"][0]["lr"] for groups in rates] == [2e-3, 2e-3, 2e-3, 1e-3]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a run goes on from a damaged checkpoint, does not say so, or ends elsewhere than an undamaged one."""
+    config = tiny_config("training.steps=4", "training.checkpoint_every=2")
+    train_tiny(tmp_path, config, data)
+    whole = files_of(tmp_path / "checkpoints" / "00000004")
+    (tmp_path / "checkpoints" / "00000004" / "average.safetensors").write_bytes(b"damaged")
+    run = tiny_run(tmp_path, config, data)
+    said = resume(run)
+    assert run.progress.step == 2
+    assert "average.safetensors" in said[0]
+    assert said[-1] == "resumed from step 2"
+    train_tiny(tmp_path, config, data)
+    assert files_of(tmp_path / "checkpoints" / "00000004") == whole
+
+
+def test_pruning_spares_the_newest_whole_checkpoint(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a damaged checkpoint of a later step counts as the newest, and the one just saved is removed."""
+    train_tiny(tmp_path, tiny_config("training.steps=4", "training.checkpoint_every=2"), data)
+    (tmp_path / "checkpoints" / "00000004" / "average.safetensors").write_bytes(b"damaged")
+    run = tiny_run(tmp_path, tiny_config("training.steps=4", "training.keep_checkpoints=1"), data)
+    resume(run)
+    run.progress = replace(run.progress, step=3)
+    save(run)
+    assert newest_whole_checkpoint(tmp_path)[0] == tmp_path / "checkpoints" / "00000003"
+
+
+def test_the_best_checkpoint_is_kept(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when scores are not written, or the best checkpoint is forgotten, overwritten or pruned."""
+    config = tiny_config("training.steps=4", "training.keep_checkpoints=1", "training.checkpoint_every=4",
+                         "evaluate.every=1", "evaluate.num=8", "evaluate.best=hue_agreement")  # fmt: skip
+    run = train_tiny(tmp_path, config, data)
+    scores = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [score["step"] for score in scores] == [1, 2, 3, 4]
+    best = max(scores, key=lambda score: (score["hue_agreement"], -score["step"]))
+    assert (run.progress.best, run.progress.best_step) == (best["hue_agreement"], best["step"])
+    assert {int(folder.name) for folder in list_checkpoints(tmp_path)} == {best["step"], 4}
+
+
+@pytest.mark.parametrize("layout", [True, False], ids=["channels-last", "contiguous"])
+def test_bfloat16_trains(tmp_path: Path, data: PreparedData, layout: bool) -> None:
+    """Breaks when a cast is missing on the way; weights, moments and losses stay float32."""
+    config = tiny_config("training.precision=bf16", f"training.channels_last={layout}", "training.steps=2", "loss.r1=1")
+    train_tiny(tmp_path, config, data)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_tiny(tmp_path / "full", tiny_config("training.steps=2", "loss.r1=1"), data)
+    for found, expected in zip(log_of(tmp_path), log_of(tmp_path / "full"), strict=True):
+        assert found.keys() == expected.keys()
+        assert found["d_loss"] == pytest.approx(expected["d_loss"], rel=0.1)
+    for tensor in load_file(tmp_path / "checkpoints" / "00000002" / "generator_optimizer.safetensors").values():
+        assert tensor.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("training.precision=fp16", "training.precision: fp16 needs a CUDA device"),
+        ("training.trackers=[nonsense]", "nonsense"),
+        pytest.param("training.device=cuda", "training.device: cuda", marks=pytest.mark.skipif(
+            torch.cuda.is_available(), reason="this machine has CUDA")),
+        pytest.param("training.device=mps", "training.device: mps", marks=pytest.mark.skipif(
+            torch.backends.mps.is_available(), reason="this machine has MPS")),
+    ],
+)  # fmt: skip
+def test_what_the_machine_lacks_is_refused(tmp_path: Path, override: str, problem: str) -> None:
+    """Breaks when a device, a precision or a tracker that is not there is silently replaced or ends in a traceback."""
+    with pytest.raises(UserError, match=problem) as caught:
+        make_accelerator(tiny_config(override), tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path) -> None:
+    """Breaks when a run is believed to be tracked and is not: Accelerate drops what it cannot import."""
+    from accelerate.utils import is_aim_available
+
+    if is_aim_available():
+        pytest.skip("aim is installed")
+    with pytest.raises(UserError, match="aim"):
+        make_accelerator(tiny_config("training.trackers=[aim]"), tmp_path)
+
+
+def test_the_environment_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when what `accelerate launch` exports (its own defaults, perhaps of another project) overrides the config."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    accelerator = make_accelerator(tiny_config(), tmp_path)
+    assert accelerator.mixed_precision == "no"
+    loss = torch.ones((), requires_grad=True)
+    accelerator.backward(loss)
+    assert loss.grad == 1
+
+
+def test_deterministic_is_heard(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when the setting `deterministic` does nothing."""
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        tiny_run(tmp_path, tiny_config("deterministic=true"), data)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before)

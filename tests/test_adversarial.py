@@ -241,12 +241,10 @@ def test_logs_are_means_without_graph() -> None:
     """Breaks when a log holds the graph of its step alive, or is that of one micro-batch."""
     config = tiny_config()
     objective = Objective(LOSSES["hinge"], r1=1.0)
-    whole = tiny_gan(config)
-    batches = tiny_batches(config, 3, 2)
-    gan = copy.deepcopy(whole)
-    logs = discriminator_step(gan, objective, batches, LocalEngine())
+    gan, batches = tiny_gan(config), tiny_batches(config, 3, 2)
+    logs = discriminator_step(copy.deepcopy(gan), objective, batches, LocalEngine())
     assert set(logs) == {"d_loss", "real_logits", "fake_logits", "r1"}
     assert not any(value.requires_grad for value in logs.values())
     assert all(value.shape == () for value in logs.values())
-    first = discriminator_step(copy.deepcopy(whole), objective, batches[:1], LocalEngine())
+    first = discriminator_step(gan, objective, batches[:1], LocalEngine())
     assert first["real_logits"] != logs["real_logits"]

@@ -1,7 +1,6 @@
 """What updates consume: the same global batch at any number of processes, each image once an epoch."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from sagan.batches import Batches
 from sagan.data.dataset import PreparedData
 
 COUNT, BATCH = 40, 16
+DRAWN = [(3, "generator", 0), (3, "generator", 1), (3, "discriminator", 0), (4, "generator", 0)]
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +94,7 @@ def test_labels_follow_their_images(data: PreparedData) -> None:
 
 def test_draws_differ_where_they_must() -> None:
     """Breaks when two players, updates, images or seeds share their randomness."""
-    drawn = [
-        batches(seed=seed).draws(player, update)[0].z
-        for seed, player, update in [(3, "generator", 0), (3, "generator", 1), (3, "discriminator", 0), (4, "generator", 0)]
-    ]
+    drawn = [batches(seed=seed).draws(player, update)[0].z for seed, player, update in DRAWN]
     rows = torch.cat(drawn)
     assert len(rows.unique(dim=0)) == 4 * BATCH
     labels = torch.cat([batches().draws("generator", update)[0].labels for update in range(40)])

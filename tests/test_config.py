@@ -197,5 +197,3 @@ def test_replaced_changes_what_it_is_told() -> None:
     config = load_config(None, ["ema.decay=0.9", "generator.attention.16.pool=false"])
     changed = replaced(config, {"data": {"num_classes": 7}})
     assert differences(config, changed) == {"data.num_classes": (None, 7)}
-
-

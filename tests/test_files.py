@@ -30,9 +30,14 @@ def test_atomic_file_that_fails_leaves_the_old_one(tmp_path: Path, error: type[B
     """Breaks when a failure, Ctrl-C included, damages what was there or leaves rubbish."""
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error), atomic_file(path) as temporary:
-        temporary.write_text("half of the n")
-        raise error
+
+    def write_half() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
@@ -54,9 +59,14 @@ def test_atomic_folder_that_fails_leaves_the_old_one(tmp_path: Path, error: type
     path = tmp_path / "00000001"
     with atomic_folder(path) as temporary:
         (temporary / "a").write_text("old")
-    with pytest.raises(error), atomic_folder(path) as temporary:
-        (temporary / "a").write_text("new")
-        raise error
+
+    def write_half() -> None:
+        with atomic_folder(path) as temporary:
+            (temporary / "a").write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert (path / "a").read_text() == "old"
     assert names(tmp_path) == ["00000001"]
 

@@ -19,7 +19,9 @@ from sagan.spectral_norm import hold_state
 TABLE: tuple[str, ...] = ()
 LINEAR = ("generator.class_norm=linear",)
 BARE = ("generator.spectral_norm=false", "discriminator.spectral_norm=false")
-NORMS = pytest.mark.parametrize("norm", [TABLE, LINEAR, BARE, LINEAR + BARE], ids=["table", "linear", "bare", "bare-linear"])
+NORMS = pytest.mark.parametrize(
+    "norm", [TABLE, LINEAR, BARE, LINEAR + BARE], ids=["table", "linear", "bare", "bare-linear"]
+)
 KINDS = pytest.mark.parametrize("kind", ["run", "snapshot"])
 
 
@@ -127,16 +129,14 @@ def test_linear_classes_become_one(tmp_path: Path, kind: str) -> None:
 
 @KINDS
 @pytest.mark.parametrize(("before", "after"), [(4, 7), (8, 3), (0, 3)], ids=str)
-def test_new_linear_classes_are_equal_and_point_to_the_mean(
-    tmp_path: Path, kind: str, before: int, after: int
-) -> None:
+def test_new_linear_classes_are_equal_and_point_to_the_mean(tmp_path: Path, kind: str, before: int, after: int) -> None:
     """Breaks when linears over classes start otherwise than all alike in the direction of the mean; their length is not
     free, since spectral norm sets it. 8 classes: as many as channels, where a wrong axis would not show in shapes."""
     old, source = source_of(tmp_path, kind, before, LINEAR)
     gan = fresh(after, *LINEAR)
     initialize_from(gan, source)
     was, now = averaged_generator(old.average).blocks[1].norm2, averaged_generator(gan.average).blocks[1].norm2
-    gains, biases = ((was.gain.weight.mean(1), was.bias.weight.mean(1)) if before else (was.weight - 1, was.bias))
+    gains, biases = (was.gain.weight.mean(1), was.bias.weight.mean(1)) if before else (was.weight - 1, was.bias)
     for found, mean in ((now.gain.weight, gains), (now.bias.weight, biases)):
         assert found.shape == (8, after)
         for column in found.T:
@@ -186,7 +186,7 @@ def test_another_generator_is_refused(tmp_path: Path, kind: str, override: str, 
     overrides = [override] if "resolution" not in override else [
         override, "generator.widths=[4, 4, 4, 4, 4]", "discriminator.widths=[4, 4, 4, 4, 4]",
     ]  # fmt: skip
-    with pytest.raises(UserError, match="shape|missing|not part") as caught:
+    with pytest.raises(UserError, match=r"shape|missing|not part") as caught:
         initialize_from(fresh(classes, *overrides), source)
     assert source in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -197,7 +197,7 @@ def test_another_generator_is_refused(tmp_path: Path, kind: str, override: str, 
 def test_another_discriminator_is_refused(tmp_path: Path, override: str, classes: int) -> None:
     """Breaks as above, for the second network of a run."""
     _, source = source_of(tmp_path, "run", 4)
-    with pytest.raises(UserError, match="shape|missing|not part"):
+    with pytest.raises(UserError, match=r"shape|missing|not part"):
         initialize_from(fresh(classes, override), source)
 
 

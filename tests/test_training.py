@@ -18,7 +18,8 @@ from sagan.commands.train import resolved
 from sagan.data.dataset import PreparedData
 from sagan.ema import decay_at, update_average
 from sagan.errors import UserError
-from sagan.training import make_accelerator, resume, save
+from sagan.tracking import RunLog
+from sagan.training import make_accelerator, resume, save, train
 
 RICH = ("optim.d_steps=2", "optim.accumulation=2", "data.flip=true", "augment.policy=[color, translation, cutout]",
         "loss.r1=0.5", "loss.name=non_saturating", "ema.half_life=30", "ema.start=2")  # fmt: skip
@@ -156,6 +157,20 @@ def test_pruning_spares_the_newest_whole_checkpoint(tmp_path: Path, data: Prepar
     assert newest_whole_checkpoint(tmp_path)[0] == tmp_path / "checkpoints" / "00000003"
 
 
+def test_a_diverged_run_stops_and_keeps_its_checkpoints(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a run whose losses are NaN goes on to the end, its sound checkpoints pruned for broken ones."""
+    train_tiny(tmp_path, tiny_config("training.steps=2"), data)
+    config = tiny_config("training.steps=9", "training.checkpoint_every=1", "training.log_every=3")
+    run = tiny_run(tmp_path, config, data)
+    resume(run)
+    with torch.no_grad():
+        run.gan.generator.norm.bias.fill_(torch.nan)
+    with pytest.raises(UserError, match="nan at step 3"):
+        train(run, RunLog(tmp_path, 2, 9, 8, lambda values, step: None))
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["00000002"]
+    assert resume(tiny_run(tmp_path, run.config, data)) == ["resumed from step 2"]
+
+
 def test_the_best_checkpoint_is_kept(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when scores are not written, or the best checkpoint is forgotten, overwritten or pruned."""
     config = tiny_config("training.steps=4", "training.keep_checkpoints=1", "training.checkpoint_every=4",
@@ -211,7 +226,7 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_environment_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks when what `accelerate launch` exports (its own defaults, perhaps of another project) overrides the config."""
+    """Breaks when what `accelerate launch` exports (its defaults, or another project's) overrides the config."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     accelerator = make_accelerator(tiny_config(), tmp_path)

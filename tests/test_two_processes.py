@@ -1,0 +1,150 @@
+"""Two real processes (torchrun, gloo, CPU) against one: the same losses at the same global batch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from tiny import files_of, log_of, tiny_config, tiny_data, train_tiny, write_config
+
+from sagan.data.dataset import PreparedData
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+# Large rates would blow up the noise of the biases before batch norm, whose true gradient is 0.
+RATES = {"generator": {"lr": 1e-4}, "discriminator": {"lr": 4e-4}}
+SYNCHRONISED = {"generator": {"sync_norm": True}, "training": {"steps": 4}, "optim": RATES}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return tiny_data(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """One thread, as in the subprocesses, and an Accelerate that remembers nothing of the test before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    torch.set_num_threads(threads)
+
+
+def launch(config: Path, out: Path, *overrides: str) -> subprocess.Popen[str]:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py")]
+    changes = [part for override in overrides for part in ("--set", override)]
+    return subprocess.Popen(
+        [sys.executable, "-m", *torchrun, str(config), "--out", str(out), *changes],
+        env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def train_in_two(config: Path, out: Path, *overrides: str) -> str:
+    """Train to the end; returns stderr. Processes that wait for each other for ever are killed."""
+    with launch(config, out, *overrides) as process:
+        try:
+            _, said = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=60)
+            pytest.fail(f"the two processes hang: {said[-2000:]}")
+    assert process.returncode == 0, said[-4000:]
+    return said
+
+
+def assert_same_losses(found: Path, expected: Path, rel: float) -> None:
+    """Losses, logits and gradient norms of every logged step, to a relative tolerance."""
+    assert len(log_of(found)) == len(log_of(expected)) > 0
+    for here, there in zip(log_of(found), log_of(expected), strict=True):
+        assert here.keys() == there.keys()
+        for name in there:
+            if name.endswith(("_loss", "_logits", "_norm")) or name in ("r1", "step"):
+                assert here[name] == pytest.approx(there[name], rel=rel, abs=rel), (here["step"], name)
+
+
+def test_two_processes_are_one(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a process draws, reads, normalises or reduces otherwise than its share of the one process's batch; or
+    when the processes part over who saves the best checkpoint and wait for each other for ever."""
+    scored = {"evaluate": {"every": 2, "num": 8, "best": "hue_agreement"}}
+    config = write_config(tmp_path / "config.yaml", data, **SYNCHRONISED, **scored)
+    said = train_in_two(config, tmp_path / "two")
+    assert said.count("step 4/4") == 1
+    train_tiny(tmp_path / "one", tiny_config("generator.sync_norm=true", "training.steps=4", f"optim={RATES}"), data)
+    assert_same_losses(tmp_path / "two", tmp_path / "one", rel=1e-4)
+    assert {p.name for p in (tmp_path / "two" / "checkpoints").iterdir()} >= {"00000004"}
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"loss": {"name": "non_saturating", "r1": 1.0}, "augment": {"policy": ["color", "translation"]}}],
+    ids=["plain", "r1-augmented"],
+)
+def test_micro_batches_of_two_processes_are_those_of_one(
+    tmp_path: Path, data: PreparedData, settings: dict[str, dict]
+) -> None:
+    """Breaks when gradients are reduced too early, too late or not at all: without synchronised batch norm, two
+    processes with two micro-batches each do what one with four does, for several steps of D."""
+    settings = {**settings, "optim": {"d_steps": 2, "accumulation": 2, **RATES}, "training": {"steps": 3}}
+    config = write_config(tmp_path / "config.yaml", data, **settings)
+    train_in_two(config, tmp_path / "two")
+    loss, policy = settings.get("loss", {}), settings.get("augment", {}).get("policy", [])
+    one = tiny_config(f"optim={RATES}", "optim.d_steps=2", "optim.accumulation=4", "training.steps=3",
+                      f"augment.policy={policy}", *(f"loss.{key}={value}" for key, value in loss.items()))  # fmt: skip
+    train_tiny(tmp_path / "one", one, data)
+    assert_same_losses(tmp_path / "two", tmp_path / "one", rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_resume(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a process forgets or doubles something in the checkpoint that the main process wrote."""
+    config = write_config(tmp_path / "config.yaml", data, **SYNCHRONISED)
+    train_in_two(config, tmp_path / "whole")
+    train_in_two(config, tmp_path / "resumed", "training.steps=2")
+    assert "resumed from step 2" in train_in_two(config, tmp_path / "resumed")
+    assert log_of(tmp_path / "resumed") == log_of(tmp_path / "whole")
+    assert_same_losses(tmp_path / "resumed", tmp_path / "whole", rel=0)
+    whole, resumed = (files_of(tmp_path / name / "snapshots" / "00000004") for name in ("whole", "resumed"))
+    assert whole.keys() == resumed.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_signal_to_the_launcher_saves(tmp_path: Path, data: PreparedData, number: signal.Signals) -> None:
+    """Breaks when the processes leave after different steps (and hang), or without a checkpoint."""
+    config = write_config(tmp_path / "config.yaml", data, training={"steps": 100_000})
+    with launch(config, tmp_path / "run") as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "log.jsonl").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    step = json.loads((checkpoint / "state.json").read_text())["step"]
+    assert checkpoint.name == f"{step:08d}"
+    assert f"at step {step}, saved; the same command goes on" in said
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a batch is silently cut, or the mistake is told by every process or in a traceback of ours."""
+    config = write_config(tmp_path / "config.yaml", data, training={"batch_size": 9})
+    with launch(config, tmp_path / "run") as process:
+        _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert said.count("training.batch_size 9 is not divisible by 2 processes") == 1
+    assert "exitcode  : 2" in said
+    assert "sagan/" not in said
+    assert not (tmp_path / "run" / "checkpoints").exists()

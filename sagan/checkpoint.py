@@ -1,5 +1,7 @@
 """Checkpoints: everything a run needs to go on, as safetensors and JSON under checksums, whole or absent."""
 
+import hashlib
+import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +42,8 @@ def save_checkpoint(folder: Path, gan: GAN, progress: Progress) -> None:
             save_tensors(tensors, temporary / f"{name}.safetensors")
             groups[name] = state["param_groups"]
         checksums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-        write_json(temporary / STATE, {**asdict(progress), "param_groups": groups, "sha256": checksums})
+        state = {**asdict(progress), "param_groups": groups, "sha256": checksums}
+        write_json(temporary / STATE, {**state, "state_sha256": _digest(state)})
 
 
 def load_checkpoint(folder: Path, gan: GAN) -> Progress:
@@ -63,11 +66,10 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
     if not (folder / STATE).is_file():
         raise UserError(f"{folder}: damaged checkpoint, {STATE} is missing")
     state = read_json(folder / STATE)
-    checksums = state.get("sha256") if isinstance(state, dict) else None
-    if not isinstance(checksums, dict):
-        raise UserError(f"{folder}: damaged checkpoint, {STATE} has no checksums")
-    for name, expected in checksums.items():
-        path = folder / Path(name).name
+    if not isinstance(state, dict) or state.get("state_sha256") != _digest(state):
+        raise UserError(f"{folder}: damaged checkpoint, {STATE} does not have the SHA-256 it was written with")
+    for name, expected in state["sha256"].items():
+        path = folder / name
         if not path.is_file():
             raise UserError(f"{folder}: damaged checkpoint, {name} is missing")
         if sha256(path) != expected:
@@ -94,11 +96,21 @@ def newest_whole_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def prune_checkpoints(run: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the newest `keep` and the best; and what killed runs left half-written."""
+def prune_checkpoints(run: Path, keep: int, progress: Progress) -> None:
+    """Remove all but the newest `keep` and the best; and what killed runs left half-written.
+
+    Checkpoints after the run's step go too: they are damaged, for the run passed over them when it went on.
+    """
     folders = list_checkpoints(run)
-    for folder in folders[:-keep]:
-        if int(folder.name) != best_step:
-            shutil.rmtree(folder)
+    abandoned = [folder for folder in folders if int(folder.name) > progress.step]
+    older = [folder for folder in folders if folder not in abandoned][:-keep]
+    for folder in [*abandoned, *(f for f in older if int(f.name) != progress.best_step)]:
+        shutil.rmtree(folder)
     for leftover in (run / "checkpoints").glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """SHA-256 of everything else that state.json says."""
+    rest = {name: value for name, value in state.items() if name != "state_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -24,13 +24,14 @@ def load_config(path: Path | str | None, overrides: list[str] | None = None) -> 
     raw: Any = {}
     if path is not None:
         try:
-            raw = yaml.safe_load(Path(path).read_text()) or {}
+            raw = yaml.safe_load(Path(path).read_text())
         except FileNotFoundError:
             raise UserError(f"{path}: no such config file") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not readable: {error}") from None
         except (yaml.YAMLError, RecursionError) as error:
             raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
+    raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of settings, this is a {type(raw).__name__}")
     return make_config(raw, overrides, where=str(path) if path is not None else "config")

@@ -46,4 +46,4 @@ LOSSES: dict[str, AdversarialLoss] = {
 def r1_penalty(reals: Tensor, real_logits: Tensor) -> Tensor:
     """½·E‖∇D(x)‖² on reals (B, 3, R, R) that require gradients (Mescheder et al. 2018, eq. 9), differentiable."""
     (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)
-    return gradient.float().square().sum(dim=(1, 2, 3)).mean() / 2
+    return gradient.square().sum(dim=(1, 2, 3)).mean() / 2

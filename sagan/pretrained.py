@@ -4,8 +4,6 @@ Bytes are reproducible (no dates, paths or host names), and reading executes not
 """
 
 import json
-import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from sagan.errors import UserError
@@ -58,15 +56,12 @@ def read_snapshot(path_or_id: str, **hub: Any) -> tuple[dict[str, Any], dict[str
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file with reproducible bytes. OSError when the disk is full or the file too large."""
+    """Write a safetensors file with reproducible bytes, by Python's own means: OSError when the disk is full."""
     on_cpu = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     try:
-        save_file(on_cpu, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        path.write_bytes(save(on_cpu, metadata={"format": "pt"}))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

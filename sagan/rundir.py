@@ -12,6 +12,8 @@ from sagan.files import atomic_file, make_folder, read_json, write_json
 from sagan.settings import Config
 
 CONFIG, ABOUT = "config.yaml", "run.json"
+BINDING = ("checkpoints", "snapshots")
+OWN = (CONFIG, ABOUT, "log.jsonl", "metrics.jsonl", "samples", "tracking", *BINDING)
 HARMLESS = (
     "evaluate.", "data.source", "data.prepared", "data.skip_bad", "training.log_every", "training.sample_every",
     "training.snapshot_every", "training.checkpoint_every", "training.keep_checkpoints", "training.samples_per_class",
@@ -22,21 +24,22 @@ HARMLESS = (
 def open_run(run: Path, config: Config, about: dict[str, Any]) -> None:
     """Create a run's folder with its config.yaml and run.json, or check that both agree with what is there.
 
-    `about` must hold `content_hash` of the data. UserError shows every difference that would change results.
+    `about` must hold `content_hash` of the data. A run binds from its first checkpoint or snapshot on; UserError shows
+    every difference that would change results. Nothing is written where something else lies.
     """
     make_folder(run)
-    if not (run / CONFIG).exists():
-        if others := [p.name for p in run.iterdir() if not p.name.startswith(".")]:
-            raise UserError(
-                f"{run}: is not a run and not empty (it holds {sorted(others)[0]}); name a new folder with --out"
-            )
-        write_json(run / ABOUT, about)
-    else:
+    if others := sorted(p.name for p in run.iterdir() if not p.name.startswith(".") and p.name not in OWN):
+        raise UserError(f"{run}: holds other things than a run ({others[0]}); name a new folder with --out")
+    if any((run / kind).exists() for kind in BINDING):
         check_same_run(run, config)
-        found = read_json(run / ABOUT)
-        if found.get("content_hash") != about["content_hash"]:
-            old, new = str(found.get("content_hash"))[:12], about["content_hash"][:12]
+        found = read_json(run / ABOUT) if (run / ABOUT).is_file() else None
+        if not isinstance(found, dict) or "content_hash" not in found:
+            raise UserError(f"{run / ABOUT}: missing or damaged, so it is unknown what the run was trained on")
+        if found["content_hash"] != about["content_hash"]:
+            old, new = str(found["content_hash"])[:12], about["content_hash"][:12]
             raise UserError(f"{run}: was trained on other data (content hash {old}, now {new})")
+    else:
+        write_json(run / ABOUT, about)
     with atomic_file(run / CONFIG) as temporary:
         temporary.write_text(config.to_yaml())
 

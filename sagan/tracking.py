@@ -53,7 +53,7 @@ class RunLog:
     def say(self, message: str) -> None:
         """One line for the user, above the live line."""
         if self._bar is not None:
-            self._bar.console.print(message, highlight=False)
+            self._bar.console.print(message, markup=False, highlight=False)
         elif not self.silent:
             print(message, file=sys.stderr, flush=True)
 
@@ -79,7 +79,7 @@ def truncate_log(path: Path, step: int) -> None:
     for line in path.read_text().splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line)
+                kept.append(line.rstrip("\n") + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
     with atomic_file(path) as temporary:
@@ -87,5 +87,9 @@ def truncate_log(path: Path, step: int) -> None:
 
 
 def _bar() -> Progress:
-    columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"), TextColumn("{task.fields[rate]}"))
+    columns = (
+        BarColumn(20),
+        MofNCompleteColumn(),
+        *(TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[rate]}")),
+    )
     return Progress(*columns, console=Console(stderr=True))

@@ -1,16 +1,15 @@
 """A run under Accelerate: build, prepare, resume, loop, save. The only file of training that knows Accelerate."""
 
 import copy
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 from sagan.adversarial import GAN, Objective, discriminator_step, generator_step
 from sagan.batches import Batches
@@ -30,6 +29,7 @@ from sagan.monitoring import attention_warning, measure
 from sagan.networks import build_discriminator, build_generator
 from sagan.settings import Config
 from sagan.showing import evaluate_samples, save_sheets
+from sagan.signals import caught_signals
 from sagan.snapshot import save_snapshot
 from sagan.tracking import RunLog
 
@@ -60,16 +60,20 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
     precision = config.training.precision
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise UserError("training.precision: fp16 needs a CUDA device; use bf16 or no")
-    try:
-        return Accelerator(
-            cpu=device == "cpu",
-            mixed_precision=precision,
-            log_with=list(config.training.trackers) or None,
-            project_dir=str(run),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    trackers = config.training.trackers
+    available = [str(kind) for kind in get_available_trackers()]
+    if missing := [name for name in trackers if name not in available]:
+        raise UserError(
+            f"training.trackers: {missing[0]} is not installed; available: {', '.join(available) or 'none'}"
         )
-    except ValueError as error:
-        raise UserError(f"training: {error}") from None
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=precision,
+        log_with=list(trackers) or None,
+        project_dir=str(run),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours is in the steps
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
 
 
 def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Accelerator) -> Run:
@@ -80,6 +84,9 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
             f"training.batch_size {batch} is not divisible by {world} processes x optim.accumulation "
             f"{config.optim.accumulation}"
         )
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     classes = data.manifest.num_classes if config.data.num_classes is None else config.data.num_classes
     names = tuple(data.manifest.class_names) if classes else ()
     generator, discriminator = build_generator(config, classes, names), build_discriminator(config, classes)
@@ -127,7 +134,7 @@ def train(run: Run, log: RunLog) -> int | None:
     settings, start = run.config.training, run.progress.step
     d_steps = run.config.d_steps
     fetch = run.batches.fetch(run.data)
-    with _signals() as received, Prefetcher(fetch, start * d_steps, settings.steps * d_steps) as reader:
+    with caught_signals() as received, Prefetcher(fetch, start * d_steps, settings.steps * d_steps) as reader:
         for step in range(start, settings.steps):
             _set_rates(run, step)
             values = {}
@@ -150,8 +157,12 @@ def train(run: Run, log: RunLog) -> int | None:
 def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], last: bool, stopping: bool) -> None:
     step, settings = run.progress.step, run.config.training
     log.advance(step)
-    if step % settings.log_every == 0 or last:
-        measured = measure(run.gan, _averaged_over_processes(run, values), run.batches.draws("generator", step)[0])
+    logging, saving = step % settings.log_every == 0 or last, step % settings.checkpoint_every == 0 or last or stopping
+    if logging or saving:
+        values = _averaged_over_processes(run, values)
+        _stop_when_broken(step, values)
+    if logging:
+        measured = measure(run.gan, values, run.batches.draws("generator", step)[0])
         log.record(step, measured)
         if warning := attention_warning(step, settings, measured):
             log.say(warning)
@@ -160,7 +171,6 @@ def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], last: bo
         for name, every in (
             ("sheet", settings.sample_every),
             ("snapshot", settings.snapshot_every),
-            ("checkpoint", settings.checkpoint_every),
         )
     }
     evaluating = bool(run.config.evaluate.every) and (last or step % run.config.evaluate.every == 0)
@@ -173,7 +183,7 @@ def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], last: bo
                 save_snapshot(average, run.folder / "snapshots" / f"{step:08d}")
             if evaluating:
                 run.progress = evaluate_samples(run.folder, run.config.evaluate, run.progress, average, log.say)
-    if due["checkpoint"] or stopping or run.progress.best_step == step:
+    if saving or run.progress.best_step == step:
         save(run)
 
 
@@ -184,7 +194,7 @@ def save(run: Run) -> None:
         scaler = run.accelerator.scaler
         progress = replace(run.progress, scaler=None if scaler is None else scaler.state_dict())
         save_checkpoint(run.folder / "checkpoints" / f"{progress.step:08d}", run.gan, progress)
-        prune_checkpoints(run.folder, run.config.training.keep_checkpoints, progress.best_step)
+        prune_checkpoints(run.folder, run.config.training.keep_checkpoints, progress)
     run.accelerator.wait_for_everyone()
 
 
@@ -198,6 +208,13 @@ def _set_rates(run: Run, step: int) -> None:
         ):
             for group in optimizer.param_groups:
                 group["lr"] = adam.lr * factor
+
+
+def _stop_when_broken(step: int, values: dict[str, torch.Tensor]) -> None:
+    """A run that has diverged must not replace its sound checkpoints."""
+    for name, value in values.items():
+        if not torch.isfinite(value):
+            raise UserError(f"{name} is {float(value)} at step {step}; stopped, the last checkpoint is from before")
 
 
 def _averaged_over_processes(run: Run, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -215,21 +232,3 @@ def _agreed(run: Run, received: list[int]) -> int | None:
     if not _alone(run):
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
     return int(number) or None
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGUSR1 instead of dying of them; a second one of the same kind kills."""
-    received: list[int] = []
-
-    def note(number: int, _frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, previous[signal.Signals(number)])
-
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    previous = {number: signal.signal(number, note) for number in watched}
-    try:
-        yield received
-    finally:
-        for number in watched:
-            signal.signal(number, previous[number])

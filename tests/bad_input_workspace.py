@@ -8,35 +8,25 @@ from typing import Any
 
 import numpy as np
 import yaml
+from command_line import sagan
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import TINY
 
-from sagan.cli import main
-
 STEP = "00000002"
-
-
-def call(*arguments: str) -> int:
-    """The exit code of `sagan ARGUMENTS` in this process."""
-    try:
-        main(list(arguments))
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    raise AssertionError("main() always leaves with a code")
 
 
 def build_workspace() -> None:
     """Prepared data, runs of two steps, and broken variants of all that commands are given, in the working folder."""
     tiny = TINY | {"data": {"source": "data"}, "training": TINY["training"] | {"steps": 2, "batch_size": 4}}
     _write("c.yaml", yaml.safe_dump(tiny))
-    assert call("prepare", "shapes:64", "--out", "data") == 0
-    assert call("train", "c.yaml", "--out", "run") == 0
+    assert sagan("prepare", "shapes:64", "--out", "data") == 0
+    assert sagan("train", "c.yaml", "--out", "run") == 0
     shutil.copytree(f"run/snapshots/{STEP}", "snapshot")
     no_attention = [f"--set={name}.attention={{}}" for name in ("generator", "discriminator")]
-    assert call("train", "c.yaml", "--out", "no_attention", *no_attention) == 0
-    assert call("sample", "snapshot", "--out", "samples", "--num", "2") == 0
-    assert call("sample", "snapshot", "--out", "samples_npz", "--num", "2", "--npz") == 0
+    assert sagan("train", "c.yaml", "--out", "no_attention", *no_attention) == 0
+    assert sagan("sample", "snapshot", "--out", "samples", "--num", "2") == 0
+    assert sagan("sample", "snapshot", "--out", "samples_npz", "--num", "2", "--npz") == 0
     _broken_configs()
     _broken_sources()
     _broken_data()
@@ -49,15 +39,16 @@ def build_workspace() -> None:
 def _broken_configs() -> None:
     for name, text in {
         "list": "- 1\n- 2", "text": "hello", "bracket": "a: [", "tag": "!!python/object:os.system {}", "nul": "a: \0",
-        "date": "seed: 2001-99-99", "long_number": "seed: " + "9" * 5000, "loop": "data: &x {a: *x}", "number_key": "1: 2",
+        "date": "seed: 2001-99-99", "long_number": "seed: " + "9" * 5000, "loop": "data: &x {a: *x}",
+        "number_key": "1: 2",
     }.items():  # fmt: skip
         _write(f"bad/{name}.yaml", text)
     Path("bad/latin.yaml").write_bytes("seed: 1 # für".encode("latin-1"))
 
 
 def _broken_sources() -> None:
-    for name in ("one_class/a/1", "deep/a/x/1", "deep/a/y/1", "beside/1", "beside/a/1", "splits/train/1", "splits/test/1",
-                 "hole/a/1", "hole/b/1", "noise/a/1", "noise/b/1", "clear/a/1", "clear/b/1",
+    for name in ("one_class/a/1", "deep/a/x/1", "deep/a/y/1", "beside/1", "beside/a/1", "splits/train/1",
+                 "splits/test/1", "hole/a/1", "hole/b/1", "noise/a/1", "noise/b/1", "clear/a/1", "clear/b/1",
                  "pair/a/1", "pair/b/1"):  # fmt: skip
         _image(f"src/{name}.png", mode="RGBA" if name == "clear/a/1" else "RGB")
     for name in ("empty", "hole/c"):
@@ -68,7 +59,8 @@ def _broken_sources() -> None:
     _write("src/broken.npz", "PK")
     images = np.zeros((2, 40, 40, 3), np.uint8)
     for name, arrays in {
-        "nameless": {"x": images}, "float": {"images": images / 2}, "odd_labels": {"images": images, "labels": [0, 1, 2]},
+        "nameless": {"x": images}, "float": {"images": images / 2},
+        "odd_labels": {"images": images, "labels": [0, 1, 2]},
         "high_labels": {"images": images, "labels": [0, 9]}, "one_label": {"images": images, "labels": [0, 0]},
         "pickle": {"images": np.array([{}, {}])}, "names": {"images": images, "labels": [0, 1], "class_names": ["a"]},
     }.items():  # fmt: skip

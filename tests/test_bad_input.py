@@ -1,4 +1,4 @@
-"""A user's mistake is one clear message, exit code 2, and nothing half-written; docs/troubleshooting.md knows them all."""
+"""A user's mistake is one clear message, exit code 2, nothing half-written; docs/troubleshooting.md knows them all."""
 
 import fcntl
 import io
@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 from bad_input_cases import CASES, Case
-from bad_input_workspace import build_workspace, call
+from bad_input_workspace import build_workspace
+from command_line import sagan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_config
@@ -59,6 +62,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HOME", str(root / "home"))
         for name in ("RANK", "WORLD_SIZE"):
             patch.delenv(name, raising=False)
+        AcceleratorState._reset_state(reset_partial_state=True)
         build_workspace()
         with open("run_locked/.lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -78,13 +82,14 @@ def attempt(case: Case, workspace: Path) -> Outcome:
             patch.setenv(name, value)
         resource.setrlimit(resource.RLIMIT_FSIZE, (case.limit or unlimited, hard))
         try:
-            code = call(*shlex.split(case.command))
+            code = sagan(*shlex.split(case.command))
         except Exception as error:  # what a user would see as a traceback
             code = -1
             print(f"Traceback … {type(error).__name__}: {error}", file=message)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, hard))
     after = tree(workspace)
+    shutil.rmtree("out", ignore_errors=True)  # what should not be there must not disturb the next case
     changed = [n for n in sorted(before.keys() | after.keys()) if before.get(n, "absent") != after.get(n, "absent")]
     return Outcome(code, message.getvalue(), changed)
 
@@ -163,6 +168,8 @@ SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.dates(date(1, 1, 1)) | st.binary(max_size=4)
     | TEXTS | st.sampled_from(["self_attention", "shapes", "cpu"])
 )  # fmt: skip
+
+
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
     """{"a.b": 1} -> {"a": {"b": 1}}; a name below one that has a value of its own is left out."""
     tree: dict[str, Any] = {}
@@ -178,8 +185,10 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 TREES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(KEYS) | st.sampled_from([8, 16, 32]) | SCALARS, inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYS) | st.sampled_from([8, 16, 32]) | SCALARS, inner, max_size=4)
+    ),
     max_leaves=12,
 )
 SETTINGS = st.dictionaries(st.sampled_from(NAMES), SCALARS | TREES, max_size=4).map(nested)
@@ -215,8 +224,7 @@ def must_be_usable(raw: dict[str, Any], overrides: list[str]) -> None:
     """Whatever is not refused must survive being written as config.yaml and read again."""
     try:
         config = make_config(raw, overrides)
-    except UserError as error:
-        assert str(error).isprintable() or len(str(error).splitlines()) <= MOST_LINES
+    except UserError:
         return
     assert differences(make_config(yaml.safe_load(config.to_yaml())), config) == {}
 
@@ -242,7 +250,10 @@ def test_any_config_is_taken_or_refused(workspace: Path, raw: Any) -> None:
 
 
 @FUZZ
-@given(TEXTS | st.lists(TEXTS | VALUES | st.sampled_from([f"{key}: " for key in KEYS]) | st.just("\n"), max_size=8).map("".join))
+@given(
+    TEXTS
+    | st.lists(TEXTS | VALUES | st.sampled_from([f"{key}: " for key in KEYS]) | st.just("\n"), max_size=8).map("".join)
+)
 def test_any_file_is_taken_or_refused(workspace: Path, text: str) -> None:
     """Breaks when a file that is hardly YAML is neither a config nor a UserError."""
     path = workspace / "fuzz.yaml"

@@ -194,8 +194,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "notes").mkdir()
     prune_checkpoints(tmp_path, 2, Progress(9000, 0.5, 20))
     assert steps_in(tmp_path) == [20, 100, 9000]
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir())[-1] == "notes"
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 4
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir() if not p.name.isdigit()} == {"notes"}
     prune_checkpoints(tmp_path, 1, Progress(9000))
     assert steps_in(tmp_path) == [9000]
     prune_checkpoints(tmp_path, 5, Progress(9001, 0.5, 9000))

@@ -18,7 +18,7 @@ from sagan.data.dataset import PreparedData
 from sagan.rundir import lock_run
 
 SCRIPT = Path(__file__).parents[2] / "train.py"
-STEPS = 60
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,13 @@ def undisturbed(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, id="TERM"),
+        pytest.param(signal.SIGINT, 130, id="INT", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_the_same_command_goes_on(
     undisturbed: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -86,7 +92,7 @@ def test_a_finished_run_says_so(undisturbed: Path, capfd: pytest.CaptureFixture[
     out = undisturbed / "run"
     before = files_of(out)
     assert sagan_train(undisturbed / "config.yaml", out) == 0
-    assert "finished, all 60 steps are done" in capfd.readouterr().err
+    assert "finished, all 40 steps are done" in capfd.readouterr().err
     assert files_of(out) == before
 
 
@@ -94,7 +100,7 @@ def test_a_finished_run_says_so(undisturbed: Path, capfd: pytest.CaptureFixture[
     ("options", "expected"),
     [
         (["--set", "optim.generator.lr=0.5"], "optim.generator.lr: 0.001 in the run, 0.5 now"),
-        (["--set", "training.steps=5"], "training.steps: 60 in the run, 5 now"),
+        (["--set", "training.steps=5"], "training.steps: 40 in the run, 5 now"),
         (["--set", "generator.attention={}"], "generator.attention"),
         (["--set", "data.num_classes=3"], "data.num_classes is 3"),
         (["--set", "data.resolution=64", "--set", "generator.widths=[4,4,4,4,4]"], "prepared at 32x32"),
@@ -139,7 +145,7 @@ def test_fine_tuning_starts_from_a_run(undisturbed: Path, tmp_path: Path, capfd:
     config, source = undisturbed / "config.yaml", str(undisturbed / "run")
     options = ["--init-from", source, "--set", "training.log_every=1"]
     assert sagan_train(config, tmp_path / "run", *options, "--set", "training.steps=1") == 0
-    assert f"weights of both networks from {source}/checkpoints/00000060" in capfd.readouterr().err
+    assert f"weights of both networks from {source}/checkpoints/00000040" in capfd.readouterr().err
     tuned, first = log_of(tmp_path / "run")[0], log_of(undisturbed / "run")[0]
     assert abs(tuned["g_gamma/attention.8x8"]) > 2 * abs(first["g_gamma/attention.8x8"])
     assert sagan_train(config, tmp_path / "run", *options, "--set", "training.steps=2") == 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sagan.augment import augment
-from sagan.losses import AdversarialLoss, r1_penalty
+from sagan.losses import AdversarialLoss, at_least_float32, r1_penalty
 from sagan.networks import Discriminator, Generator
 from sagan.spectral_norm import hold_state
 
@@ -114,7 +114,7 @@ def generator_step(gan: GAN, objective: Objective, batches: Sequence[Draws], eng
                 with engine.autocast():
                     fakes = gan.generator_handle(draws.z, draws.labels)
                     judgement = gan.discriminator(augment(fakes, objective.policy, draws.augmentation), draws.labels)
-                    loss = objective.loss.generator(judgement.logits.float())
+                    loss = objective.loss.generator(at_least_float32(judgement.logits))
                 engine.backward(loss / len(batches))
             logs.append({"g_loss": loss.detach()})
     gan.generator_optimizer.step()
@@ -131,7 +131,7 @@ def _discriminator_loss(gan: GAN, objective: Objective, reals: Reals, draws: Dra
     )  # (2B, 3, R, R)
     labels = None if reals.labels is None or draws.labels is None else torch.cat([reals.labels, draws.labels])
     judgement = gan.discriminator_handle(images, labels)
-    real_logits, fake_logits = judgement.logits.float().split([len(reals.images), len(fakes)])
+    real_logits, fake_logits = at_least_float32(judgement.logits).split([len(reals.images), len(fakes)])
     loss = objective.loss.discriminator(real_logits, fake_logits)
     terms = {"real_logits": real_logits.mean(), "fake_logits": fake_logits.mean(), **judgement.penalties}
     for penalty in judgement.penalties.values():

@@ -15,31 +15,44 @@ from sagan.errors import UserError
 from sagan.settings import ATTENTION_RESOLUTION, DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS, RESOLUTIONS, Config
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML (no object tags) in which a setting written twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is written twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path | str | None, overrides: list[str] | None = None) -> Config:
     """Read a YAML file (None: the defaults), apply `a.b=value` overrides (values are YAML) and validate.
 
     Raises UserError for a file that is not there or not YAML, an unknown key (with the nearest known one),
     a wrong type, or settings that do not fit together.
     """
-    raw: Any = {}
-    if path is not None:
-        try:
-            raw = yaml.safe_load(Path(path).read_text())
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such config file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not readable: {error}") from None
-        except (yaml.YAMLError, RecursionError) as error:
-            raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
+    if path is None:
+        return make_config({}, overrides)
+    try:
+        raw = _copy(yaml.load(Path(path).read_text(), _Loader))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: a setting contains itself") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of settings, this is a {type(raw).__name__}")
-    return make_config(raw, overrides, where=str(path) if path is not None else "config")
+    return make_config(raw, overrides, where=str(path))
 
 
 def make_config(raw: dict[str, Any], overrides: list[str] | None = None, where: str = "config") -> Config:
     """Validate plain values into a Config, as `load_config` does with a file's."""
-    raw = _copy(raw)
+    raw = {name: {} if group is None and name in Config.model_fields else group for name, group in _copy(raw).items()}
     pairs = [_split_override(text) for text in overrides or []]
     for keys, value in pairs:
         if "attention" not in keys[:-1]:
@@ -52,6 +65,15 @@ def make_config(raw: dict[str, Any], overrides: list[str] | None = None, where: 
         return Config.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: {describe_validation_error(error, Config)}") from None
+
+
+def check_processes(config: Config, processes: int) -> None:
+    """UserError when the global batch cannot be divided among processes and micro-batches."""
+    batch, accumulation = config.training.batch_size, config.optim.accumulation
+    if batch % (processes * accumulation):
+        raise UserError(
+            f"training.batch_size {batch} is not divisible by {processes} processes x optim.accumulation {accumulation}"
+        )
 
 
 def replaced(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
@@ -143,4 +165,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _copy(tree: Any) -> Any:
-    return {k: _copy(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+    """A copy of nested mappings, in which the names of resolutions are numbers (JSON knows text alone)."""
+    if not isinstance(tree, dict):
+        return tree
+    return {int(k) if isinstance(k, str) and k.isdecimal() else k: _copy(v) for k, v in tree.items()}

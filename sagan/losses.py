@@ -43,6 +43,11 @@ LOSSES: dict[str, AdversarialLoss] = {
 }
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Half-precision logits in float32, others as they are."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
 def r1_penalty(reals: Tensor, real_logits: Tensor) -> Tensor:
     """½·E‖∇D(x)‖² on reals (B, 3, R, R) that require gradients (Mescheder et al. 2018, eq. 9), differentiable."""
     (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)

@@ -116,6 +116,8 @@ class Generator(
         try:
             settings = GeneratorSettings.model_validate(config["generator"])
             resolution, num_classes, names = config["resolution"], config["num_classes"], tuple(config["class_names"])
+            if resolution != 4 << (len(settings.widths) - 1) or num_classes < 0:
+                raise ValueError(f"resolution {resolution}, {len(settings.widths)} widths, {num_classes} classes")
             generator = cls(settings, resolution, num_classes, names)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UserError(

@@ -1,6 +1,7 @@
 """A run's folder: made once, resumed by the same config, refused to another one and to a second process."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,26 +23,45 @@ HARMLESS = (
 
 
 def open_run(run: Path, config: Config, about: dict[str, Any]) -> None:
-    """Create a run's folder with its config.yaml and run.json, or check that both agree with what is there.
-
-    `about` must hold `content_hash` of the data. A run binds from its first checkpoint or snapshot on; UserError shows
-    every difference that would change results. Nothing is written where something else lies.
-    """
+    """Create a run's folder with its config.yaml and run.json, or check that both agree with what is there."""
+    bound = check_run(run, config, about)
     make_folder(run)
-    if others := sorted(p.name for p in run.iterdir() if not p.name.startswith(".") and p.name not in OWN):
-        raise UserError(f"{run}: holds other things than a run ({others[0]}); name a new folder with --out")
-    if any((run / kind).exists() for kind in BINDING):
-        check_same_run(run, config)
-        found = read_json(run / ABOUT) if (run / ABOUT).is_file() else None
-        if not isinstance(found, dict) or "content_hash" not in found:
-            raise UserError(f"{run / ABOUT}: missing or damaged, so it is unknown what the run was trained on")
-        if found["content_hash"] != about["content_hash"]:
-            old, new = str(found["content_hash"])[:12], about["content_hash"][:12]
-            raise UserError(f"{run}: was trained on other data (content hash {old}, now {new})")
-    else:
+    if not bound:
         write_json(run / ABOUT, about)
     with atomic_file(run / CONFIG) as temporary:
         temporary.write_text(config.to_yaml())
+
+
+def check_run(run: Path, config: Config, about: dict[str, Any]) -> bool:
+    """Whether a run is there that this config and data would continue; writes nothing.
+
+    `about` must hold `content_hash` of the data. A run binds from its first checkpoint or snapshot on: UserError shows
+    every difference that would change results; and for a folder that holds something else.
+    """
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file, a folder was expected")
+    nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{run}: cannot be created, its parent is not a folder")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{run}: no permission to write in {nearest}")
+    if not any((run / kind).exists() for kind in BINDING):
+        others = [p.name for p in _entries(run) if not p.name.startswith(".") and p.name not in OWN]
+        if others:
+            raise UserError(f"{run}: is not a run and not empty (it holds {min(others)}); name a new folder with --out")
+        return False
+    check_same_run(run, config)
+    found = read_json(run / ABOUT) if (run / ABOUT).is_file() else None
+    if not isinstance(found, dict) or "content_hash" not in found:
+        raise UserError(f"{run / ABOUT}: missing or damaged, so it is unknown what the run was trained on")
+    if found["content_hash"] != about["content_hash"]:
+        old, new = str(found["content_hash"])[:12], about["content_hash"][:12]
+        raise UserError(f"{run}: was trained on other data (content hash {old}, now {new})")
+    return True
+
+
+def _entries(run: Path) -> list[Path]:
+    return list(run.iterdir()) if run.exists() else []
 
 
 def check_same_run(run: Path, config: Config) -> None:

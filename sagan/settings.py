@@ -24,13 +24,16 @@ Decay = Annotated[float, Field(ge=0, le=1)]
 class Settings(BaseModel):
     """A group of settings: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSettings(Settings):
-    """What to train on. `num_classes`: null takes it from the data, 0 trains without labels."""
+    """What to train on. `source`: a folder, torchvision:NAME, an .npz, a prepared folder, or shapes.
 
-    source: str | None = None  # a folder, torchvision:NAME, an .npz, a prepared folder, or shapes
+    `num_classes`: null takes it from the data, 0 trains without labels.
+    """
+
+    source: Annotated[str, Field(min_length=1)] | None = None
     resolution: int = 32
     num_classes: Count | None = None
     flip: bool = False
@@ -52,6 +55,16 @@ class AttentionSettings(Settings):
 
     name: str
     place: Literal["after", "branch", "conv"] = "after"
+
+    @model_validator(mode="after")
+    def _check(self) -> "AttentionSettings":
+        for name, value in self.options.items():
+            parts = value if isinstance(value, list) else [value]
+            if not all(isinstance(part, str | int | float) for part in parts):
+                raise ValueError(
+                    f"option {name} is {value!r}, expected a number, true, false, a word or a list of them"
+                )
+        return self
 
     @property
     def options(self) -> dict[str, Any]:
@@ -95,16 +108,22 @@ class DiscriminatorSettings(NetworkSettings):
 
 
 class AdamSettings(Settings):
-    lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0)] = 1e-4
     betas: tuple[Decay, Decay] = (0.0, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
+
+
+class DiscriminatorAdamSettings(AdamSettings):
+    """Two time scales (TTUR, Heusel et al. 2017): the discriminator learns faster."""
+
+    lr: Annotated[float, Field(gt=0)] = 4e-4
 
 
 class OptimSettings(Settings):
     """`d_steps`: discriminator updates per generator update; null: 1 with classes, 5 without (1:1 collapses there)."""
 
-    generator: AdamSettings = AdamSettings(lr=1e-4)
-    discriminator: AdamSettings = AdamSettings(lr=4e-4)
+    generator: AdamSettings = AdamSettings()
+    discriminator: DiscriminatorAdamSettings = DiscriminatorAdamSettings()
     d_steps: Positive | None = None
     accumulation: Positive = 1
     decay: Literal["none", "linear"] = "none"  # linear: to zero at training.steps

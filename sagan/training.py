@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, broadcast_object_list
 
 from sagan.adversarial import GAN, Objective, discriminator_step, generator_step
 from sagan.batches import Batches
@@ -20,6 +20,7 @@ from sagan.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from sagan.config import check_processes
 from sagan.data.dataset import PreparedData
 from sagan.data.prefetch import Prefetcher
 from sagan.ema import average_statistics, averaged_generator, decay_at, update_average
@@ -64,7 +65,7 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
     available = [str(kind) for kind in get_available_trackers()]
     if missing := [name for name in trackers if name not in available]:
         raise UserError(
-            f"training.trackers: {missing[0]} is not installed; available: {', '.join(available) or 'none'}"
+            f"training.trackers: {missing[0]} is unknown or not installed; available: {', '.join(available) or 'none'}"
         )
     return Accelerator(
         cpu=device == "cpu",
@@ -79,11 +80,7 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
 def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Accelerator) -> Run:
     """Networks, optimisers and batches of a run, at step 0."""
     world, batch = accelerator.num_processes, config.training.batch_size
-    if batch % (world * config.optim.accumulation):
-        raise UserError(
-            f"training.batch_size {batch} is not divisible by {world} processes x optim.accumulation "
-            f"{config.optim.accumulation}"
-        )
+    check_processes(config, world)
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
@@ -114,7 +111,9 @@ def resume(run: Run) -> list[str]:
     """Load the newest whole checkpoint of the run's folder, if any; returns what to tell the user."""
     folder, problems = newest_whole_checkpoint(run.folder)
     if folder is None:
-        return problems
+        if problems:
+            raise UserError(f"{problems[0]}; no whole checkpoint is left, begin anew with another --out")
+        return []
     run.progress = load_checkpoint(folder, run.gan)
     if run.progress.scaler and run.accelerator.scaler is not None:
         run.accelerator.scaler.load_state_dict(run.progress.scaler)
@@ -183,6 +182,7 @@ def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], last: bo
                 save_snapshot(average, run.folder / "snapshots" / f"{step:08d}")
             if evaluating:
                 run.progress = evaluate_samples(run.folder, run.config.evaluate, run.progress, average, log.say)
+        run.progress = broadcast_object_list([run.progress])[0]  # all must agree on what is the best
     if saving or run.progress.best_step == step:
         save(run)
 

@@ -12,12 +12,14 @@ LONG = "x" * 300
 class Case:
     """A command, and words that its message must hold.
 
-    `late`: known only when torch is there. `limit`: bytes a file may have. `environment`: as a launcher sets it.
+    `late`: known only when torch is there. `began`: what was written until then stays. `limit`: bytes a file may have.
+    `environment`: as a launcher sets it.
     """
 
     command: str
     says: str
     late: bool = False
+    began: bool = False
     limit: int | None = None
     environment: tuple[tuple[str, str], ...] = ()
 
@@ -81,8 +83,9 @@ CONFIGS = [
     config("data/images.npy", "not readable"),
     *(
         config(f"bad/{name}.yaml", f"bad/{name}.yaml: not readable as YAML: ")
-        for name in ("bracket", "tag", "nul", "date", "long_number", "loop")
+        for name in ("bracket", "tag", "nul", "date", "long_number")
     ),
+    config("bad/loop.yaml", "or a setting contains itself"),
     config("bad/number_key.yaml", "1: keys should be strings, not 1"),
     setting("training.stepz=3", "unknown setting training.stepz; did you mean training.steps?"),
     setting("generater.channels=3", "unknown setting generater; did you mean generator?"),
@@ -124,13 +127,16 @@ MACHINE_AND_NETWORKS = [
     train("", "batch_size 4 is not divisible by 3 processes x", environment=(("WORLD_SIZE", "3"), ("RANK", "0"))),
     train(f"--device {ABSENT}", f"training.device: {ABSENT} was asked for, this machine has no", late=True),
     setting("training.precision=fp16", "training.precision: fp16 needs a CUDA device; use bf16 or no", late=True),
-    setting("training.trackers=[nope]", "training.trackers: nope is unknown or not installed", late=True),
+    setting("training.trackers=[nope]", "training.trackers: nope is unknown or not installed; available: ", late=True),
     setting("evaluate.metrics=[fidd]", "evaluate.metrics: unknown metric 'fidd'; known: ", late=True),
     setting("evaluate.best=fidd", "evaluate.best: unknown score 'fidd'; known: coherence", late=True),
+    train("--set data.source=pair_data --set evaluate.every=1", "defined on the shapes data alone", late=True),
     setting("generator.attention.16=self", "unknown attention 'self'; known: self_attention", late=True),
     setting("generator.attention.8.pol=2", "self_attention has no option 'pol'; known: pool", late=True),
     setting("generator.attention.8.pool=many", "self_attention: pool is 'many', expected something like", late=True),
-    setting("generator.attention.8.pool=[1]", "generator.attention.8: option pool is [1], expected a number"),
+    setting("generator.attention.8.pool=[1]", "pool is [1], expected ", late=True),
+    setting("generator.attention.8.pool=!!binary /w==", "option pool is b'\\xff', expected a number"),
+    setting("generator.attention.8.pool=&x [*x]", "option pool is [[...]], expected a number"),
     setting("generator.widths=[1,1,1,1]", "self_attention: 2 channels are too few", late=True),
     setting("discriminator.attention.16={name: self_attention, place: conv}", "needs equal widths", late=True),
     train("--init-from nope/nope/nope", "nope/nope/nope: no such folder, and not to be had from the Hub", late=True),
@@ -140,6 +146,12 @@ MACHINE_AND_NETWORKS = [
     train("--init-from run --set generator.channels=4", "has shape", late=True),
     train("--init-from snapshot --set generator.channels=4", "has shape", late=True),
     train("--init-from run --set discriminator.channels=4", "has shape", late=True),
+    setting("optim.generator.lr=1e30", "stopped, the last checkpoint is from before", late=True, began=True),
+    train(
+        "--init-from snapshot --set data.resolution=64 --set data.source=data_64",
+        "norm1.gain.weight is missing",
+        late=True,
+    ),
     train("--init-from snapshot_truncated", "missing, damaged, or not a safetensors file", late=True),
 ]
 
@@ -166,6 +178,10 @@ SOURCES = [
     source("src/odd_labels.npz", "labels is int64 (3,), expected one integer an image: (2,)"),
     source("src/high_labels.npz", "labels go from 0 to 9; with 2 images, 0 to 1 at most"),
     source("src/one_label.npz", "all labels are the same; leave `labels` out"),
+    source("src/none.npz", "images is empty, its shape is (0, 40, 40, 3)"),
+    source("src/fortran.npz", "images is stored in Fortran order; save np.ascontiguousarray(images)"),
+    source("src/no_array.npz", "images is not a NumPy array"),
+    source("src/short.npz", "images claims shape (2, 40, 40, 3) uint8, which does not fit its 328 bytes"),
     source("src/pickle.npz", "images holds Python objects, which are not read"),
     source("src/names.npz", "class_names is <U1 (1,), expected 2 strings"),
     source("data_truncated", "data_truncated/images.npy: missing, truncated or damaged"),
@@ -179,6 +195,10 @@ SOURCES = [
     train("--set data.source=shapes:8 --set data.num_classes=7", "but shapes:8 has 4 classes"),
     prepare("data --out out", "data: is prepared data already"),
     prepare("src/pair --out src/pair/out", "lies within the source; choose a folder outside of it"),
+    prepare("src/bad --out out --skip-bad", "no image is left, all 2 cannot be used"),
+    prepare("src/half --out out --skip-bad", "only one class is left, a"),
+    prepare("src/pair --out pair_data", "the files of pair have changed since; remove it or choose another folder"),
+    prepare("torchvision:lsun --out out", "lsun: could not find (torchvision does not download it)", late=True),
     prepare("shapes:8 --out samples", "samples: exists and is not prepared data; choose another folder"),
     prepare("shapes:8 --out data", "was prepared with source shapes:64, not shapes:8; remove it or choose another"),
     prepare("shapes:8 --out a_file/out", "a_file: is a file, a folder was expected"),
@@ -202,12 +222,12 @@ RUNS = [
     run("wide.yaml --out run", "  generator.channels: 2 in the run, 4 now"),
     run("wide.yaml --out run_wide --set training.steps=4", "this network needs ", late=True),
     run("c.yaml --out run_other_data", "was trained on other data"),
-    run("c.yaml --out run_no_record", "run_no_record/run.json"),
-    run("c.yaml --out run_list_record", "run_list_record"),
+    run("c.yaml --out run_no_record", "run_no_record/run.json: missing or damaged"),
+    run("c.yaml --out run_list_record", "run_list_record/run.json: missing or damaged"),
     run("c.yaml --out run_cut_record", "run_cut_record/run.json: not readable as JSON"),
-    run("c.yaml --out run_locked --set training.steps=4", "run_locked: another process is training in this folder"),
+    run("c.yaml --out run_locked --set training.steps=4", "run_locked: another process is training", late=True),
     run("c.yaml --out samples", "samples: is not a run and not empty (it holds samples.json); name a new folder"),
-    run("c.yaml --out a_file", "a_file: is a file, a folder was expected"),
+    run("c.yaml --out a_file", "a_file: is a file, "),
     run("c.yaml --out a_file/out", "a_file/out: cannot be created, its parent is not a folder"),
     *NOT_WRITABLE,
     run(f"c.yaml --out {LONG}", "a name as long as this cannot be used"),
@@ -268,11 +288,14 @@ SAMPLING = [
     sample("snapshot --num 2 --classes dog", "no such class; known: disc, square, triangle, cross", late=True),
     sample("snapshot --num 2 --classes 0,disc", "--classes: 0 is given twice", late=True),
     sample("snapshot --num 2 --classes ''", "no such class", late=True),
+    sample("run_unconditional --num 2 --classes 0", "--classes: this snapshot has no classes", late=True),
     sample(f"snapshot --num 2 --device {ABSENT}", f"--device {ABSENT}: not available here", late=True),
     sample("snapshot --num 5000 --grid", "--grid: 5000 images are too many for one sheet, at most 4096", late=True),
     sample("snapshot --num 2 --npz", "--npz is written by one process", late=True, environment=(("WORLD_SIZE", "2"),)),
     Case("sample snapshot --num 2 --truncation 0.5 --out samples", "holds samples of something else", late=True),
     Case("sample snapshot --num 2 --out samples_unknown", "is there without samples.json", late=True),
+    Case("sample snapshot --num 2 --grid --out samples_broken", "00001.png: not readable as an image", late=True),
+    Case("sample snapshot --num 2 --npz --out samples_broken", "samples.npz: not readable as samples", late=True),
     Case("sample snapshot --num 3 --npz --out samples_npz", "holds other seeds or classes", late=True),
     Case("sample snapshot --num 2 --out a_file", "a_file: is a file, a folder was expected", late=True),
     Case("attend snapshot --out out --points many", "expected a number from 1 to 32, random or grid"),

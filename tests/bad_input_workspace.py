@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ def build_workspace() -> None:
     shutil.copytree(f"run/snapshots/{STEP}", "snapshot")
     no_attention = [f"--set={name}.attention={{}}" for name in ("generator", "discriminator")]
     assert sagan("train", "c.yaml", "--out", "no_attention", *no_attention) == 0
+    assert sagan("train", "c.yaml", "--out", "run_unconditional", "--set=data.num_classes=0") == 0
+    assert sagan("prepare", "shapes:8", "--out", "data_64", "--resolution", "64") == 0
     assert sagan("sample", "snapshot", "--out", "samples", "--num", "2") == 0
     assert sagan("sample", "snapshot", "--out", "samples_npz", "--num", "2", "--npz") == 0
     _broken_configs()
@@ -33,7 +36,8 @@ def build_workspace() -> None:
     _broken_runs(tiny)
     _broken_snapshots()
     Path("a_file").write_text("mine")
-    Path("home/.cache/sagan/data").mkdir(parents=True)  # made when something is prepared by the way, if it is not there
+    for cache in ("data", "torchvision"):  # made when they are needed, if they are not there
+        Path(f"home/.cache/sagan/{cache}").mkdir(parents=True)
 
 
 def _broken_configs() -> None:
@@ -49,12 +53,15 @@ def _broken_configs() -> None:
 def _broken_sources() -> None:
     for name in ("one_class/a/1", "deep/a/x/1", "deep/a/y/1", "beside/1", "beside/a/1", "splits/train/1",
                  "splits/test/1", "hole/a/1", "hole/b/1", "noise/a/1", "noise/b/1", "clear/a/1", "clear/b/1",
-                 "pair/a/1", "pair/b/1"):  # fmt: skip
+                 "pair/a/1", "pair/b/1", "half/a/1"):  # fmt: skip
         _image(f"src/{name}.png", mode="RGBA" if name == "clear/a/1" else "RGB")
     for name in ("empty", "hole/c"):
         Path(f"src/{name}").mkdir()
     _write("src/words/read.me", "no image")
-    _write("src/noise/b/2.png", "no image either")
+    for name in ("noise/b/2", "half/b/1", "bad/a/1", "bad/b/1"):
+        _write(f"src/{name}.png", "no image either")
+    assert sagan("prepare", "src/pair", "--out", "pair_data") == 0
+    _image("src/pair/b/2.png", "RGB")
     _write("src/archive.zip", "")
     _write("src/broken.npz", "PK")
     images = np.zeros((2, 40, 40, 3), np.uint8)
@@ -62,9 +69,15 @@ def _broken_sources() -> None:
         "nameless": {"x": images}, "float": {"images": images / 2},
         "odd_labels": {"images": images, "labels": [0, 1, 2]},
         "high_labels": {"images": images, "labels": [0, 9]}, "one_label": {"images": images, "labels": [0, 0]},
+        "none": {"images": images[:0]}, "fortran": {"images": np.asfortranarray(images)},
         "pickle": {"images": np.array([{}, {}])}, "names": {"images": images, "labels": [0, 1], "class_names": ["a"]},
     }.items():  # fmt: skip
         np.savez(f"src/{name}.npz", **{key: np.asarray(value) for key, value in arrays.items()})
+    with zipfile.ZipFile("src/one_label.npz") as whole:
+        header = whole.read("images.npy")[:328]
+    for name, member in (("no_array", b"hello"), ("short", header)):
+        with zipfile.ZipFile(f"src/{name}.npz", "w") as archive:
+            archive.writestr("images.npy", member)
 
 
 def _broken_data() -> None:
@@ -123,6 +136,9 @@ def _broken_snapshots() -> None:
     }.items():
         breakage(_copy("snapshot", f"snapshot_{name}"))
     (_copy("samples", "samples_unknown") / "samples.json").unlink()
+    broken = _copy("samples", "samples_broken")
+    _cut(broken / "seed00000001.png", 50)
+    (broken / "samples.npz").write_bytes(b"PK")
 
 
 def _write(name: str, text: str) -> None:

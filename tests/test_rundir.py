@@ -127,6 +127,13 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
+def test_what_else_lies_in_a_run_is_no_obstacle(run: Path) -> None:
+    """Breaks when a note, a nohup.out or samples that were drawn into the run's folder stop its resume."""
+    (run / "notes.txt").write_text("looks good")
+    (run / "sampled").mkdir()
+    open_run(run, tiny_config(), ABOUT)
+
+
 @pytest.mark.parametrize("left", [["run.json"], ["run.json", "config.yaml"], ["run.json", "config.yaml", "log.jsonl"]])
 def test_a_run_without_a_checkpoint_binds_nobody(tmp_path: Path, left: list[str]) -> None:
     """Breaks when a start that was refused, or killed before it wrote all its records, keeps its folder for settings

@@ -84,11 +84,13 @@ def test_a_live_line_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         log.record(4, VALUES)
         log.say("attention unused: at 8x8 [still] 0")
         log.close()
+        RunLog(tmp_path, 0, 10, 64, lambda values, step: None, silent=True).say("from another process")
         monkeypatch.undo()
     reader.join(timeout=10)
     text = b"".join(shown).decode()
     for part in ("4/10", "img/s", "left", "d_loss 1.250", "attention unused: at 8x8 [still] 0"):
         assert part in text, part
+    assert "from another process" not in text
 
 
 def _drain(descriptor: int, shown: list[bytes]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import is_aim_available
 from safetensors.torch import load_file
 from tiny import files_of, log_of, tiny_config, tiny_data, tiny_run, train_tiny
 
@@ -146,6 +147,14 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, data: PreparedData)
     assert files_of(tmp_path / "checkpoints" / "00000004") == whole
 
 
+def test_a_run_without_any_whole_checkpoint_is_refused(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a run whose checkpoints are all damaged begins anew without being asked, and overwrites its log."""
+    train_tiny(tmp_path, tiny_config("training.steps=2"), data)
+    (tmp_path / "checkpoints" / "00000002" / "state.json").unlink()
+    with pytest.raises(UserError, match=r"00000002.*state\.json"):
+        resume(tiny_run(tmp_path, tiny_config("training.steps=4"), data))
+
+
 def test_pruning_spares_the_newest_whole_checkpoint(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when a damaged checkpoint of a later step counts as the newest, and the one just saved is removed."""
     train_tiny(tmp_path, tiny_config("training.steps=4", "training.checkpoint_every=2"), data)
@@ -202,6 +211,8 @@ def test_bfloat16_trains(tmp_path: Path, data: PreparedData, layout: bool) -> No
     [
         ("training.precision=fp16", "training.precision: fp16 needs a CUDA device"),
         ("training.trackers=[nonsense]", "nonsense"),
+        pytest.param("training.trackers=[aim]", "aim", marks=pytest.mark.skipif(
+            is_aim_available(), reason="aim is installed")),
         pytest.param("training.device=cuda", "training.device: cuda", marks=pytest.mark.skipif(
             torch.cuda.is_available(), reason="this machine has CUDA")),
         pytest.param("training.device=mps", "training.device: mps", marks=pytest.mark.skipif(
@@ -209,20 +220,11 @@ def test_bfloat16_trains(tmp_path: Path, data: PreparedData, layout: bool) -> No
     ],
 )  # fmt: skip
 def test_what_the_machine_lacks_is_refused(tmp_path: Path, override: str, problem: str) -> None:
-    """Breaks when a device, a precision or a tracker that is not there is silently replaced or ends in a traceback."""
+    """Breaks when a device, a precision or a tracker that is not there is silently replaced (Accelerate drops trackers
+    that it cannot import) or ends in a traceback."""
     with pytest.raises(UserError, match=problem) as caught:
         make_accelerator(tiny_config(override), tmp_path)
     assert len(str(caught.value).splitlines()) == 1
-
-
-def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path) -> None:
-    """Breaks when a run is believed to be tracked and is not: Accelerate drops what it cannot import."""
-    from accelerate.utils import is_aim_available
-
-    if is_aim_available():
-        pytest.skip("aim is installed")
-    with pytest.raises(UserError, match="aim"):
-        make_accelerator(tiny_config("training.trackers=[aim]"), tmp_path)
 
 
 def test_the_environment_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

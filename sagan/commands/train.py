@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sagan.config import load_config, replaced
+from sagan.config import check_processes, load_config, replaced
 from sagan.data.dataset import PreparedData
 from sagan.data.prepare import ensure_prepared, to_stderr
-from sagan.rundir import final_snapshot, lock_run, open_run
+from sagan.rundir import check_run, final_snapshot, lock_run, open_run
 from sagan.settings import Config
 
 RECORDED = ("torch", "torchvision", "accelerate", "numpy", "torch-fidelity", "safetensors")
@@ -20,21 +20,23 @@ RECORDED = ("torch", "torchvision", "accelerate", "numpy", "torch-fidelity", "sa
 def train_command(config_path: Path, out: Path, overrides: list[str]) -> int:
     """Train to the config's last step, or go on where the run in `out` stands. Returns the exit code.
 
-    UserError for everything that is wrong with config, data, folder or machine.
+    UserError for everything that is wrong with config, data, folder or machine, before anything is written to `out`.
     """
     config = load_config(config_path, overrides)
-    main_process = os.environ.get("RANK", "0") == "0"
-    data = ensure_prepared(config.data, report=to_stderr if main_process else lambda line: None)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    data = ensure_prepared(config.data, report=to_stderr if rank == 0 else lambda line: None)
     config = resolved(config, data)
-    with ExitStack() as stack:
-        if main_process:
-            stack.enter_context(lock_run(out))
-            open_run(out, config, _about(data))
-        if final_snapshot(out, config.training.steps) is not None:
-            if main_process:
-                print(f"{out}: finished, all {config.training.steps} steps are done", file=sys.stderr)
-            return 0
-        return _train(config, out, data)
+    check_processes(config, world)
+    about = _about(data)
+    with ExitStack() as locked:
+        check_run(out, config, about)
+        if rank == 0 and out.is_dir():
+            locked.enter_context(lock_run(out))
+        if final_snapshot(out, config.training.steps) is None:
+            return _train(config, out, data, about, locked)
+    if rank == 0:
+        print(f"{out}: finished, all {config.training.steps} steps are done", file=sys.stderr)
+    return 0
 
 
 def resolved(config: Config, data: PreparedData) -> Config:
@@ -44,7 +46,8 @@ def resolved(config: Config, data: PreparedData) -> Config:
     return replaced(config, {"optim": {"d_steps": config.d_steps}})
 
 
-def _train(config: Config, out: Path, data: PreparedData) -> int:
+def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any], locked: ExitStack) -> int:
+    from sagan.checkpoint import list_checkpoints
     from sagan.finetune import initialize_from
     from sagan.showing import check_metrics
     from sagan.tracking import RunLog
@@ -53,13 +56,18 @@ def _train(config: Config, out: Path, data: PreparedData) -> int:
     check_metrics(config.evaluate, data.manifest.class_names)
     accelerator = make_accelerator(config, out)
     run = build_run(out, config, data, accelerator)
-    said = resume(run)
-    if run.progress.step == 0 and config.training.init_from is not None:
+    said = []
+    if config.training.init_from is not None and not list_checkpoints(out):
         said.append(initialize_from(run.gan, config.training.init_from))
-    log = RunLog(
-        out, run.progress.step, config.training.steps, config.training.batch_size,
-        start_trackers(run), silent=not accelerator.is_main_process,
-    )  # fmt: skip
+    said += resume(run)
+    main = accelerator.is_main_process
+    if main:
+        if not out.is_dir():
+            locked.enter_context(lock_run(out))
+        open_run(out, config, about)
+    accelerator.wait_for_everyone()
+    start, settings = run.progress.step, config.training
+    log = RunLog(out, start, settings.steps, settings.batch_size, start_trackers(run), silent=not main)
     try:
         for line in said:
             log.say(line)
@@ -68,7 +76,7 @@ def _train(config: Config, out: Path, data: PreparedData) -> int:
         log.close()
     accelerator.end_training()
     if stopped is None:
-        log.say(f"done: {out}/snapshots/{config.training.steps:08d}, samples in {out}/samples")
+        log.say(f"done: {out}/snapshots/{settings.steps:08d}, samples in {out}/samples")
         return 0
     log.say(f"stopped by {signal.Signals(stopped).name} at step {run.progress.step}, saved; the same command goes on")
     return 128 + stopped

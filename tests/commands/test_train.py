@@ -124,8 +124,9 @@ def test_a_mistake_is_exit_code_2_and_few_lines(
 
 def test_a_second_process_is_refused(undisturbed: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Breaks when two commands may write one run at a time."""
+    longer = ["--set", f"training.steps={STEPS + 1}"]
     with lock_run(undisturbed / "run"):
-        assert sagan_train(undisturbed / "config.yaml", undisturbed / "run") == 2
+        assert sagan_train(undisturbed / "config.yaml", undisturbed / "run", *longer) == 2
     assert "another process is training" in capfd.readouterr().err
 
 

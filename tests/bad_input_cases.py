@@ -85,7 +85,7 @@ CONFIGS = [
         config(f"bad/{name}.yaml", f"bad/{name}.yaml: not readable as YAML: ")
         for name in ("bracket", "tag", "nul", "date", "long_number")
     ),
-    config("bad/loop.yaml", "or a setting contains itself"),
+    config("bad/loop.yaml", "bad/loop.yaml: a setting contains itself"),
     config("bad/number_key.yaml", "1: keys should be strings, not 1"),
     setting("training.stepz=3", "unknown setting training.stepz; did you mean training.steps?"),
     setting("generater.channels=3", "unknown setting generater; did you mean generator?"),
@@ -209,8 +209,8 @@ SOURCES = [
 ]
 
 NOT_WRITABLE = [  # by anybody, root included
-    run("c.yaml --out /proc/out", "/proc/out: cannot be created, its parent is not a folder"),
-    run("c.yaml --out /sys/out", "/sys/out: no permission to "),
+    run("c.yaml --out /proc/out", "/proc/out: cannot be created, its parent is not a folder", late=True),
+    run("c.yaml --out /sys/out", "/sys/out: no permission to ", late=True),
     prepare("shapes:8 --out /sys/out", "/sys: not writable ("),
     Case("sample snapshot --num 2 --out /sys/out", "/sys/out: no permission to ", late=True),
 ] if sys.platform == "linux" else []  # fmt: skip
@@ -221,6 +221,7 @@ RUNS = [
     run("c.yaml --out run --set training.steps=1", "  training.steps: 2 in the run, 1 now"),
     run("wide.yaml --out run", "  generator.channels: 2 in the run, 4 now"),
     run("wide.yaml --out run_wide --set training.steps=4", "this network needs ", late=True),
+    run("c.yaml --out run_cut_checkpoint --set training.steps=4", "no whole checkpoint is left, begin anew", late=True),
     run("c.yaml --out run_other_data", "was trained on other data"),
     run("c.yaml --out run_no_record", "run_no_record/run.json: missing or damaged"),
     run("c.yaml --out run_list_record", "run_list_record/run.json: missing or damaged"),

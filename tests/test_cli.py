@@ -105,7 +105,6 @@ def test_a_full_disk_leaves_the_checkpoint_before(run: Path, config: Path, capsy
     assert "resumed from step 2\n" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_three_processes_and_a_batch_of_four(config: Path, tmp_path: Path) -> None:
     """Breaks when a launcher's processes hang, or leave a folder, where the batch cannot be shared out."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from tiny import files_of, log_of, tiny_config, tiny_data, train_tiny, write_config
 
 from sagan.data.dataset import PreparedData
@@ -102,6 +103,10 @@ def test_micro_batches_of_two_processes_are_those_of_one(
                       f"augment.policy={policy}", *(f"loss.{key}={value}" for key, value in loss.items()))  # fmt: skip
     train_tiny(tmp_path / "one", one, data)
     assert_same_losses(tmp_path / "two", tmp_path / "one", rel=1e-4)
+    generator, average = (load_file(tmp_path / "two" / "checkpoints" / "00000003" / f"{name}.safetensors")
+                          for name in ("generator", "average"))  # fmt: skip
+    for name in (name for name in generator if ".running_" in name):  # of both processes, not of the main one
+        assert torch.equal(generator[name], average[name])
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import click
 from sagan.errors import UserError
 
 FULL, DENIED = "the disk is full", "no permission to read or write it"
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of the GPU, of torch's CPU allocator
 OF_THE_SYSTEM = {  # what a user can run into anywhere; every other OSError is a defect of ours
     errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: FULL,
     errno.EACCES: DENIED, errno.EPERM: DENIED, errno.EROFS: DENIED,
@@ -153,6 +154,10 @@ def main(arguments: list[str] | None = None) -> None:
         if error.errno not in OF_THE_SYSTEM:
             raise
         code = _refuse(f"{error.filename or 'output'}: {OF_THE_SYSTEM[error.errno]}; nothing is half-written")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        code = _refuse("not enough memory; lower training.batch_size (raise optim.accumulation) or the channels")
     sys.exit(code or 0)
 
 

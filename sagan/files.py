@@ -67,7 +67,7 @@ def read_json(path: Path | str) -> Any:
     """Read a JSON file; a damaged one is a UserError that names it."""
     try:
         return json.loads(Path(path).read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
 
 

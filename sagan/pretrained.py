@@ -97,6 +97,8 @@ def _locate(path_or_id: str, name: str, hub: dict[str, Any]) -> Path:
         return folder / name
     if folder.exists():
         raise UserError(f"{folder}: a snapshot is a folder with {CONFIG} and {WEIGHTS}, this is a file")
+    if "/" not in path_or_id:
+        raise UserError(f"{path_or_id}: no such folder (an id on the Hub would be USER/NAME)")
     hub_logging.set_verbosity_error()  # its retries are not the user's mistake
     try:
         return Path(hf_hub_download(path_or_id, name, **hub))

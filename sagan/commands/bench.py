@@ -15,7 +15,7 @@ DEFAULT = ["discriminator.widths=[2,2,2,2]", "optim.d_steps=1", "training.batch_
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to compute the same step. All of them give the same results up to rounding, but `without_norm`."""
+    """A way to compute the step. `folded` and `channels_last` change rounding only."""
 
     two_passes: bool = False  # of the discriminator: reals, then fakes
     folded: bool = True

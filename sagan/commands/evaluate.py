@@ -18,7 +18,7 @@ def evaluate_command(source: str, num: int, as_json: bool) -> None:
     from sagan.snapshot import load_snapshot
 
     generator = load_snapshot(source)
-    if generator.class_names != CLASSES:
+    if generator.class_names not in (CLASSES, ()):
         raise UserError(f"{source}: was not trained on shapes; coherence is defined on them alone")
     seeds = range(num)
     labels = default_labels(seeds, generator.num_classes)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -162,5 +163,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _refuse(message: str) -> int:
-    print(f"sagan: {message}", file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # not once for every process of torchrun
+        print(f"sagan: {message}", file=sys.stderr)
     return 2

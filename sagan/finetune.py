@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.adversarial import GAN
@@ -69,13 +70,16 @@ def _load(network: nn.Module, state: State, class_norm: str, source: str) -> Non
 
 
 def _plain(state: State) -> State:
-    """Every normalised weight as the network used it, W/uᵀWv, under the name it has without spectral norm."""
+    """Every normalised weight as an averaged network is used, W/σ, under the name it has without spectral norm."""
     plain = {}
     for name, tensor in state.items():
         if name.endswith(ORIGINAL):
             owner = name.removesuffix(ORIGINAL)
-            u, v = (state[owner + vector] for vector in VECTORS)
-            plain[f"{owner}.weight"] = tensor / torch.dot(u, tensor.flatten(1) @ v)
+            matrix, v = tensor.flatten(1), state[owner + VECTORS[1]]
+            for _ in range(20):  # averaged weights are not those that the vectors belong to
+                u = F.normalize(matrix @ v, dim=0)
+                v = F.normalize(u @ matrix, dim=0)
+            plain[f"{owner}.weight"] = tensor / torch.dot(u, matrix @ v)
         elif not name.endswith(VECTORS):
             plain[name] = tensor
     return plain

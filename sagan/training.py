@@ -190,6 +190,7 @@ def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], last: bo
 def save(run: Run) -> None:
     """Write the checkpoint of this step and prune the older ones; every process calls it."""
     average_statistics(run.gan.generator)
+    average_statistics(run.gan.average)
     if run.accelerator.is_main_process:
         scaler = run.accelerator.scaler
         progress = replace(run.progress, scaler=None if scaler is None else scaler.state_dict())
@@ -228,7 +229,9 @@ def _alone(run: Run) -> bool:
 
 def _agreed(run: Run, received: list[int]) -> int | None:
     """The signal that any process received: all must leave after the same step."""
-    number = torch.tensor(received[0] if received else 0, device=run.accelerator.device)
-    if not _alone(run):
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-    return int(number) or None
+    number = received[0] if received else None
+    if _alone(run):
+        return number  # reading a tensor here would make a GPU wait in every step
+    largest = torch.tensor(number or 0, device=run.accelerator.device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest) or None

@@ -19,7 +19,7 @@ from sagan.data.dataset import PreparedData
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-# Large rates would blow up the noise of the biases before batch norm, whose true gradient is 0.
+# The default rates: at 1e-3 and 2e-3 differences of rounding grow to 1e-3 of a loss within three steps.
 RATES = {"generator": {"lr": 1e-4}, "discriminator": {"lr": 4e-4}}
 SYNCHRONISED = {"generator": {"sync_norm": True}, "training": {"steps": 4}, "optim": RATES}
 

@@ -13,6 +13,7 @@ from sagan.settings import TrainingSettings
 from sagan.spectral_norm import hold_state, singular_values
 
 POINTS, IMAGES = 16, 8
+FEWEST_STEPS = 100  # before that a gain has had no time to move
 LOGGED = ("entropy", "distance", "far_mass")
 
 
@@ -50,7 +51,8 @@ def _attention(gan: GAN, draws: Draws) -> dict[str, float]:
 
 def attention_warning(step: int, settings: TrainingSettings, measured: dict[str, float]) -> str | None:
     """One line, once, when the gain of an attention module is still at 0 after a quarter of the run."""
-    window = range(settings.steps // 4, settings.steps // 4 + settings.log_every)
+    begin = max(settings.steps // 4, FEWEST_STEPS)
+    window = range(begin, begin + settings.log_every)
     unused = [n for n, gamma in measured.items() if "_gamma/" in n and abs(gamma) < 1e-3]
     if step in window and unused:
         return f"attention unused: {', '.join(unused)} still at 0 after {step} steps (a larger learning rate moves it)"

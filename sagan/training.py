@@ -1,6 +1,8 @@
 """A run under Accelerate: build, prepare, resume, loop, save. The only file of training that knows Accelerate."""
 
 import copy
+import gc
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 
 from sagan.adversarial import GAN, Objective, discriminator_step, generator_step
 from sagan.batches import Batches
-from sagan.checkpoint import (
-    Progress,
-    load_checkpoint,
-    newest_whole_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from sagan.checkpoint import Progress, load_checkpoint, newest_whole_checkpoint, prune_checkpoints, save_checkpoint
 from sagan.config import check_processes
 from sagan.data.dataset import PreparedData
 from sagan.data.prefetch import Prefetcher
@@ -82,6 +78,7 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
     world, batch = accelerator.num_processes, config.training.batch_size
     check_processes(config, world)
     if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     classes = data.manifest.num_classes if config.data.num_classes is None else config.data.num_classes
@@ -124,8 +121,21 @@ def start_trackers(run: Run) -> Callable[[dict[str, float], int], None]:
     """Start the config's trackers; returns what hands them values."""
     if not run.config.training.trackers:
         return lambda values, step: None
-    run.accelerator.init_trackers("tracking")
-    return lambda values, step: run.accelerator.log(values, step=step)
+    accelerator = run.accelerator
+    accelerator.init_trackers("tracking")
+    return lambda values, step: accelerator.log(values, step=step)
+
+
+def close(run: Run) -> None:
+    """End trackers and process group; every process calls it, when nothing more is to be trained.
+
+    The wrapped networks go first: they hold the process group, whose threads must not outlive the interpreter.
+    """
+    run.accelerator.wait_for_everyone()
+    run.accelerator.free_memory()
+    run.gan.generator_handle, run.gan.discriminator_handle = run.gan.generator, run.gan.discriminator
+    gc.collect()
+    run.accelerator.end_training()
 
 
 def train(run: Run, log: RunLog) -> int | None:

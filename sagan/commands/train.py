@@ -51,7 +51,7 @@ def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any],
     from sagan.finetune import initialize_from
     from sagan.showing import check_metrics
     from sagan.tracking import RunLog
-    from sagan.training import build_run, make_accelerator, resume, start_trackers, train
+    from sagan.training import build_run, close, make_accelerator, resume, start_trackers, train
 
     check_metrics(config.evaluate, data.manifest.class_names)
     accelerator = make_accelerator(config, out)
@@ -74,7 +74,7 @@ def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any],
         stopped = train(run, log)
     finally:
         log.close()
-    accelerator.end_training()
+    close(run)
     if stopped is None:
         log.say(f"done: {out}/snapshots/{settings.steps:08d}, samples in {out}/samples")
         return 0

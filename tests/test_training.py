@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import is_aim_available
 from safetensors.torch import load_file
-from tiny import files_of, log_of, tiny_config, tiny_data, tiny_run, train_tiny
+from tiny import files_of, log_of, tiny_config, tiny_run, train_tiny
 
 from sagan.adversarial import LocalEngine, discriminator_step, generator_step
 from sagan.checkpoint import list_checkpoints, newest_whole_checkpoint
@@ -26,19 +25,7 @@ RICH = ("optim.d_steps=2", "optim.accumulation=2", "data.flip=true", "augment.po
         "loss.r1=0.5", "loss.name=non_saturating", "ema.half_life=30", "ema.start=2")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
-    return tiny_data(tmp_path_factory.mktemp("data") / "shapes")
-
-
-@pytest.fixture(autouse=True)
-def alone() -> Iterator[None]:
-    """One thread, and an Accelerate that remembers nothing of the test before."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def assert_same_run(a: Path, b: Path, step: int) -> None:

@@ -6,14 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tiny import files_of, log_of, tiny_config, tiny_data, train_tiny, write_config
+from tiny import files_of, log_of, tiny_config, train_tiny, write_config
 
 from sagan.data.dataset import PreparedData
 
@@ -24,19 +22,7 @@ RATES = {"generator": {"lr": 1e-4}, "discriminator": {"lr": 4e-4}}
 SYNCHRONISED = {"generator": {"sync_norm": True}, "training": {"steps": 4}, "optim": RATES}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
-    return tiny_data(tmp_path_factory.mktemp("data") / "shapes")
-
-
-@pytest.fixture(autouse=True)
-def alone() -> Iterator[None]:
-    """One thread, as in the subprocesses, and an Accelerate that remembers nothing of the test before."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def launch(config: Path, out: Path, *overrides: str) -> subprocess.Popen[str]:

@@ -5,13 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from tiny import files_of, log_of, tiny_data, write_config
+from tiny import files_of, log_of, write_config
 
 from sagan.cli import main
 from sagan.data.dataset import PreparedData
@@ -21,19 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "train.py"
 STEPS = 40
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
-    return tiny_data(tmp_path_factory.mktemp("data") / "shapes")
-
-
-@pytest.fixture(autouse=True)
-def alone() -> Iterator[None]:
-    """One thread, as in the subprocesses, and an Accelerate that remembers nothing of the test before."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def sagan_train(config: Path, out: Path, *options: str) -> int:

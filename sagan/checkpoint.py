@@ -22,11 +22,12 @@ OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `best` is the best score so far and the step it was reached at."""
+    """Where a run stands. `best` is the best score so far, of `best_step`; `stale` scores since were no better."""
 
     step: int
     best: float | None = None
     best_step: int | None = None
+    stale: int = 0
     scaler: dict[str, Any] | None = None
 
 
@@ -58,7 +59,7 @@ def load_checkpoint(folder: Path, gan: GAN) -> Progress:
             per_parameter.setdefault(int(index), {})[entry] = tensor
         groups = [{k: tuple(v) if k == "betas" else v for k, v in g.items()} for g in state["param_groups"][name]]
         getattr(gan, name).load_state_dict({"state": per_parameter, "param_groups": groups})
-    return Progress(state["step"], state["best"], state["best_step"], state["scaler"])
+    return Progress(state["step"], state["best"], state["best_step"], state.get("stale", 0), state["scaler"])
 
 
 def verify_checkpoint(folder: Path) -> dict[str, Any]:

@@ -31,6 +31,13 @@ class Place(click.ParamType):
         return Path(value)
 
 
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
+                      help="What computes.")  # fmt: skip
+inception_weights = click.option("--inception-weights", type=Place(), metavar="FILE",
+                                 help="Default: torch hub's cache, or a download.")  # fmt: skip
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="sagan")
 def cli() -> None:
@@ -67,9 +74,10 @@ def train(config: Path, out: Path | None, overrides: tuple[str, ...], device: st
 @click.argument("source")
 @click.option("--out", type=Place(), required=True, help="Folder of the prepared data.")
 @click.option("--resolution", type=int, default=32, show_default=True, help="32, 64, 128 or 256.")
-@click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True)
+@click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True,
+              help="Of images that are not square.")  # fmt: skip
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be used and list it.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@as_json
 def prepare(source: str, out: Path, resolution: int, resize: str, skip_bad: bool, as_json: bool) -> None:
     """Check SOURCE and convert it: a folder of images, torchvision:NAME, an .npz, or shapes."""
     from sagan.commands.prepare import prepare_command
@@ -89,7 +97,7 @@ def prepare(source: str, out: Path, resolution: int, resize: str, skip_bad: bool
 @click.option("--interpolate", nargs=2, type=int, metavar="A B", help="Go from seed A to seed B.")
 @click.option("--frames", type=int, default=32, show_default=True, help="Of an interpolation.")
 @click.option("--format", "animation", type=click.Choice(["gif", "mp4"]), default="gif", show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@device
 def sample(**options: Any) -> None:
     """Draw images from SNAPSHOT: a snapshot folder, a run (its newest one) or a Hub id."""
     from sagan.commands.sample import sample_command
@@ -103,7 +111,7 @@ def sample(**options: Any) -> None:
 @click.option("--seeds", default="0-7", show_default=True, metavar="0-7", help="Which images.")
 @click.option("--classes", metavar="0,3|NAMES", help="Every seed in each of these classes.")
 @click.option("--points", default="5", show_default=True, metavar="K|random|grid", help="Query points an image.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@as_json
 def attend(source: str, out: Path, seeds: str, classes: str | None, points: str, as_json: bool) -> None:
     """Show what the generator of SOURCE (a snapshot, a run or a Hub id) attends to."""
     from sagan.commands.attend import attend_command
@@ -113,13 +121,65 @@ def attend(source: str, out: Path, seeds: str, classes: str | None, points: str,
 
 @cli.command()
 @click.argument("source")
-@click.option("--num", type=int, default=1000, show_default=True, help="Samples.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(source: str, num: int, as_json: bool) -> None:
-    """Score the samples of SOURCE (a snapshot or a run) that was trained on shapes: coherence."""
+@click.option("--reference", metavar="DATA|STATISTICS", help="Real images; default: the training data of a run.")
+@click.option("--metrics", metavar="fid,kid,…", help="Default: fid, for a generator of shapes coherence.")
+@click.option("--num", type=int, metavar="N", help="Samples (default 10000); of a folder its first ones.")
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Of the feature extractor.")
+@click.option("--labels", type=click.Choice(["reference", "uniform"]), default="reference", show_default=True,
+              help="Class frequencies of the samples.")  # fmt: skip
+@click.option("--truncation", type=float, help="Draw z from a normal truncated at this value.")
+@click.option("--repeats", type=int, default=1, show_default=True, help="With other seeds each; gives mean ± std.")
+@click.option("--which", type=click.Choice(["newest", "best"]), default="newest", show_default=True,
+              help="Snapshot of a run.")  # fmt: skip
+@click.option("--modes", is_flag=True, help="Compare averaged and raw weights, running and standing statistics.")
+@click.option(
+    "--backbone", default="inception", show_default=True, help="Of the features: also vgg16, dinov2-…, clip-…."
+)
+@inception_weights
+@click.option("--backbone-weights", type=Place(), metavar="FILE", help="Of another --backbone.")
+@click.option("--vgg16-weights", type=Place(), metavar="FILE", help="Also precision and recall on VGG16.")
+@click.option("--lpips", type=click.Choice(["alex", "vgg"]), default="alex", show_default=True, help="Its trunk.")
+@click.option("--lpips-weights", type=Place(), metavar="FILE", help="Of its trunk; default as above.")
+@click.option("--out", type=Place(), metavar="FILE.json", help="Write the result here, not into the run.")
+@device
+@as_json
+def evaluate(**options: Any) -> None:
+    """Score SOURCE: a run, a snapshot, a Hub id, a folder of images or an .npz."""
     from sagan.commands.evaluate import evaluate_command
+    from sagan.commands.evaluate_options import Options
 
-    evaluate_command(source, num, as_json)
+    evaluate_command(Options(**options))
+
+
+@cli.command()
+@click.argument("data")
+@click.option("--out", type=Place(), required=True, metavar="FILE.npz", help="The file of statistics.")
+@click.option("--resolution", type=int, help="32, 64, 128 or 256; prepared data says it itself.")
+@click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True,
+              help="Of images that are not square.")  # fmt: skip
+@click.option("--backbone", default="inception", show_default=True, help="Of the features.")
+@click.option("--inception-weights", "--backbone-weights", "weights", type=Place(), metavar="FILE",
+              help="Default: torch hub's cache, or a download.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at once.")
+@device
+def stats(**options: Any) -> None:
+    """Write the feature statistics of DATA to a file that `evaluate --reference` takes."""
+    from sagan.commands.stats import stats_command
+
+    stats_command(**options)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=Place())
+@click.option("--metric", help="Show and draw this score alone.")
+@click.option("--published", is_flag=False, flag_value="auto", metavar="[DATA]", help="Add the published numbers.")
+@click.option("--out", type=Place(), metavar="FILE.png", help="Curves over images seen, sample sheets side by side.")
+@as_json
+def compare(runs: tuple[Path, ...], metric: str | None, published: str | None, out: Path | None, as_json: bool) -> None:
+    """Show how RUNS differ in settings and scores; scores of different protocols are kept apart."""
+    from sagan.commands.compare import compare_command
+
+    compare_command(list(runs), published, metric, out, as_json)
 
 
 @cli.group()
@@ -132,12 +192,24 @@ def bench() -> None:
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
 @click.option("--variants", default="plain,project", show_default=True, help="Compared to the first of them.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of all.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@as_json
 def bench_step(config: Path | None, overrides: tuple[str, ...], variants: str, rounds: int, as_json: bool) -> None:
     """A training step against its plain form; default: studio32, 64 channels, batch 32."""
     from sagan.commands.bench import bench_step_command
 
     bench_step_command(config, list(overrides), variants, rounds, as_json)
+
+
+@bench.command("evaluate")
+@click.option("--num", type=click.IntRange(2), default=256, show_default=True, help="Images a round.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Interleaved rounds of both.")
+@inception_weights
+@as_json
+def bench_evaluate(num: int, rounds: int, inception_weights: Path | None, as_json: bool) -> None:
+    """Features and FID against torch-fidelity's own loop, on the same images."""
+    from sagan.commands.bench_evaluate import bench_evaluate_command
+
+    bench_evaluate_command(num, rounds, inception_weights, as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -151,6 +223,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = 130
     except UserError as error:
         code = _refuse(str(error))
+    except BrokenPipeError:  # whoever read our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except OSError as error:
         if error.errno not in OF_THE_SYSTEM:
             raise

@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sagan.errors import UserError
-from sagan.settings import ATTENTION_RESOLUTION, DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS, RESOLUTIONS, Config
+from sagan.resolutions import ATTENTION_RESOLUTION, DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS, RESOLUTIONS
+from sagan.settings import Config
 
 
 class _Loader(yaml.SafeLoader):

@@ -91,6 +91,17 @@ def make_folder(path: Path | str) -> Path:
     return Path(path)
 
 
+def check_file_place(path: Path) -> None:
+    """UserError where no file can be written to `path`: a folder is there, or none that may be written to."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{path}: cannot be written, {nearest} is a file")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{path}: no permission to write in {nearest}")
+
+
 def sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits."""
     digest = hashlib.sha256()

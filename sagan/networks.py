@@ -17,7 +17,8 @@ from sagan.errors import UserError
 from sagan.layers import BatchNorm, ConditionalBatchNorm, Normalization, initialize
 from sagan.pretrained import MODEL_CARD, load_exactly, read_snapshot, write_snapshot
 from sagan.randomness import key
-from sagan.settings import Config, DiscriminatorSettings, GeneratorSettings, NetworkSettings, discriminator_downs
+from sagan.resolutions import discriminator_downs
+from sagan.settings import Config, DiscriminatorSettings, GeneratorSettings, NetworkSettings
 from sagan.spectral_norm import Projection, baked_state, spectral_normalize
 
 PLACES = ("branch", "conv", "after")

@@ -21,12 +21,12 @@ class Progress:
                 progress.advance(len(group))
 
     A terminal shows bar, rate and time left. Elsewhere a line is written every 5 s, and one at the end of work that
-    took longer and succeeded. Call it from one thread.
+    took longer and succeeded. Call it from one thread. `quiet` shows nothing: for all processes but the first.
     """
 
-    def __init__(self, total: int, description: str) -> None:
-        self.total, self.description, self.done = total, description, 0
-        self._bar = _bar() if sys.stderr.isatty() else None
+    def __init__(self, total: int, description: str, quiet: bool = False) -> None:
+        self.total, self.description, self.quiet, self.done = total, description, quiet, 0
+        self._bar = _bar() if sys.stderr.isatty() and not quiet else None
         self._start = self._last_line = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -41,7 +41,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self._elapsed() >= SECONDS_BETWEEN_LINES:
+        elif kind is None and not self.quiet and self._elapsed() >= SECONDS_BETWEEN_LINES:
             print(f"{self.description}: {self.done} in {_seconds(self._elapsed())} ({self._rate()})", file=sys.stderr)
 
     def advance(self, n: int = 1) -> None:
@@ -49,7 +49,7 @@ class Progress:
         self.done += n
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self.done, rate=self._rate())
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+        elif not self.quiet and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             left = self._elapsed() * max(self.total - self.done, 0) / max(self.done, 1)
             line = f"{self.description}: {self.done}/{self.total} ({self._rate()}, {_seconds(left)} left)"

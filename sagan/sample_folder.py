@@ -6,7 +6,6 @@ several processes can fill one folder without talking to each other.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,17 +197,16 @@ def _draw(
         return
     z = latents([sample.seed for sample in samples], generator.z_dim, truncation)
     labels = torch.tensor([sample.label for sample in samples]) if generator.num_classes else None
-    with nullcontext() if quiet else Progress(len(samples), "drawing") as progress:
+    with Progress(len(samples), "drawing", quiet) as progress:
         yield from _images(generator, z, labels, progress)
 
 
 def _images(
-    generator: Generator, z: torch.Tensor, labels: torch.Tensor | None, progress: Progress | None
+    generator: Generator, z: torch.Tensor, labels: torch.Tensor | None, progress: Progress
 ) -> Iterator[np.ndarray]:
     for images in generate(generator, z, labels, next(generator.parameters()).device):
         yield from images.numpy()
-        if progress is not None:
-            progress.advance(len(images))
+        progress.advance(len(images))
 
 
 def _short(value: object) -> str:

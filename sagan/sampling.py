@@ -52,18 +52,21 @@ def generate(
     labels: Tensor | None,
     device: torch.device | str = "cpu",
     batch: int = BATCH,
+    keep: bool = False,
 ) -> Iterator[Tensor]:
     """z (N, z_dim), labels (N,) or class weights (N, K) -> uint8 (b, H, W, 3) on the CPU, in order; b ≤ batch ≤ BATCH.
 
-    `generator` stands on `device` in eval mode. Equal bytes for every `batch`, number of threads and number of
-    processes: on CPUs of one kind, and on GPUs of one kind with the same software; a GPU's differ from a CPU's.
+    `generator` stands on `device` in eval mode; `keep` leaves the images there, so that a GPU waits for nobody.
+    Equal bytes for every `batch`, number of threads and number of processes: on CPUs of one kind, and on GPUs of one
+    kind with the same software; a GPU's differ from a CPU's.
     """
     assert 1 <= batch <= BATCH, batch
     device = torch.device(device)
 
     def forward(start: int) -> Tensor:
         rows = slice(start, start + batch)
-        return _forward(generator, z[rows], None if labels is None else labels[rows], device)
+        images = _forward(generator, z[rows], None if labels is None else labels[rows], device)
+        return images if keep else images.cpu()
 
     starts = range(0, len(z), batch)
     return _in_threads(forward, starts) if device.type == "cpu" else map(forward, starts)
@@ -76,7 +79,7 @@ def _forward(
     deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with deterministic if device.type == "cuda" else nullcontext():
         images = generator(_pad(z, device), None if labels is None else _pad(labels, device))  # (BATCH, 3, H, W)
-    return to_uint8(images[: len(z)]).cpu()
+    return to_uint8(images[: len(z)])
 
 
 def _pad(rows: Tensor, device: torch.device) -> Tensor:

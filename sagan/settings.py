@@ -5,16 +5,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-RESOLUTIONS = (32, 64, 128, 256)
-GENERATOR_WIDTHS = {32: (4, 4, 4, 4), 64: (16, 8, 4, 2, 1), 128: (16, 16, 8, 4, 2, 1), 256: (16, 16, 8, 8, 4, 2, 1)}
-DISCRIMINATOR_WIDTHS = {32: (4, 4, 4, 4), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16), 256: (1, 2, 4, 8, 8, 16, 16)}
-ATTENTION_RESOLUTION = {32: 16, 64: 32, 128: 32, 256: 64}
-
-
-def discriminator_downs(resolution: int) -> int:
-    """How many of the discriminator's blocks halve the map: to 8×8 at 32 px, to 4×4 above (recipe of SNGAN's code)."""
-    return 2 if resolution == 32 else resolution.bit_length() - 3
-
+from sagan.resolutions import DISCRIMINATOR_WIDTHS, RESOLUTIONS, discriminator_downs
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -181,12 +172,29 @@ class TrainingSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """Scores of the averaged generator in training; `every` 0: never. The metric `best` keeps its best checkpoint."""
+    """Scores of the averaged generator in training; `every` 0: never. The score `best` keeps its best checkpoint.
+
+    `reference`: null: the training data. `patience`: evaluations without a better `best` after which it ends; 0: any.
+    """
 
     every: Count = 0
     num: Positive = 1000
     metrics: tuple[str, ...] = ()
     best: str | None = None
+    patience: Count = 0
+    reference: str | None = None
+    labels: Literal["reference", "uniform"] = "reference"
+    batch_size: Positive = 64
+    backbone: str = "inception"
+    backbone_weights: str | None = None  # a file; null: from torch hub's cache, or a download
+    lpips: Literal["alex", "vgg"] = "alex"
+    lpips_weights: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "EvaluateSettings":
+        if self.patience and self.best is None:
+            raise ValueError("patience needs best, the score that should improve")
+        return self
 
 
 class Config(Settings):
@@ -222,20 +230,16 @@ class Config(Settings):
                         f"{name}.attention: no block outputs {place}x{place} at resolution {resolution}; "
                         f"known: {', '.join(map(str, known))}"
                     )
-        if self.training.batch_size % self.optim.accumulation:
-            raise ValueError(
-                f"training.batch_size {self.training.batch_size} is not divisible by "
-                f"optim.accumulation {self.optim.accumulation}"
-            )
+        batch, parts = self.training.batch_size, self.optim.accumulation
+        if batch % parts:
+            raise ValueError(f"training.batch_size {batch} is not divisible by optim.accumulation {parts}")
         if self.training.compile and self.loss.r1:
             raise ValueError("training.compile and loss.r1 exclude each other: torch.compile has no double backward")
         return self
 
     @property
     def d_steps(self) -> int:
-        if self.optim.d_steps is not None:
-            return self.optim.d_steps
-        return 5 if self.data.num_classes == 0 else 1
+        return self.optim.d_steps or (5 if self.data.num_classes == 0 else 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; attention options stand beside `name` and `place`."""

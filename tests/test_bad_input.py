@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import date
@@ -19,7 +20,9 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
-from bad_input_cases import CASES, Case
+from bad_input_cases import CASES as OTHER_CASES
+from bad_input_cases import Case
+from bad_input_evaluation import EVALUATION
 from bad_input_workspace import build_workspace
 from command_line import sagan
 from hypothesis import given, settings
@@ -30,7 +33,9 @@ from sagan.config import differences, load_config, make_config
 from sagan.errors import UserError
 from sagan.selections import HIGHEST_SEED, parse_classes, parse_seeds
 
+CASES = [*OTHER_CASES, *EVALUATION]
 MOST_LINES = 5
+Tree = dict[str, bytes | None]
 TABLE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
 FUZZ = settings(max_examples=200, derandomize=True, database=None, deadline=None)
 EARLY = """
@@ -60,22 +65,30 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("HOME", str(root / "home"))
-        for name in ("RANK", "WORLD_SIZE"):
+        for name in ("RANK", "WORLD_SIZE", "TORCH_HOME", "XDG_CACHE_HOME", "no_proxy", "NO_PROXY"):
             patch.delenv(name, raising=False)
+        for name in ("http_proxy", "https_proxy"):  # nothing is downloaded, and that is found out at once
+            patch.setenv(name, "http://127.0.0.1:9")
+        urllib.request.install_opener(None)  # an earlier one would not know of these
         AcceleratorState._reset_state(reset_partial_state=True)
         build_workspace()
         with open("run_locked/.lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield root
+    urllib.request.install_opener(None)
 
 
 @pytest.fixture(scope="module")
 def outcomes(workspace: Path) -> dict[Case, Outcome]:
-    return {case: attempt(case, workspace) for case in CASES}
+    found, before = {}, tree(workspace)
+    for case in CASES:
+        found[case], before = attempt(case, workspace, before)
+    return found
 
 
-def attempt(case: Case, workspace: Path) -> Outcome:
-    before, message = tree(workspace), io.StringIO()
+def attempt(case: Case, workspace: Path, before: Tree) -> tuple[Outcome, Tree]:
+    """What comes of a case, and the workspace after it, without the folder `out`; `before`: the workspace before it."""
+    message = io.StringIO()
     unlimited, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(message), redirect_stdout(io.StringIO()):
         for name, value in case.environment:
@@ -91,10 +104,11 @@ def attempt(case: Case, workspace: Path) -> Outcome:
     after = tree(workspace)
     shutil.rmtree("out", ignore_errors=True)  # what should not be there must not disturb the next case
     changed = [n for n in sorted(before.keys() | after.keys()) if before.get(n, "absent") != after.get(n, "absent")]
-    return Outcome(code, message.getvalue(), changed)
+    kept = {name: content for name, content in after.items() if Path(name).parts[0] != "out"}
+    return Outcome(code, message.getvalue(), changed), kept
 
 
-def tree(folder: Path) -> dict[str, bytes | None]:
+def tree(folder: Path) -> Tree:
     """Content of every file below `folder`, and None for every folder."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 

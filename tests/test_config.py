@@ -6,7 +6,8 @@ import pytest
 
 from sagan.config import differences, load_config, replaced
 from sagan.errors import UserError
-from sagan.settings import RESOLUTIONS, Config
+from sagan.resolutions import RESOLUTIONS
+from sagan.settings import Config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -10,21 +10,26 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import is_aim_available
 from safetensors.torch import load_file
+from standin import register_standin
 from tiny import files_of, log_of, tiny_config, tiny_run, train_tiny
 
 from sagan.adversarial import LocalEngine, discriminator_step, generator_step
 from sagan.checkpoint import list_checkpoints, newest_whole_checkpoint
 from sagan.commands.train import resolved
+from sagan.config import replaced
 from sagan.data.dataset import PreparedData
 from sagan.ema import decay_at, update_average
 from sagan.errors import UserError
+from sagan.run import make_accelerator, resume
 from sagan.tracking import RunLog
-from sagan.training import make_accelerator, resume, save, train
+from sagan.training import save, train
 
 RICH = ("optim.d_steps=2", "optim.accumulation=2", "data.flip=true", "augment.policy=[color, translation, cutout]",
         "loss.r1=0.5", "loss.name=non_saturating", "ema.half_life=30", "ema.start=2")  # fmt: skip
 
 
+STANDIN = register_standin()
+SCORED = ("evaluate.every=1", "evaluate.num=8", "evaluate.metrics=[coherence]")
 pytestmark = pytest.mark.usefixtures("alone")
 
 
@@ -67,7 +72,12 @@ def test_a_longer_run_goes_on_to_the_bit(tmp_path: Path, data: PreparedData) -> 
 def test_looking_changes_nothing(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when logging, sheets, snapshots, checkpoints or scores move what is trained."""
     often = [f"training.{name}_every=1" for name in ("sample", "snapshot", "checkpoint")]
-    often += ["evaluate.every=1", "evaluate.num=4"]
+    often += [
+        "evaluate.every=1",
+        "evaluate.num=4",
+        "evaluate.metrics=[coherence, fid, kid]",
+        f"evaluate.backbone={STANDIN}",
+    ]
     train_tiny(tmp_path / "often", tiny_config("training.steps=4", *often), data)
     train_tiny(tmp_path / "seldom", tiny_config("training.steps=4", "training.log_every=4"), data)
     for part in ("checkpoints/00000004", "snapshots/00000004"):
@@ -170,13 +180,27 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoints(tmp_path: Path, data: Pr
 def test_the_best_checkpoint_is_kept(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when scores are not written, or the best checkpoint is forgotten, overwritten or pruned."""
     config = tiny_config("training.steps=4", "training.keep_checkpoints=1", "training.checkpoint_every=4",
-                         "evaluate.every=1", "evaluate.num=8", "evaluate.best=hue_agreement")  # fmt: skip
+                         *SCORED, "evaluate.best=hue_agreement")  # fmt: skip
     run = train_tiny(tmp_path, config, data)
     scores = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [score["step"] for score in scores] == [1, 2, 3, 4]
     best = max(scores, key=lambda score: (score["hue_agreement"], -score["step"]))
     assert (run.progress.best, run.progress.best_step) == (best["hue_agreement"], best["step"])
     assert {int(folder.name) for folder in list_checkpoints(tmp_path)} == {best["step"], 4}
+    assert (tmp_path / "snapshots" / f"{best['step']:08d}").is_dir()
+
+
+def test_a_score_that_stands_ends_the_run(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when patience is counted wrongly, the last step lacks snapshot, sheet or checkpoint, or the same command
+    trains on: a score that cannot improve is best at step 1, and two more are waited for."""
+    config = tiny_config("training.steps=9", *SCORED, "evaluate.best=two_objects", "evaluate.patience=2")
+    run = train_tiny(tmp_path, config, data)
+    assert (run.progress.step, run.progress.best_step, run.progress.stale) == (3, 1, 2)
+    assert (tmp_path / "snapshots" / "00000003").is_dir()
+    assert (tmp_path / "samples" / "00000003.png").is_file()
+    assert list_checkpoints(tmp_path)[-1].name == "00000003"
+    assert train_tiny(tmp_path, config, data).progress.step == 3
+    assert train_tiny(tmp_path, replaced(config, {"evaluate": {"patience": 3}}), data).progress.step == 4
 
 
 @pytest.mark.parametrize("layout", [True, False], ids=["channels-last", "contiguous"])

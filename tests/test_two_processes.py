@@ -60,7 +60,7 @@ def assert_same_losses(found: Path, expected: Path, rel: float) -> None:
 def test_two_processes_are_one(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when a process draws, reads, normalises or reduces otherwise than its share of the one process's batch; or
     when the processes part over who saves the best checkpoint and wait for each other for ever."""
-    scored = {"evaluate": {"every": 2, "num": 8, "best": "hue_agreement"}}
+    scored = {"evaluate": {"every": 2, "num": 8, "metrics": ["coherence"], "best": "hue_agreement"}}
     config = write_config(tmp_path / "config.yaml", data, **SYNCHRONISED, **scored)
     said = train_in_two(config, tmp_path / "two")
     assert said.count("step 4/4") == 1

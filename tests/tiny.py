@@ -17,8 +17,9 @@ from sagan.config import Config, load_config
 from sagan.data.dataset import PreparedData
 from sagan.data.prepare import prepare
 from sagan.networks import build_discriminator, build_generator
+from sagan.run import Run, build_run, make_accelerator, resume
 from sagan.tracking import RunLog
-from sagan.training import Run, build_run, make_accelerator, resume, train
+from sagan.training import train
 
 CLASSES = 4
 TINY = {
@@ -95,7 +96,12 @@ def write_config(path: Path, prepared: PreparedData, **changes: dict) -> Path:
 def tiny_run(folder: Path, config: Config, data: PreparedData) -> Run:
     """A run at step 0, its networks prepared by Accelerate, as `sagan train` builds it."""
     config = resolved(config, data)
-    return build_run(folder, config, data, make_accelerator(config, folder))
+    run = build_run(folder, config, data, make_accelerator(config, folder))
+    if config.evaluate.every:
+        from sagan.evaluating import make_evaluator
+
+        run.evaluate = make_evaluator(config.evaluate, data, config.data.num_classes or 0, run.accelerator.device)
+    return run
 
 
 def train_tiny(folder: Path, config: Config, data: PreparedData, interrupt_at: int | None = None) -> Run:

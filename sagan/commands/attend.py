@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sagan.errors import UserError
 from sagan.files import make_folder
+from sagan.resolutions import ATTENTION_RESOLUTION
 from sagan.selections import parse_classes, parse_seeds
-from sagan.settings import ATTENTION_RESOLUTION
 
 if TYPE_CHECKING:
     from torch import Tensor

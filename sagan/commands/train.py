@@ -11,6 +11,7 @@ from typing import Any
 from sagan.config import check_processes, load_config, replaced
 from sagan.data.dataset import PreparedData
 from sagan.data.prepare import ensure_prepared, to_stderr
+from sagan.evaluation.choices import check_names
 from sagan.rundir import check_run, final_snapshot, lock_run, open_run
 from sagan.settings import Config
 
@@ -23,6 +24,7 @@ def train_command(config_path: Path, out: Path, overrides: list[str]) -> int:
     UserError for everything that is wrong with config, data, folder or machine, before anything is written to `out`.
     """
     config = load_config(config_path, overrides)
+    check_names(config.evaluate.metrics, "evaluate.metrics")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     data = ensure_prepared(config.data, report=to_stderr if rank == 0 else lambda line: None)
     config = resolved(config, data)
@@ -49,13 +51,16 @@ def resolved(config: Config, data: PreparedData) -> Config:
 def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any], locked: ExitStack) -> int:
     from sagan.checkpoint import list_checkpoints
     from sagan.finetune import initialize_from
-    from sagan.showing import check_metrics
-    from sagan.tracking import RunLog
-    from sagan.training import build_run, close, make_accelerator, resume, start_trackers, train
+    from sagan.run import build_run, close, make_accelerator, resume, start_trackers
+    from sagan.tracking import RunLog, truncate_log
+    from sagan.training import train
 
-    check_metrics(config.evaluate, data.manifest.class_names)
     accelerator = make_accelerator(config, out)
     run = build_run(out, config, data, accelerator)
+    if config.evaluate.every:
+        from sagan.evaluating import make_evaluator
+
+        run.evaluate = make_evaluator(config.evaluate, data, config.data.num_classes or 0, accelerator.device)
     said = []
     if config.training.init_from is not None and not list_checkpoints(out):
         said.append(initialize_from(run.gan, config.training.init_from))
@@ -65,6 +70,7 @@ def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any],
         if not out.is_dir():
             locked.enter_context(lock_run(out))
         open_run(out, config, about)
+        truncate_log(out / "metrics.jsonl", run.progress.step)
     accelerator.wait_for_everyone()
     start, settings = run.progress.step, config.training
     log = RunLog(out, start, settings.steps, settings.batch_size, start_trackers(run), silent=not main)
@@ -75,6 +81,12 @@ def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any],
     finally:
         log.close()
     close(run)
+    if stopped is None and run.progress.step < settings.steps:
+        log.say(
+            f"stopped early at step {run.progress.step}: {config.evaluate.best} was best at step "
+            f"{run.progress.best_step}, {run.progress.stale} evaluations ago; a higher evaluate.patience goes on"
+        )
+        return 0
     if stopped is None:
         log.say(f"done: {out}/snapshots/{settings.steps:08d}, samples in {out}/samples")
         return 0

@@ -14,7 +14,8 @@ from sagan.data.source import cache_folder
 from sagan.data.sources import open_source
 from sagan.errors import UserError
 from sagan.files import TEMPORARY, atomic_folder, make_folder
-from sagan.settings import RESOLUTIONS, DataSettings
+from sagan.resolutions import RESOLUTIONS
+from sagan.settings import DataSettings
 
 RESIZES = ("crop", "squash")
 

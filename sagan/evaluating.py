@@ -1,0 +1,101 @@
+"""Scores of the averaged generator while a run goes: on all processes, logged, and deciding which step is the best."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from sagan.checkpoint import Progress
+from sagan.data.dataset import PreparedData
+from sagan.data.prepare import ensure_prepared
+from sagan.data.shapes import CLASSES
+from sagan.errors import UserError
+from sagan.evaluation.choices import COMPARED, check_count
+from sagan.evaluation.image_set import from_prepared
+from sagan.evaluation.metric_names import DIRECTION
+from sagan.evaluation.metrics import Networks
+from sagan.evaluation.reference import Reference
+from sagan.files import append_json_line
+from sagan.images import save_png
+from sagan.networks import Generator
+from sagan.scoring import Drawing, drawn_images, load_networks, score
+from sagan.settings import DataSettings, EvaluateSettings
+
+OF_COHERENCE = ("two_objects", "hue_agreement", "shape_agreement")
+
+
+def make_evaluator(
+    settings: EvaluateSettings, data: PreparedData, num_classes: int, device: torch.device
+) -> "Evaluator":
+    """The evaluator of a run on `data`, trained with `num_classes`.
+
+    UserError for metrics that do not fit the data, and for weights that are not there.
+    """
+    check_evaluation(settings, data.manifest.class_names, num_classes)
+    networks = load_networks(
+        settings.metrics, device, settings.backbone, _path(settings.backbone_weights), settings.lpips,
+        _path(settings.lpips_weights),
+    )  # fmt: skip
+    reference = None
+    if any(name in COMPARED for name in settings.metrics):
+        manifest = data.manifest
+        if settings.reference is not None:
+            at = {"source": settings.reference, "resolution": manifest.resolution, "resize": manifest.resize}
+            data = ensure_prepared(DataSettings.model_validate(at), report=lambda line: None)
+        reference = Reference(data.manifest.source, from_prepared(data), resize=data.manifest.resize)
+    return Evaluator(settings, networks, reference)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """What an evaluation needs, built once; a `sagan.run.Evaluate`."""
+
+    settings: EvaluateSettings
+    networks: Networks
+    reference: Reference | None
+
+    def __call__(self, run: Path, progress: Progress, generator: Generator, say: Callable[[str], None]) -> Progress:
+        """Score samples of this step and append the card to metrics.jsonl; every process calls it.
+
+        Returns, on the first process, the progress with the best score so far and how many scores it has stood.
+        """
+        settings = self.settings
+        drawing = Drawing(settings.num, labels=settings.labels)
+        samples = drawn_images(generator, drawing, self.reference, f"samples at step {progress.step}")
+        found = score(samples, self.reference, settings.metrics, self.networks, settings.batch_size, drawing)
+        if found is None:
+            return progress
+        append_json_line(run / "metrics.jsonl", {"step": progress.step, **found.card.to_dict()})
+        if found.sheet is not None:
+            save_png(run / "samples" / f"{progress.step:08d}-nearest.png", found.sheet)
+        values = found.card.values
+        say(f"step {progress.step}  " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
+        if settings.best is None:
+            return progress
+        value, sign = values[settings.best], DIRECTION[settings.best]
+        if progress.best is not None and sign * value <= sign * progress.best:
+            return replace(progress, stale=progress.stale + 1)
+        return replace(progress, best=value, best_step=progress.step, stale=0)
+
+
+def check_evaluation(settings: EvaluateSettings, class_names: Sequence[str], num_classes: int) -> None:
+    """UserError for metrics that are unknown, or that do not fit the data or each other."""
+    for name in settings.metrics:
+        check_count(name, settings.num, "evaluate.num")
+    if not settings.metrics:
+        raise UserError("evaluate.every is set, evaluate.metrics is empty; name some, such as [fid]")
+    if "coherence" in settings.metrics and tuple(class_names) != CLASSES:
+        raise UserError("evaluate.metrics: coherence is defined on the shapes data alone")
+    if "intra_fid" in settings.metrics and not num_classes:
+        raise UserError("evaluate.metrics: intra_fid needs classes, this data has none")
+    had = [name for name in settings.metrics if name in DIRECTION]
+    had += OF_COHERENCE if "coherence" in had else ()
+    if settings.best is not None and settings.best not in had:
+        raise UserError(
+            f"evaluate.best: {settings.best!r} is not among the scores of evaluate.metrics ({', '.join(had) or 'none'})"
+        )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser()

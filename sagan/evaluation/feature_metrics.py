@@ -1,0 +1,227 @@
+"""Scores on features or logits of two sets: KID, inception score, precision and recall, density and coverage.
+
+Features are arrays (N, D), memory-mapped ones too; logits (N, K). Draws and results are those of torch-fidelity.
+"""
+
+from itertools import combinations_with_replacement
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sagan.errors import UserError
+from sagan.evaluation.statistics import float64_device
+from sagan.progress import Progress, track
+
+BLOCK = 2048  # rows and columns of a block of distances
+SPARE = 3  # candidates for a nearest neighbour beyond those wanted, for what rounding has put in a wrong order
+ROUNDING = 1e-5  # of squared distances by a matrix product in float32, relative to |x|² + |y|²: seen 1e-6
+CHUNK = 1 << 19  # numbers of one block of differences
+LARGEST = 1e15  # features above it have squares that float32 cannot add up
+
+
+class Manifold(NamedTuple):
+    """Fidelity: precision and density; diversity: recall and coverage. All 0 to 1, only density may be above 1."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def kid_subset_size(samples: int, reference: int, subset_size: int = 1000) -> int:
+    """How many images of each set `kid` draws at a time: `subset_size`, or as many as the smaller set has."""
+    return min(samples, reference, subset_size)
+
+
+def kid(
+    samples: np.ndarray, reference: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
+) -> tuple[float, float]:
+    """Kernel inception distance: mean and standard deviation of MMD² over random subsets.
+
+    Demystifying MMD GANs. Bińkowski, Sutherland, Arbel, Gretton. 2018, arXiv:1801.01401, section 4. Equal distributions
+    give values around 0, below it too. Raises UserError for sets of one image, or features that are not finite.
+    """
+    _check(samples, reference)
+    size = kid_subset_size(len(samples), len(reference), subset_size)
+    if size < 2:
+        raise UserError(
+            f"kid: {len(samples)} samples, {len(reference)} reference images; at least 2 of each are needed"
+        )
+    rng = np.random.RandomState(seed)  # whose draws are torch-fidelity's
+    values = []
+    for _ in track(range(subsets), subsets, "KID"):
+        drawn = [features[rng.choice(len(features), size, replace=False)] for features in (samples, reference)]
+        values.append(_squared_mmd(np.concatenate(drawn).astype(np.float32, copy=False)))
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _squared_mmd(both: np.ndarray) -> float:
+    """Unbiased estimate (Gretton et al. 2012, A Kernel Two-Sample Test, eq. 3) between the halves of (2m, D).
+
+    The kernel is (xᵀy / D + 1)³ (Bińkowski et al. 2018, section 4).
+    """
+    m = len(both) // 2
+    kernel = both @ both.T  # (2m, 2m), of which NumPy computes one half
+    kernel /= both.shape[1]
+    kernel += 1
+    kernel *= kernel * kernel
+    within = sum((k.sum(dtype=np.float64) - k.trace(dtype=np.float64)) for k in (kernel[:m, :m], kernel[m:, m:]))
+    return float(within / (m * (m - 1)) - 2 * kernel[:m, m:].mean(dtype=np.float64))
+
+
+def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
+    """exp(E KL(p(y|x) || p(y))) of each of `splits` parts of the shuffled images: mean and standard deviation.
+
+    Improved Techniques for Training GANs. Salimans, Goodfellow, Zaremba, Cheung, Radford, Chen. 2016, arXiv:1606.03498,
+    section 4. Raises UserError for fewer images than parts, or logits that are not finite.
+    """
+    if len(logits) < splits:
+        raise UserError(f"inception score: {len(logits)} images for {splits} parts; as many images as parts are needed")
+    order = np.random.RandomState(seed).permutation(len(logits))  # as torch-fidelity's
+    scores = []
+    for part in range(splits):
+        chosen = order[part * len(logits) // splits : (part + 1) * len(logits) // splits]
+        if not np.isfinite(logits[chosen]).all():
+            raise UserError("inception score: logits are not finite; look at the images, a generator may have diverged")
+        log_p = torch.from_numpy(logits[chosen]).double().log_softmax(1)  # (n, K)
+        log_mean = log_p.logsumexp(0) - np.log(len(chosen))  # (K,)
+        scores.append((log_p.exp() * (log_p - log_mean)).sum(1).mean().exp().item())
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+@torch.no_grad()
+def manifold(
+    samples: np.ndarray,
+    reference: np.ndarray,
+    k_precision: int = 3,
+    k_density: int = 5,
+    device: torch.device | str = "cpu",
+) -> Manifold:
+    """Precision and recall with k_precision neighbours, density and coverage with k_density.
+
+    Improved Precision and Recall Metric for Assessing Generative Models. Kynkäänniemi, Karras, Laine, Lehtinen, Aila.
+    2019, arXiv:1904.06991. Reliable Fidelity and Diversity Metrics for Generative Models. Naeem, Oh, Uh, Choi, Yoo.
+    2020, arXiv:2002.09797. Balls are closed in the former and open in the latter, as in the authors' code.
+
+    Distances come from matrix products in blocks; those so near a radius that rounding could decide are computed anew
+    from differences. Memory: twice the two sets, and blocks of BLOCK². Raises UserError for sets of k images or fewer,
+    or features that are not finite.
+    """
+    _check(samples, reference)
+    most = max(k_precision, k_density)
+    for name, features in (("samples", samples), ("reference", reference)):
+        if len(features) <= most:
+            raise UserError(
+                f"precision, recall, density, coverage: {len(features)} {name} images; at least {most + 1} are needed"
+            )
+    device = float64_device(device)
+    x, y = (torch.tensor(features, dtype=torch.float32, device=device) for features in (samples, reference))
+    n, m = len(_spans(x)), len(_spans(y))
+    with Progress(n * (n + 1) // 2 + m * (m + 1) // 2 + n * m, "precision, recall, density, coverage") as progress:
+        ours, error = _nearest(x, k_precision, progress)
+        theirs, other_error = _nearest(y, most, progress)
+        radii = _Radii(ours[:, k_precision - 1], theirs[:, k_precision - 1], theirs[:, k_density - 1])
+        return _inside(x, y, radii, k_density, max(ROUNDING, 4 * error, 4 * other_error), progress)
+
+
+class _Radii(NamedTuple):
+    """Squared distance of each point to its k-th nearest of the same set: k_precision, k_precision, k_density."""
+
+    samples: Tensor  # (N,)
+    reference: Tensor  # (M,)
+    reference_density: Tensor  # (M,)
+
+
+def _inside(x: Tensor, y: Tensor, radii: _Radii, k_density: int, rounding: float, progress: Progress) -> Manifold:
+    """Compare every sample (N, D) with every reference point (M, D): who lies in whose ball?
+
+    Precision and recall are the means (Kynkäänniemi et al. 2019, eq. 2) of being in any ball of the other set (eq. 1).
+    """
+    a, b = x - y.mean(0), y - y.mean(0)
+    a_norms, b_norms = a.square().sum(1), b.square().sum(1)
+    precise, recalled, covered = (torch.zeros(len(z), dtype=torch.bool, device=z.device) for z in (x, y, y))
+    pairs = 0
+    for i in _spans(x):
+        for j in _spans(y):
+            squared = _rough(a[i], b[j], a_norms[i], b_norms[j])
+            margin = rounding * (a_norms[i, None] + b_norms[j])
+            limits = (radii.samples[i, None], radii.reference[j], radii.reference_density[j])
+            unsure = torch.zeros_like(squared, dtype=torch.bool)
+            for limit in limits:
+                unsure |= (squared - limit).abs_() <= margin
+            row, column = unsure.nonzero(as_tuple=True)
+            squared[row, column] = _exact(x[i], y[j], row, column)
+            precise[i] |= (squared <= limits[1]).any(1)
+            recalled[j] |= (squared <= limits[0]).any(0)
+            open_balls = squared < limits[2]
+            covered[j] |= open_balls.any(0)
+            pairs += open_balls.sum().item()
+            progress.advance()
+    precision, recall, coverage = (found.double().mean().item() for found in (precise, recalled, covered))
+    return Manifold(precision, recall, pairs / (k_density * len(x)), coverage)  # Naeem et al. 2020, section 3
+
+
+def _nearest(points: Tensor, k: int, progress: Progress) -> tuple[Tensor, float]:
+    """Squared distances of points (N, D) to their 1st … k-th nearest others, float32 (N, k).
+
+    Second comes the largest error of `_rough` in them, relative to |x|² + |y|².
+    """
+    centred = points - points.mean(0)
+    norms, wanted = centred.square().sum(1), min(k + SPARE, len(points) - 1)
+    rough = norms.new_full((len(points), wanted), torch.inf)
+    places = torch.zeros_like(rough, dtype=torch.long)
+    for i, j in combinations_with_replacement(_spans(points), 2):
+        squared = _rough(centred[i], centred[j], norms[i], norms[j])
+        if i == j:
+            squared.fill_diagonal_(torch.inf)
+        else:
+            _keep_nearest(rough[j], places[j], squared.T, i.start)
+        _keep_nearest(rough[i], places[i], squared, j.start)
+        progress.advance()
+    rows = torch.arange(len(points), device=points.device)[:, None].expand_as(places)
+    exact = _exact(points, points, rows.flatten(), places.flatten()).view_as(rough)
+    error = (rough - exact).abs() / (norms[rows] + norms[places]).clamp(min=1e-30)
+    return exact.sort(1).values[:, :k], error.max().item()
+
+
+def _keep_nearest(best: Tensor, places: Tensor, squared: Tensor, start: int) -> None:
+    """Put into best (B, k), ascending, and places what is nearer in squared (B, C), whose first column is `start`."""
+    k = best.shape[1]
+    near, where = squared.topk(min(k, squared.shape[1]), largest=False)
+    kept, order = torch.cat([best, near], 1).topk(k, largest=False)
+    best.copy_(kept)
+    places.copy_(torch.cat([places, where + start], 1).gather(1, order))
+
+
+def _rough(a: Tensor, b: Tensor, a_norms: Tensor, b_norms: Tensor) -> Tensor:
+    """|a|² + |b|² - 2 aᵀb: squared distances (A, B), up to rounding, which may put them below 0."""
+    return torch.addmm(b_norms, a, b.T, alpha=-2).add_(a_norms[:, None])
+
+
+def _exact(x: Tensor, y: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Squared distances of pairs x[row], y[column], float32 (P,): from differences, so (x, y) and (y, x) give one."""
+    parts = []
+    for chosen in torch.arange(len(row), device=row.device).split(max(1, CHUNK // x.shape[1])):
+        apart = x[row[chosen]] - y[column[chosen]]
+        parts.append(apart.square_().sum(1, dtype=torch.float64).float())
+    return torch.cat(parts)
+
+
+def _spans(points: Tensor) -> list[slice]:
+    return [slice(start, min(start + BLOCK, len(points))) for start in range(0, len(points), BLOCK)]
+
+
+def _check(samples: np.ndarray, reference: np.ndarray) -> None:
+    """UserError for features of different widths, or not finite (or so large that their squares are not)."""
+    if samples.ndim != 2 or samples.shape[1:] != reference.shape[1:]:
+        raise UserError(
+            f"the samples: features {samples.shape}, the reference: {reference.shape}; use one backbone for both"
+        )
+    for name, features in (("the samples", samples), ("the reference", reference)):
+        for start in range(0, len(features), BLOCK):
+            if not np.abs(features[start : start + BLOCK]).max(initial=0) < LARGEST:
+                raise UserError(
+                    f"{name}: features are not finite or above {LARGEST:g}; the generator may have diverged"
+                )

@@ -1,0 +1,55 @@
+"""Evaluation on several processes: each takes its share, the first one puts the answer together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=12)  # the others wait while the first process computes what only it computes
+
+
+def rank_and_count() -> tuple[int, int]:
+    """(rank, number of processes); (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@contextmanager
+def process_group(world: int, device: torch.device) -> Iterator[None]:
+    """Join the `world` processes that torchrun started, unless they are joined already; nothing for one."""
+    if world == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def gather_in_turn(parts: list[np.ndarray]) -> np.ndarray | None:
+    """Rows of all processes on the first one, (N, …), None on the others.
+
+    Part j of process r has place j·processes + r, as shares dealt out in turn have.
+    """
+    rank, count = rank_and_count()
+    if count == 1:
+        return np.concatenate(parts)
+    everyone: list[Any] | None = [None] * count if rank == 0 else None
+    dist.gather_object(parts, everyone)
+    if everyone is None:
+        return None
+    return np.concatenate([share[j] for j in range(len(parts)) for share in everyone if j < len(share)])
+
+
+def from_first(value: T) -> T:
+    """The value of the first process, on every process."""
+    if rank_and_count()[1] == 1:
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared)
+    return shared[0]

@@ -1,0 +1,238 @@
+"""Mean and covariance of features, their files, and the Fréchet distance between two of them.
+
+GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium. Heusel, Ramsauer, Unterthiner,
+Nessler, Hochreiter. 2017, arXiv:1706.08500. All sums and factorisations are in float64.
+"""
+
+import hashlib
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from scipy.linalg import get_lapack_funcs
+from torch import Tensor
+
+from sagan.errors import UserError
+from sagan.files import atomic_file
+
+EPS = float(np.finfo(np.float64).eps)
+STORED = ("mean", "covariance", "count", "about")
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Of a set of features. `count`: how many; 0 where a file does not say."""
+
+    count: int
+    mean: np.ndarray  # float64 (D,)
+    covariance: np.ndarray  # float64 (D, D), divisor count - 1
+
+
+class Moments:
+    """Statistics of features that come in batches: nothing but sums is kept.
+
+    Updating formulae and a pairwise algorithm for computing sample variances. Chan, Golub, LeVeque. 1979: a large mean
+    costs no digits. `device` is where the sums are; the CPU in place of an MPS device, which has no float64.
+    """
+
+    def __init__(self, dimension: int, device: torch.device | str) -> None:
+        self.device = float64_device(device)
+        self.count = 0
+        self.mean = torch.zeros(dimension, dtype=torch.float64, device=self.device)
+        self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=self.device)  # Σ (x - mean)²
+        self._reduced = False
+
+    @torch.no_grad()
+    def update(self, features: Tensor) -> None:
+        """Add a batch (B, D), which may be empty."""
+        assert not self._reduced
+        assert features.shape[1:] == self.mean.shape
+        if len(features) == 0:
+            return
+        features = features.to(self.device).double()
+        total, mean = self.count + len(features), features.mean(0)
+        apart = mean - self.mean
+        between = math.sqrt(self.count * len(features) / total) * apart  # Chan et al. 1979, sec. 2, as one more row
+        rows = torch.cat([features - mean, between[None]])  # (B + 1, D)
+        self.scatter.addmm_(rows.T, rows)
+        self.mean += apart * (len(features) / total)
+        self.count = total
+
+    @torch.no_grad()
+    def reduce(self) -> None:
+        """Add up over the processes, once, after the last batch; every process calls it, with no images too."""
+        assert not self._reduced
+        self._reduced = True
+        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        count = torch.tensor(float(self.count), dtype=torch.float64, device=self.device)
+        mean = self.mean * count
+        dist.all_reduce(count)
+        dist.all_reduce(mean)
+        mean /= count.clamp(min=1)
+        self.scatter.addr_(self.mean - mean, self.mean - mean, alpha=self.count)
+        dist.all_reduce(self.scatter)
+        self.count, self.mean = int(count), mean
+
+    def statistics(self) -> Statistics:
+        """Of all batches so far; UserError for fewer than two images, which have no covariance."""
+        if self.count < 2:
+            raise UserError(f"{self.count} images: mean and covariance of features need at least 2")
+        covariance = (self.scatter + self.scatter.T) / (2 * (self.count - 1))
+        return Statistics(self.count, self.mean.cpu().numpy().copy(), covariance.cpu().numpy())
+
+
+def float64_device(device: torch.device | str) -> torch.device:
+    """`device`, or the CPU where that is MPS, which has no float64."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def merge(parts: Sequence[Statistics]) -> Statistics:
+    """Statistics of all parts together, exactly (Chan et al. 1979, section 2); UserError where a count is not known."""
+    assert parts
+    if any(part.count == 0 for part in parts):
+        raise UserError("merging statistics: one of them does not say of how many images it is; leave it out")
+    count = sum(part.count for part in parts)
+    mean = sum((part.mean * (part.count / count) for part in parts), np.zeros_like(parts[0].mean))
+    scatter = np.zeros_like(parts[0].covariance)
+    for part in parts:
+        apart = part.mean - mean
+        scatter += (part.count - 1) * part.covariance + part.count * np.outer(apart, apart)
+    return Statistics(count, mean, scatter / (count - 1))
+
+
+def frechet_distance(a: Statistics, b: Statistics, names: tuple[str, str] = ("the samples", "the reference")) -> float:
+    """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), squared as in the literature (Heusel et al. 2017, eq. 6).
+
+    Raises UserError where numbers are not finite or the dimensions differ; `names` are what it calls the two.
+    """
+    for statistics, name in zip((a, b), names, strict=True):
+        if not (np.isfinite(statistics.mean).all() and np.isfinite(statistics.covariance).all()):
+            raise UserError(f"{name}: features are not finite; look at the images, a generator may have diverged")
+    if a.mean.shape != b.mean.shape:
+        raise UserError(f"{names[0]}: {len(a.mean)} features, {names[1]}: {len(b.mean)}; use one backbone for both")
+    apart = a.mean - b.mean
+    traces = np.trace(a.covariance) + np.trace(b.covariance)
+    with np.errstate(over="ignore", invalid="ignore"):
+        distance = apart @ apart + traces - 2 * _trace_of_root(a.covariance, b.covariance)
+    if not np.isfinite(distance):
+        raise UserError(
+            f"{names[0]} or {names[1]}: numbers are too large for a distance in float64; look at the features"
+        )
+    return max(float(distance), 0.0)  # below 0 by rounding alone
+
+
+def _trace_of_root(a: np.ndarray, b: np.ndarray) -> float:
+    """tr (A B)^(1/2) of covariances (D, D), which may be singular.
+
+    For A = F Fᵀ, B = H Hᵀ, A B has the eigenvalues of (Fᵀ H)(Fᵀ H)ᵀ: this is the sum of the singular values of Fᵀ H.
+    """
+    product = torch.from_numpy(_factor(a).T @ _factor(b))  # (rank of A, rank of B)
+    scale = product.abs().max().item() if product.numel() else 0.0
+    return scale * _nuclear_norm(product / scale) if 0 < scale < math.inf else scale
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """F, (D, rank), with F Fᵀ = C.
+
+    By Cholesky with pivoting, which ends at the rank, so that few images cost little. Where C has eigenvalues below
+    zero by more than rounding (statistics kept in float32), from its eigenvectors without those.
+    """
+    (pstrf,) = get_lapack_funcs(("pstrf",), (covariance,))
+    triangle, pivots, rank, _ = pstrf(covariance, lower=1)
+    factor = np.zeros((len(covariance), rank))
+    factor[pivots - 1] = np.tril(triangle)[:, :rank]
+    left_over = covariance.diagonal() - np.square(factor).sum(1)
+    if left_over.min() >= -1e-10 * covariance.diagonal().max():
+        return factor
+    values, vectors = (tensor.numpy() for tensor in torch.linalg.eigh(torch.tensor(covariance)))
+    kept = values > len(values) * EPS * np.abs(values).max()
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _nuclear_norm(matrix: Tensor) -> float:
+    """Sum of the singular values, to 8 digits and more.
+
+    They are the roots of the eigenvalues of MᵀM, several times faster than a decomposition of M. Squaring costs digits
+    of the small ones: where a bound on that exceeds 3e-9 of the sum, M is decomposed.
+    """
+    gram = matrix.T @ matrix if matrix.shape[1] <= matrix.shape[0] else matrix @ matrix.T
+    squares = torch.linalg.eigvalsh(gram)
+    values, rounding = squares.clamp(min=0).sqrt(), 4 * EPS * squares[-1]
+    error = (rounding / (2 * values)).clamp(max=rounding.sqrt()).sum()
+    if error <= 3e-9 * values.sum():
+        return values.sum().item()
+    return torch.linalg.svdvals(matrix).sum().item()
+
+
+def save_statistics(path: Path, statistics: Statistics, about: dict[str, Any]) -> None:
+    """Write an .npz of mean, covariance, count, `about` as JSON and a SHA-256 over the four; whole or not at all."""
+    arrays = {
+        "mean": statistics.mean,
+        "covariance": statistics.covariance,
+        "count": np.array(statistics.count),
+        "about": np.array(json.dumps(about, sort_keys=True)),
+    }
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays, sha256=np.array(_digest(arrays)))  # type: ignore[arg-type]
+
+
+def load_statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
+    """Statistics and what is said about them, of `save_statistics` or of other programs (arrays `mu` and `sigma`).
+
+    The latter have count 0 and nothing about them. Raises UserError for a file that is missing, damaged, or of another
+    kind; nothing is unpickled.
+    """
+    arrays = _read(path)
+    if "mu" in arrays:
+        mean, covariance, count, about = arrays["mu"], arrays["sigma"], 0, {}
+    else:
+        if arrays["sha256"].tolist() != _digest(arrays):
+            raise UserError(f"{path}: damaged, its checksum is of other numbers; make or fetch it again")
+        mean, covariance, count = arrays["mean"], arrays["covariance"], int(arrays["count"])
+        about = json.loads(str(arrays["about"]))
+    shapes = f"{mean.dtype} {mean.shape} and {covariance.dtype} {covariance.shape}"
+    if {mean.dtype.kind, covariance.dtype.kind} != {"f"} or mean.ndim != 1 or covariance.shape != (mean.size or 1,) * 2:
+        raise UserError(f"{path}: mean and covariance are {shapes}, expected floats (D,) and (D, D)")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"{path}: its numbers are not all finite; make it again")
+    if np.abs(covariance - covariance.T).max() > 1e-4 * np.abs(covariance).max() or covariance.diagonal().min() < 0:
+        raise UserError(f"{path}: not a covariance, it is not symmetric or has a negative variance; make it again")
+    return Statistics(count, mean.astype(np.float64), covariance.astype(np.float64)), about
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a statistics file, of one of its two forms."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file of statistics")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {name.removesuffix(".npy") for name in archive.namelist()}
+        for names in ((*STORED, "sha256"), ("mu", "sigma")):
+            if found.issuperset(names):
+                with np.load(path, allow_pickle=False) as arrays:
+                    if not all(isinstance(arrays[name], np.ndarray) for name in names):
+                        raise ValueError("its members are no arrays")
+                    return {name: arrays[name] for name in names}
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not readable as statistics (.npz): {error}") from None
+    raise UserError(
+        f"{path}: holds neither `mean` and `covariance` of ours nor `mu` and `sigma`; a file of statistics is needed"
+    )
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in STORED:
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,139 @@
+"""A run under Accelerate: networks, optimisers, batches, built, resumed and closed."""
+
+import copy
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+
+from sagan.adversarial import GAN, Objective
+from sagan.batches import Batches
+from sagan.checkpoint import Progress, load_checkpoint, newest_whole_checkpoint
+from sagan.config import check_processes
+from sagan.data.dataset import PreparedData
+from sagan.errors import UserError
+from sagan.losses import LOSSES
+from sagan.networks import Generator, build_discriminator, build_generator
+from sagan.settings import Config
+
+# (run's folder, progress, generator, what tells the user) -> progress with the best score so far
+Evaluate = Callable[[Path, Progress, Generator, Callable[[str], None]], Progress]
+
+
+@dataclass
+class Run:
+    """Everything the loop works on."""
+
+    folder: Path
+    config: Config
+    data: PreparedData
+    accelerator: Accelerator
+    gan: GAN
+    objective: Objective
+    batches: Batches
+    progress: Progress
+    evaluate: Evaluate | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train: the last step is done, or the best score has stood for long enough."""
+        patience = self.config.evaluate.patience
+        return self.progress.step >= self.config.training.steps or 0 < patience <= self.progress.stale
+
+
+def make_accelerator(config: Config, run: Path) -> Accelerator:
+    """The Accelerator of a config's device, precision and trackers. UserError where the machine lacks them."""
+    device = config.training.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device: cuda was asked for, this machine has no CUDA device; use auto or cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("training.device: mps was asked for, this machine has no MPS device; use auto or cpu")
+    precision = config.training.precision
+    if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("training.precision: fp16 needs a CUDA device; use bf16 or no")
+    trackers = config.training.trackers
+    available = [str(kind) for kind in get_available_trackers()]
+    if missing := [name for name in trackers if name not in available]:
+        raise UserError(
+            f"training.trackers: {missing[0]} is unknown or not installed; available: {', '.join(available) or 'none'}"
+        )
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=precision,
+        log_with=list(trackers) or None,
+        project_dir=str(run),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours is in the steps
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Accelerator) -> Run:
+    """Networks, optimisers and batches of a run, at step 0."""
+    world, batch = accelerator.num_processes, config.training.batch_size
+    check_processes(config, world)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    classes = data.manifest.num_classes if config.data.num_classes is None else config.data.num_classes
+    names = tuple(data.manifest.class_names) if classes else ()
+    generator, discriminator = build_generator(config, classes, names), build_discriminator(config, classes)
+    average = copy.deepcopy(generator).requires_grad_(False).to(accelerator.device)
+    if config.training.channels_last:
+        generator.memory_format = average.memory_format = torch.channels_last
+    optimizers = [
+        torch.optim.Adam(n.parameters(), lr=s.lr, betas=s.betas, eps=s.eps, fused=accelerator.device.type != "mps")
+        for n, s in ((generator, config.optim.generator), (discriminator, config.optim.discriminator))
+    ]
+    if config.training.compile:
+        generator.compile()
+        discriminator.compile()
+    handles: Any = accelerator.prepare(generator, discriminator, *optimizers)
+    gan = GAN(generator, discriminator, handles[0], handles[1], handles[2], handles[3], average)
+    batches = Batches(
+        config.seed, batch, config.optim.accumulation, accelerator.process_index, world, accelerator.device,
+        generator.z_dim, classes, config.augment.policy, config.data.flip, config.training.channels_last,
+    )  # fmt: skip
+    objective = Objective(LOSSES[config.loss.name], config.loss.r1, config.augment.policy)
+    return Run(folder, config, data, accelerator, gan, objective, batches, Progress(0))
+
+
+def resume(run: Run) -> list[str]:
+    """Load the newest whole checkpoint of the run's folder, if any; returns what to tell the user."""
+    folder, problems = newest_whole_checkpoint(run.folder)
+    if folder is None:
+        if problems:
+            raise UserError(f"{problems[0]}; no whole checkpoint is left, begin anew with another --out")
+        return []
+    run.progress = load_checkpoint(folder, run.gan)
+    if run.progress.scaler and run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(run.progress.scaler)
+    return [*problems, f"resumed from step {run.progress.step}"]
+
+
+def start_trackers(run: Run) -> Callable[[dict[str, float], int], None]:
+    """Start the config's trackers; returns what hands them values."""
+    if not run.config.training.trackers:
+        return lambda values, step: None
+    accelerator = run.accelerator
+    accelerator.init_trackers("tracking")
+    return lambda values, step: accelerator.log(values, step=step)
+
+
+def close(run: Run) -> None:
+    """End trackers and process group; every process calls it, when nothing more is to be trained.
+
+    The wrapped networks go first: they hold the process group, whose threads must not outlive the interpreter.
+    """
+    run.accelerator.wait_for_everyone()
+    run.accelerator.free_memory()
+    run.gan.generator_handle, run.gan.discriminator_handle = run.gan.generator, run.gan.discriminator
+    gc.collect()
+    run.accelerator.end_training()

@@ -1,0 +1,76 @@
+"""A page of four images whose maps are known: every way of packing and of showing them, and a hostile class name."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sagan.inspection.packing import pack
+from sagan.inspection.page_data import Layer, PageData
+
+HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>&amp;"
+NAMES = ("disc", "ring", HOSTILE)
+RESOLUTION = 32
+
+
+@dataclass(frozen=True)
+class Known:
+    """A layer and its weights (B, heads, N, M)."""
+
+    name: str
+    kind: str
+    size: tuple[int, int]
+    keys: tuple[int, int]
+    weights: np.ndarray
+    gamma: float | None = 0.5
+
+    def layer(self) -> Layer:
+        maps = tuple(tuple(pack(weights) for weights in image) for image in self.weights)
+        return Layer(self.name, self.kind, self.size, self.keys, self.gamma, maps)
+
+    def at(self, image: int, head: int, cell: tuple[int, int]) -> np.ndarray:
+        """The map (H', W') of a query cell."""
+        return self.weights[image, head, cell[0] * self.size[1] + cell[1]].reshape(self.keys)
+
+
+def dot_product_rows(n: int, m: int, width: int, spread: float, rng: np.random.Generator) -> np.ndarray:
+    """Softmax rows (n², m²) of queries and keys of `width` that change smoothly over the map, as float32."""
+    query, key = (_smooth(n, width, rng) for _ in range(2))
+    key = key.reshape(width, m, n // m, m, n // m).max(axis=(2, 4))
+    logits = query.reshape(width, -1).T @ key.reshape(width, -1)
+    shifted = spread * logits / logits.std()
+    weights = np.exp(shifted - shifted.max(axis=1, keepdims=True))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def known_layers(images: int = 4) -> list[Known]:
+    rng = np.random.default_rng(0)
+
+    def rows(heads: int, n: int, m: int, width: int, spread: float) -> np.ndarray:
+        maps = [dot_product_rows(n, m, width, spread, rng) for _ in range(images * heads)]
+        return np.stack(maps).reshape(images, heads, n * n, m * m)
+
+    odd = rng.dirichlet(np.full(9, 0.5), (images, 1, 49)).astype(np.float32)
+    gate = rng.random((images, 1, 64, 64), np.float32) * 0.6
+    signed = rng.standard_normal((images, 1, 256, 64)).astype(np.float32)
+    return [
+        Known("attention.16x16", "softmax row", (16, 16), (8, 8), rows(2, 16, 8, 8, 2.0)),
+        Known("attention.32x32", "softmax row", (32, 32), (32, 32), rows(1, 32, 32, 32, 1.0)),
+        Known("attention.8x8", "softmax row", (8, 8), (8, 8), rows(1, 8, 8, 4, 0.3), None),
+        Known("blocks.1.branch", "softmax row", (7, 7), (3, 3), odd),
+        Known("blocks.2.branch", "signed weight", (16, 16), (8, 8), signed),
+        Known("blocks.3.branch/gate", "spatial gate", (8, 8), (8, 8), gate, None),
+    ]
+
+
+def known_data(layers: list[Known]) -> PageData:
+    count = len(layers[0].weights)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (count, 8, 8, 3), np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    labels = np.arange(count) % len(NAMES)
+    return PageData(images, np.arange(count), labels, NAMES, tuple(layer.layer() for layer in layers))
+
+
+def _smooth(n: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise (width, n, n) averaged over 3×3 neighbours."""
+    noise = rng.standard_normal((width, n, n))
+    return sum(np.roll(noise, (i, j), (1, 2)) for i in (-1, 0, 1) for j in (-1, 0, 1))

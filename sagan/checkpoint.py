@@ -97,6 +97,14 @@ def newest_whole_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
+def require_whole_checkpoint(run: Path) -> Path:
+    """The newest whole checkpoint of a run; UserError, which says what is wrong with the others, without any."""
+    checkpoint, problems = newest_whole_checkpoint(run)
+    if checkpoint is None:
+        raise UserError(f"{run}: this run has no whole checkpoint {'; '.join(problems)}".strip())
+    return checkpoint
+
+
 def prune_checkpoints(run: Path, keep: int, progress: Progress) -> None:
     """Remove all but the newest `keep` and the best; and what killed runs left half-written.
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sagan.errors import UserError
+from sagan.parameters import Place, as_json, device, inception_weights
 
 FULL, DENIED = "the disk is full", "no permission to read or write it"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of the GPU, of torch's CPU allocator
@@ -18,24 +19,6 @@ OF_THE_SYSTEM = {  # what a user can run into anywhere; every other OSError is a
     errno.EACCES: DENIED, errno.EPERM: DENIED, errno.EROFS: DENIED,
     errno.ENAMETOOLONG: "a name as long as this cannot be used",
 }  # fmt: skip
-
-
-class Place(click.ParamType):
-    """A path that is named: an empty text, as of a shell variable that is not set, is not the working folder."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if not str(value).strip():
-            self.fail("it is empty", param, ctx)
-        return Path(value)
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-                      help="What computes.")  # fmt: skip
-inception_weights = click.option("--inception-weights", type=Place(), metavar="FILE",
-                                 help="Default: torch hub's cache, or a download.")  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -107,23 +90,36 @@ def sample(**options: Any) -> None:
 
 @cli.command()
 @click.argument("source")
-@click.option("--out", type=Place(), required=True, help="Folder of the figure.")
+@click.option("--out", type=Place(), required=True, help="Folder of figures, arrays and page.")
 @click.option("--seeds", default="0-7", show_default=True, metavar="0-7", help="Which images.")
 @click.option("--classes", metavar="0,3|NAMES", help="Every seed in each of these classes.")
-@click.option("--points", default="5", show_default=True, metavar="K|random|grid", help="Query points an image.")
+@click.option(
+    "--points", metavar="K|random|grid", help="Query points an image (default 5, where they are of interest)."
+)
+@click.option("--at", metavar="ROW,COL;…", help="Query points in image pixels, instead of --points.")
+@click.option("--network", type=click.Choice(["generator", "discriminator", "both"]), default="generator",
+              show_default=True, help="The discriminator needs a run or a checkpoint.")  # fmt: skip
+@click.option("--images", type=Place(), metavar="DIR", help="Real images for the discriminator; default: the run's.")
+@click.option("--layers", metavar="NAMES", help="Only these maps, such as attention.16x16.")
+@click.option("--html", is_flag=True, help="Also a page on which the pointer shows every cell's map.")
+@click.option("--animate", type=click.Choice(["snapshots", "path"]), help="Maps over a run, or of a moving point.")
+@click.option("--smooth", is_flag=True, help="Blend the cells of the maps.")
+@click.option("--tile", type=click.IntRange(64, 1024), default=128, show_default=True, help="Pixels of an image.")
+@click.option("--lpips-weights", type=Place(), metavar="FILE", help="Measure by LPIPS what attention changes.")
 @as_json
-def attend(source: str, out: Path, seeds: str, classes: str | None, points: str, as_json: bool) -> None:
-    """Show what the generator of SOURCE (a snapshot, a run or a Hub id) attends to."""
+def attend(**options: Any) -> None:
+    """Show what the networks of SOURCE (a run, a checkpoint, a snapshot or a Hub id) attend to."""
     from sagan.commands.attend import attend_command
+    from sagan.commands.attend_options import Options
 
-    attend_command(source, out, seeds, classes, points, as_json)
+    attend_command(Options(**options))
 
 
 @cli.command()
 @click.argument("source")
 @click.option("--reference", metavar="DATA|STATISTICS", help="Real images; default: the training data of a run.")
 @click.option("--metrics", metavar="fid,kid,…", help="Default: fid, for a generator of shapes coherence.")
-@click.option("--num", type=int, metavar="N", help="Samples (default 10000); of a folder its first ones.")
+@click.option("--num", type=int, metavar="N", help="Samples (default 10000); of a folder some of its images.")
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Of the feature extractor.")
 @click.option("--labels", type=click.Choice(["reference", "uniform"]), default="reference", show_default=True,
               help="Class frequencies of the samples.")  # fmt: skip

@@ -95,6 +95,17 @@ def check_file_place(path: Path) -> None:
     """UserError where no file can be written to `path`: a folder is there, or none that may be written to."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
+    _check_parents(path)
+
+
+def check_folder_place(path: Path) -> None:
+    """UserError where `path` cannot be a folder with files of ours: a file is there, or no permission to write."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file, a folder was expected")
+    _check_parents(path / "file")
+
+
+def _check_parents(path: Path) -> None:
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir():
         raise UserError(f"{path}: cannot be written, {nearest} is a file")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.adversarial import GAN
-from sagan.checkpoint import newest_whole_checkpoint
+from sagan.checkpoint import require_whole_checkpoint
 from sagan.config import load_config
 from sagan.errors import UserError
 from sagan.layers import BatchNorm, ConditionalBatchNorm
@@ -29,9 +29,7 @@ def initialize_from(gan: GAN, source: str) -> str:
     when the architectures differ in anything else.
     """
     if (Path(source) / "checkpoints").is_dir():
-        checkpoint, problems = newest_whole_checkpoint(Path(source))
-        if checkpoint is None:
-            raise UserError(f"{source}: this run has no whole checkpoint {'; '.join(problems)}".strip())
+        checkpoint = require_whole_checkpoint(Path(source))
         class_norm = load_config(Path(source) / "config.yaml").generator.class_norm
         _load(gan.generator, read_tensors(checkpoint / "average.safetensors"), class_norm, source)
         _load(gan.discriminator, read_tensors(checkpoint / "discriminator.safetensors"), class_norm, source)

@@ -1,4 +1,4 @@
-"""What a trained generator can be used as: averaged or raw weights, running or standing batch-norm statistics."""
+"""The networks of a checkpoint: averaged or raw weights, running or standing batch-norm statistics, discriminator."""
 
 import copy
 from pathlib import Path
@@ -10,9 +10,10 @@ from sagan.config import load_config
 from sagan.errors import UserError
 from sagan.files import read_json
 from sagan.layers import Normalization
-from sagan.networks import Generator, bake, build_generator
+from sagan.networks import Discriminator, Generator, bake, build_discriminator, build_generator
 from sagan.pretrained import load_exactly, read_tensors
 from sagan.randomness import torch_generator
+from sagan.settings import Config
 from sagan.spectral_norm import refresh_spectral_norm
 
 WEIGHTS = {"averaged": "average", "raw": "generator"}  # by the names of a checkpoint's files
@@ -25,13 +26,7 @@ def load_generators(checkpoint: Path) -> dict[str, Generator]:
     UserError when the checkpoint is damaged or does not lie in a run.
     """
     verify_checkpoint(checkpoint)
-    run = checkpoint.parent.parent
-    config = load_config(run / "config.yaml")
-    about = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    classes = config.data.num_classes
-    if classes is None:
-        raise UserError(f"{run / 'config.yaml'}: says nothing of data.num_classes, so it is not that of a run")
-    names = tuple(about.get("class_names", ())) if classes else ()
+    config, classes, names = _of_run(checkpoint)
     found = {}
     for kind, file in WEIGHTS.items():
         generator = build_generator(config, classes, names)
@@ -40,6 +35,26 @@ def load_generators(checkpoint: Path) -> dict[str, Generator]:
         generator.memory_format = torch.channels_last
         found[kind] = bake(generator)
     return found
+
+
+def load_discriminator(checkpoint: Path) -> Discriminator:
+    """The discriminator of a checkpoint of a run, in eval mode. UserError as for `load_generators`."""
+    verify_checkpoint(checkpoint)
+    config, classes, _ = _of_run(checkpoint)
+    discriminator = build_discriminator(config, classes)
+    state = read_tensors(checkpoint / "discriminator.safetensors")
+    load_exactly(discriminator, state, f"{checkpoint}/discriminator")
+    return discriminator.eval().requires_grad_(False)
+
+
+def _of_run(checkpoint: Path) -> tuple[Config, int, tuple[str, ...]]:
+    """Config, number of classes and their names of the run in which a checkpoint lies."""
+    run = checkpoint.resolve().parent.parent
+    config = load_config(run / "config.yaml")
+    about = read_json(run / "run.json") if (run / "run.json").is_file() else {}
+    if config.data.num_classes is None:
+        raise UserError(f"{run / 'config.yaml'}: says nothing of data.num_classes, so it is not that of a run")
+    return config, config.data.num_classes, tuple(about.get("class_names", ())) if config.data.num_classes else ()
 
 
 @torch.no_grad()

@@ -25,13 +25,18 @@ def load_snapshot(path_or_id: Path | str) -> Generator:
     return generator
 
 
-def newest_snapshot(run: Path | str) -> Path:
-    """The snapshot of the highest step of a run folder, runs/NAME/snapshots/<8-digit step>; UserError without any."""
+def snapshots(run: Path | str) -> list[Path]:
+    """The snapshots of a run folder, runs/NAME/snapshots/<8-digit step>, by step; UserError without any."""
     folder = Path(run) / "snapshots"
     steps = [path for path in folder.glob("*") if path.is_dir() and re.fullmatch("[0-9]{8}", path.name)]
     if not steps:
         raise UserError(f"{folder}: no snapshot yet (training.snapshot_every sets how often one is written)")
-    return max(steps, key=lambda path: path.name)
+    return sorted(steps, key=lambda path: path.name)
+
+
+def newest_snapshot(run: Path | str) -> Path:
+    """The snapshot of the highest step of a run folder; UserError without any."""
+    return snapshots(run)[-1]
 
 
 def save_snapshot(generator: Generator, folder: Path | str) -> None:

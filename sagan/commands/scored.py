@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sagan.checkpoint import newest_whole_checkpoint, verify_checkpoint
+from sagan.checkpoint import require_whole_checkpoint, verify_checkpoint
 from sagan.commands.evaluate_options import Options
 from sagan.commands.measured import Source, open_files, open_reference
 from sagan.config import load_config
@@ -54,7 +54,7 @@ class Result:
 def score_files(source: Source, options: Options, metrics: Sequence[str], device: torch.device) -> list[Result]:
     """The card of a folder, an .npz or prepared data; [] off the first process."""
     images = open_files(source)
-    samples = images if options.num is None else images.first(options.num)
+    samples = images if options.num is None else images.sample(options.num)
     networks = _networks(options, metrics, device)
     reference = _reference(options, source, samples.size, metrics, networks)
     found = score(samples, reference, metrics, networks, options.batch_size)
@@ -127,7 +127,7 @@ def _reference(
 
 def _candidates(source: Source, options: Options) -> Iterator[Candidate]:
     if options.modes:
-        checkpoint = source.path if source.kind == "checkpoint" else _newest_checkpoint(source.path)
+        checkpoint = source.path if source.kind == "checkpoint" else require_whole_checkpoint(source.path)
         step = int(verify_checkpoint(checkpoint)["step"])
         for weights, generator in load_generators(checkpoint).items():
             yield Candidate(generator, weights, "running", step)
@@ -148,20 +148,13 @@ def _snapshot(source: Source, which: str) -> Path | None:
         return source.path if source.path.exists() else None
     if which == "newest":
         return newest_snapshot(source.path)
-    best = verify_checkpoint(_newest_checkpoint(source.path))["best_step"]
+    best = verify_checkpoint(require_whole_checkpoint(source.path))["best_step"]
     if best is None:
         raise UserError(f"{source.text}: no best step is known (evaluate.best names the metric that decides)")
     place = source.path / "snapshots" / f"{best:08d}"
     if not place.is_dir():
         raise UserError(f"{source.text}: no snapshot of its best step {best}")
     return place
-
-
-def _newest_checkpoint(run: Path) -> Path:
-    checkpoint, problems = newest_whole_checkpoint(run)
-    if checkpoint is None:
-        raise UserError(f"{run}: this run has no whole checkpoint {'; '.join(problems)}".strip())
-    return checkpoint
 
 
 def _name(source: Source, candidate: Candidate) -> str:

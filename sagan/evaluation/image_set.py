@@ -18,6 +18,7 @@ from sagan.data.npz import NpzSource
 from sagan.data.source import Item
 from sagan.errors import UserError
 from sagan.files import sha256
+from sagan.randomness import numpy_generator
 
 SAMPLED = re.compile(r"seed[0-9]{8}(?:_class([0-9]+))?\.png")  # what `sagan sample` writes
 SAMPLES_RECORD, SAMPLES_SHEET = "samples.json", "grid.png"
@@ -45,12 +46,20 @@ class ImageSet:
     class_names: tuple[str, ...] = ()
     lossy: bool = False
 
-    def first(self, count: int) -> "ImageSet":
-        """The first `count` of these images; UserError when there are fewer."""
+    def sample(self, count: int) -> "ImageSet":
+        """`count` of these images, always the same ones, without regard to order or class; UserError for too few."""
         if count > self.count:
             raise UserError(f"{self.name}: {count} images were asked for, it holds {self.count}; lower --num")
-        labels = None if self.labels is None else self.labels[:count]
-        return self if count == self.count else replace(self, count=count, labels=labels, key=f"{self.key}:{count}")
+        if count == self.count:
+            return self
+        chosen = np.sort(numpy_generator(0, "images of a set").permutation(self.count)[:count])
+        return replace(
+            self,
+            count=count,
+            read=lambda indices: self.read(chosen[indices]),
+            key=f"{self.key}:{count}",
+            labels=None if self.labels is None else self.labels[chosen],
+        )
 
 
 def from_prepared(data: PreparedData) -> ImageSet:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sagan.images import sheet
+from sagan.images import name_rows, sheet
 from sagan.inspection.health import attention_modules
 from sagan.inspection.maps import Recording, attention_of
 from sagan.layers import initialize
@@ -33,11 +33,12 @@ class Ablation:
         return float(np.abs(self.with_attention.astype(int) - self.without).mean())
 
     def picture(self) -> np.ndarray:
-        """Rows: with attention, without, and the difference, four times enlarged, around grey."""
+        """Rows: with attention, without, and the difference, amplified around grey."""
         difference = AMPLIFIED * (self.with_attention.astype(int) - self.without) + 128
         rows = [self.with_attention, self.without, difference.clip(0, 255).astype(np.uint8)]
         scale = max(1, 128 // self.without.shape[1])
-        return sheet(np.concatenate(rows), len(self.without), scale=scale)
+        picture = sheet(np.concatenate(rows), len(self.without), scale=scale)
+        return name_rows(picture, ["with attention", "without", f"difference x{AMPLIFIED}"])
 
 
 def ablate(generator: Generator, z: Tensor, labels: Tensor | None) -> Ablation:

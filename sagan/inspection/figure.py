@@ -39,11 +39,12 @@ class Layout:
     images: int
     points: int
     resolution: int
+    least: int = TILE
 
     @property
     def side(self) -> int:
-        """Of a tile: the smallest multiple of the resolution that is readable."""
-        return self.resolution * -(-TILE // self.resolution)
+        """Of a tile: the smallest multiple of the resolution that has `least` pixels."""
+        return self.resolution * -(-self.least // self.resolution)
 
     @property
     def block_height(self) -> int:
@@ -73,11 +74,11 @@ class Block:
     size: tuple[int, int]  # of the query map
 
 
-def attention_figure(recording: Recording, smooth: bool = False) -> np.ndarray:
-    """The figure as uint8 (H, W, 3). UserError when nothing was recorded."""
+def attention_figure(recording: Recording, smooth: bool = False, tile: int = TILE) -> np.ndarray:
+    """The figure as uint8 (H, W, 3), its images at least `tile` pixels wide. UserError when nothing was recorded."""
     if not recording.maps:
         raise UserError("nothing to draw: the network has no attention module")
-    layout = Layout(len(recording.images), recording.points.shape[1], recording.images.shape[1])
+    layout = Layout(len(recording.images), recording.points.shape[1], recording.images.shape[1], tile)
     blocks = _blocks(recording)
     height, width = layout.size(len(blocks))
     canvas = Image.new("RGB", (width, height), PAPER)

@@ -1,5 +1,6 @@
 """Sets of images: folders, arrays and prepared data give the same pixels, and say what is wrong with them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,14 +64,33 @@ def test_the_key_follows_the_bytes(images: np.ndarray, tmp_path: Path):
     assert from_files(folder).key != before
 
 
-def test_the_first_few_have_a_key_of_their_own(images: np.ndarray, tmp_path: Path):
-    """Breaks when a part of a set is taken for the whole."""
+def test_a_part_is_always_the_same_and_has_a_key_of_its_own(images: np.ndarray, tmp_path: Path):
+    """Breaks when a part of a set is taken for the whole, or is not the same the next time."""
     found = from_files(write(tmp_path, images))
-    assert found.first(6) is found
-    assert found.first(2).count == 2
-    assert found.first(2).key != found.key
+    assert found.sample(6) is found
+    part = found.sample(3)
+    assert part.key != found.key
+    pixels = part.read(np.arange(3)).numpy()
+    assert np.array_equal(pixels, found.sample(3).read(np.arange(3)).numpy())
+    assert len({image.tobytes() for image in pixels} & {image.tobytes() for image in images}) == 3
     with pytest.raises(UserError, match="7 images were asked for, it holds 6"):
-        found.first(7)
+        found.sample(7)
+
+
+def test_a_part_of_sorted_classes_has_all_of_them(data: PreparedData):
+    """Breaks when a part is the beginning: prepared folders are sorted by class."""
+    found = from_prepared(data)
+    order = np.argsort(data.labels, kind="stable")
+    in_order = replace(found, labels=data.labels[order], read=lambda indices: found.read(order[indices]))
+    part = in_order.sample(20)
+    assert part.labels is not None
+    assert len(set(part.labels.tolist())) == 4
+    labels = {
+        image.numpy().tobytes(): label
+        for image, label in zip(in_order.read(np.arange(40)), data.labels[order], strict=True)
+    }
+    shown = part.read(np.arange(20)).numpy()
+    assert [labels[image.tobytes()] for image in shown] == part.labels.tolist()
 
 
 def test_lossy_files_are_known(images: np.ndarray, tmp_path: Path):

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from sagan.errors import UserError
-from sagan.evaluation import weights
+from sagan.evaluation import weights as weights_module
 from sagan.evaluation.weights import Published, as_file, find_weights, load_tensors, tensors_sha256
 from sagan.files import sha256
 
@@ -74,7 +76,7 @@ def test_without_a_network_it_says_what_to_put_where(cache: Path) -> None:
 
 def test_a_server_that_does_not_answer_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks when a command hangs where packets are dropped."""
-    monkeypatch.setattr(weights, "PATIENCE", 0.2)
+    monkeypatch.setattr(weights_module, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/net-1.pth"
         with pytest.raises(UserError, match="timed out"):
@@ -119,7 +121,7 @@ def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
     assert mark.exists()  # so the file is one that executes
 
 
-@pytest.mark.parametrize("kind", ["empty", "garbage", "cut short", "text", "archive"])
+@pytest.mark.parametrize("kind", ["empty", "garbage", "cut short", "text", "archive", "TorchScript"])
 def test_damaged_files_are_refused(kind: str, tmp_path: Path, source: Path, recwarn: pytest.WarningsRecorder) -> None:
     """Breaks when another error than a UserError, or a warning, comes of damaged bytes."""
     path = tmp_path / "damaged.pth"
@@ -127,10 +129,12 @@ def test_damaged_files_are_refused(kind: str, tmp_path: Path, source: Path, recw
     content = {"empty": b"", "garbage": bytes(range(256)) * 9, "cut short": whole[: len(whole) // 2], "text": b"<html>"}
     path.write_bytes(content.get(kind, b""))
     if kind == "archive":
-        import zipfile
-
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("readme.txt", "no tensors")
+    if kind == "TorchScript":
+        with warnings.catch_warnings():  # torch.jit is deprecated
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
     with pytest.raises(UserError, match=r"damaged\.pth: damaged, cut short"):
         load_tensors(path)
     assert not recwarn.list

@@ -25,10 +25,11 @@ demo: setup
 	$(BIN)/sagan train configs/shapes32.yaml --out $(DEMO)
 	$(BIN)/sagan sample $(DEMO) --out $(DEMO)/images --num 64 --grid
 	$(BIN)/sagan evaluate $(DEMO) --num 1000
-	$(BIN)/sagan attend $(DEMO) --out $(DEMO)/attention --seeds 0-7
+	$(BIN)/sagan attend $(DEMO) --out $(DEMO)/attention --seeds 0-7 --html
 	@echo
 	@echo "Look at: $(DEMO)/images/grid.png          samples"
 	@echo "         $(DEMO)/attention/attention.png  what the generator attends to"
+	@echo "         $(DEMO)/attention/attention.html the same, live under the pointer"
 	@echo "         $(DEMO)/samples/                 how training went"
 
 test: setup

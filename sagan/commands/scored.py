@@ -57,7 +57,8 @@ def score_files(source: Source, options: Options, metrics: Sequence[str], device
     samples = images if options.num is None else images.sample(options.num)
     networks = _networks(options, metrics, device)
     reference = _reference(options, source, samples.size, metrics, networks)
-    found = score(samples, reference, metrics, networks, options.batch_size)
+    store = _store(samples.key, networks)
+    found = score(samples, reference, metrics, networks, options.batch_size, store=store)
     return [] if found is None else [Result(found.card, None, found.sheet)]
 
 

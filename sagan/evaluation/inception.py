@@ -16,7 +16,7 @@ from sagan.evaluation.resize import resize_like_tensorflow
 from sagan.evaluation.weights import as_file
 from sagan.randomness import torch_generator
 
-IMAGES_AT_ONCE = {"cpu": 16, "cuda": 128}  # the largest map takes 5.5 MB an image
+IMAGES_AT_ONCE = {"cpu": 32, "cuda": 128}  # the largest map takes 5.5 MB an image
 
 
 def build_extractor(weights: BytesIO) -> FeatureExtractorInceptionV3:
@@ -56,7 +56,7 @@ def fast_inception(
     layers = nn.Sequential(*list(extractor.children())[:-1])  # all but fc, in the order in which they are applied
     layers = layers.to(device=device).to(memory_format=torch.channels_last)
     directions = extractor.fc.weight.T.to(device)  # (2048, 1008)
-    at_once = IMAGES_AT_ONCE.get(device.type, 16)
+    at_once = IMAGES_AT_ONCE.get(device.type, 32)
 
     def compute(images: Tensor) -> tuple[Tensor, ...]:
         parts = []

@@ -1,0 +1,139 @@
+"use strict";
+// From the page's text to the weights of a cell, and from weights to opacities and pixels. Knows no document.
+
+/** The bytes of a deflated (zlib) base64 text. */
+async function inflate(text) {
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** The inverse of `pack` in packing.py: N peaks, then N·M bytes, or two matrices of 16 bits, low bytes first. */
+function readMap(bytes, { form, signed, shape: [n, m], rank, step }) {
+  const peaks = new Float32Array(bytes.slice(0, 4 * n).buffer);
+  const rest = bytes.slice(4 * n);
+  if (form === "bytes" && signed) return { m, peaks, levels: new Int8Array(rest.buffer), most: 127.5 };
+  if (form === "bytes") return { m, peaks, levels: rest, most: 255 };
+  const count = (n + m) * rank;
+  const both = Int16Array.from({ length: count }, (_, i) => rest[i] | (rest[count + i] << 8));
+  return { m, peaks, rank, step, queries: both.subarray(0, n * rank), keys: both.subarray(n * rank) };
+}
+
+/** What a cell attends to: weights as `ratios` to the largest magnitude `peak`, and the keys of the extreme ones. */
+function attentionAt(map, cell) {
+  const ratios = map.levels ? levelsAt(map, cell) : productsAt(map, cell);
+  let best = 0;
+  let least = 0;
+  for (let j = 1; j < ratios.length; j++) {
+    if (ratios[j] > ratios[best]) best = j;
+    if (ratios[j] < ratios[least]) least = j;
+  }
+  return { ratios, peak: map.peaks[cell], best, least };
+}
+
+function levelsAt({ m, levels, most }, cell) {
+  return Float32Array.from(levels.subarray(cell * m, (cell + 1) * m), (level) => level / most);
+}
+
+function productsAt({ m, rank, step, queries, keys }, cell) {
+  const products = new Float64Array(m);
+  let largest = -Infinity;
+  for (let j = 0; j < m; j++) {
+    for (let r = 0; r < rank; r++) products[j] += queries[cell * rank + r] * keys[j * rank + r];
+    largest = Math.max(largest, products[j]);
+  }
+  return Float32Array.from(products, (product) => Math.exp(step * (product - largest)));
+}
+
+/** For each pixel of a side the key that covers it, -1 where none does: a pooled key covers whole cells. */
+function nearestKeys(side, cells, keys) {
+  const covered = Math.floor(cells / keys);
+  return Array.from({ length: side }, (_, pixel) => {
+    const key = covered ? Math.floor(Math.floor((pixel * cells) / side) / covered) : Math.floor((pixel * keys) / side);
+    return key < keys ? key : -1;
+  });
+}
+
+/** Opacity of each pixel of a square, `factor` times the ratio of its key. */
+function cellOpacities(ratios, factor, side, { size, keys }) {
+  const shown = new Float32Array(side * side);
+  const rows = nearestKeys(side, size[0], keys[0]);
+  const columns = nearestKeys(side, size[1], keys[1]);
+  for (let y = 0; y < side; y++) {
+    for (let x = 0; x < side; x++) {
+      if (rows[y] >= 0 && columns[x] >= 0) shown[y * side + x] = factor * ratios[rows[y] * keys[1] + columns[x]];
+    }
+  }
+  return shown;
+}
+
+const cubic = (t) => (t < 1 ? (1.5 * t - 2.5) * t * t + 1 : t < 2 ? ((-0.5 * t + 2.5) * t - 4) * t + 2 : 0);
+
+/** For each pixel of a side the first key and the weights of a bicubic blend, as Pillow has them. */
+function cubicKeys(side, keys) {
+  const stretch = Math.max(keys / side, 1);
+  return Array.from({ length: side }, (_, pixel) => {
+    const centre = ((pixel + 0.5) * keys) / side;
+    const first = Math.max(Math.floor(centre - 2 * stretch + 0.5), 0);
+    const end = Math.min(Math.floor(centre + 2 * stretch + 0.5), keys);
+    const weights = Array.from({ length: end - first }, (_, i) => cubic(Math.abs(first + i - centre + 0.5) / stretch));
+    const sum = weights.reduce((a, b) => a + b, 0);
+    return { first, weights: weights.map((weight) => weight / sum) };
+  });
+}
+
+/** The same blended over the whole square: rows first, then columns; clipped as the figure does. */
+function smoothOpacities(ratios, factor, side, { keys: [height, width], scale }) {
+  const lowest = scale === "signed" ? -1 : 0;
+  const across = new Float32Array(height * side);
+  cubicKeys(side, width).forEach(({ first, weights }, x) => {
+    for (let y = 0; y < height; y++) {
+      for (let i = 0; i < weights.length; i++) across[y * side + x] += weights[i] * ratios[y * width + first + i];
+    }
+  });
+  const shown = new Float32Array(side * side);
+  cubicKeys(side, height).forEach(({ first, weights }, y) => {
+    for (let x = 0; x < side; x++) {
+      let sum = 0;
+      for (let i = 0; i < weights.length; i++) sum += weights[i] * across[(first + i) * side + x];
+      shown[y * side + x] = Math.min(Math.max(factor * sum, lowest), 1);
+    }
+  });
+  return shown;
+}
+
+/** Grey values (ITU-R BT.601) of a square image's RGBA pixels, each repeated `scale` times both ways. */
+function greyOf(pixels, resolution, scale) {
+  const side = resolution * scale;
+  return Float32Array.from({ length: side * side }, (_, i) => {
+    const from = 4 * (Math.floor(i / side / scale) * resolution + Math.floor((i % side) / scale));
+    return 0.299 * pixels[from] + 0.587 * pixels[from + 1] + 0.114 * pixels[from + 2];
+  });
+}
+
+/**
+ * Fill RGBA pixels with the image dark and grey, under overlays {opacities, positive, negative}: colours of positive
+ * and negative ones. Several blend alike, whatever their order.
+ */
+function paintOverlays(pixels, grey, overlays) {
+  for (let i = 0; i < grey.length; i++) {
+    let clear = 1, sum = 0, red = 0, green = 0, blue = 0;
+    for (let k = 0; k < overlays.length; k++) {
+      const value = overlays[k].opacities[i], opacity = Math.abs(value);
+      const colour = value < 0 ? overlays[k].negative : overlays[k].positive;
+      red += opacity * colour[0];
+      green += opacity * colour[1];
+      blue += opacity * colour[2];
+      clear *= 1 - opacity;
+      sum += opacity;
+    }
+    const dark = clear * (16 + 0.35 * grey[i]);
+    const tint = sum > 0 ? ((0.7 + (0.3 * grey[i]) / 255) * (1 - clear)) / sum : 0;
+    pixels[4 * i] = dark + tint * red;
+    pixels[4 * i + 1] = dark + tint * green;
+    pixels[4 * i + 2] = dark + tint * blue;
+    pixels[4 * i + 3] = 255;
+  }
+}

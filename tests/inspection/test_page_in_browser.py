@@ -1,0 +1,494 @@
+"""The attention page in Chromium, opened from disk: every pixel is compared with what Python gives for that cell."""
+
+import base64
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from page_case import HOSTILE, NAMES, RESOLUTION, Known, known_data, known_layers
+from PIL import Image
+
+from sagan.inspection.figure import COLOURS, _overlay, opacity
+from sagan.inspection.page import SIGNS, write_page
+from sagan.inspection.page_data import PageData
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.slow
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+ARGUMENTS = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run", "--disable-quic",
+)  # fmt: skip
+CLOSE = 255 / 255 + 1  # levels of colour: the storage error of a signed map, and rounding
+HEALTH = {"attention.16x16": {"gamma": 0.5, "entropy": 0.61, "uniform_entropy": 1.0}}
+Cell = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Screen:
+    """The open page and what it shows."""
+
+    page: "Page"
+    layers: list[Known]
+    data: PageData
+    layer: int = 0
+    head: int = 0
+
+    @property
+    def known(self) -> Known:
+        return self.layers[self.layer]
+
+    def choose(self, layer: int, head: int = 0) -> "Screen":
+        self.page.select_option("#layer", index=layer)
+        if head:
+            self.page.select_option("#head", index=head)
+        self.page.wait_for_timeout(100)
+        return Screen(self.page, self.layers, self.data, layer, head)
+
+    def place(self, image: int, cell: Cell) -> tuple[float, float]:
+        """(x, y) on the screen of a cell's centre."""
+        element = self.page.locator(".image").nth(image)
+        element.scroll_into_view_if_needed()
+        box = element.bounding_box()
+        assert box
+        height, width = self.known.size
+        return box["x"] + (cell[1] + 0.5) / width * box["width"], box["y"] + (cell[0] + 0.5) / height * box["height"]
+
+    def hover(self, image: int, cell: Cell) -> None:
+        self.page.mouse.move(*self.place(image, cell))
+
+    def click(self, image: int, cell: Cell) -> None:
+        self.page.mouse.click(*self.place(image, cell))
+
+    def leave(self) -> None:
+        self.page.mouse.move(2, 2)
+
+    def pixels(self, canvas: str) -> np.ndarray | None:
+        """(side, side, 3) of a canvas; None while it is hidden."""
+        found = self.page.locator(canvas)
+        if found.get_attribute("hidden") is not None:
+            return None
+        source = found.evaluate("canvas => canvas.toDataURL()")
+        return np.asarray(Image.open(BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB"), float)
+
+    def shown(self, image: int) -> np.ndarray | None:
+        return self.pixels(f"figure:nth-child({image + 1}) canvas")
+
+    def expected(self, image: int, points: list[tuple[Cell, int]], side: int, smooth: bool = False) -> np.ndarray:
+        """What cells, each with the number of its colour, must give."""
+        large = self.data.images[image].repeat(side // RESOLUTION, 0).repeat(side // RESOLUTION, 1).astype(np.float32)
+        maps = [self.known.at(image, self.head, cell) for cell, _ in points]
+        alphas = [opacity(weights, self.known.size, side, smooth) for weights in maps]
+        if len(points) == 1:
+            return _overlay(large, alphas[0], points[0][1])
+        return blended(large, alphas, [COLOURS[slot % len(COLOURS)] for _, slot in points])
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+
+def blended(large: np.ndarray, alphas: list[np.ndarray], colours: list[tuple[int, int, int]]) -> np.ndarray:
+    """The image dark under the mean of the colours, weighted by their opacities."""
+    grey = (large @ np.array([0.299, 0.587, 0.114]))[..., None]
+    every = np.stack(alphas)[..., None]
+    clear, mean = (
+        np.prod(1 - every, axis=0),
+        (every * np.array(colours)[:, None, None]).sum(0) / np.maximum(every.sum(0), 1e-9),
+    )
+    return clear * (16 + 0.35 * grey) + (1 - clear) * mean * (0.7 + 0.3 * grey / 255)
+
+
+@pytest.fixture(scope="module")
+def layers() -> list[Known]:
+    return known_layers()
+
+
+@pytest.fixture(scope="module")
+def data(layers: list[Known]) -> PageData:
+    return known_data(layers)
+
+
+@pytest.fixture(scope="module")
+def file(data: PageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "attention.html"
+    write_page(path, data, HEALTH, "runs/shapes")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser: "Browser", file: Path, layers: list[Known], data: PageData) -> Iterator[Callable[..., Screen]]:
+    """Opens the page; afterwards: it logged no error and asked for nothing but itself."""
+    errors: list[str] = []
+    requests: list[str] = []
+    contexts = []
+
+    def open_page(script: str = "", ready: bool = True, **settings: Any) -> Screen:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
+        context.set_default_timeout(10_000)
+        contexts.append(context)
+        page = context.new_page()
+        if script:
+            page.add_init_script(script)
+        page.on(
+            "console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(file.as_uri())
+        if ready:
+            page.wait_for_selector("html[data-ready]", state="attached")
+        return Screen(page, layers, data)
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not errors
+    assert requests
+    assert not [url for url in requests if url != file.as_uri() and not url.startswith("data:")]
+
+
+@pytest.fixture
+def screen(opened: Callable[..., Screen]) -> Screen:
+    return opened()
+
+
+def assert_close(shown: np.ndarray | None, expected: np.ndarray) -> None:
+    assert shown is not None
+    assert shown.shape == expected.shape
+    assert np.abs(shown - expected).max() <= CLOSE
+
+
+# ---- Pointing
+
+
+@pytest.mark.parametrize(("layer", "head"), [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)])
+def test_the_map_of_the_cell_under_the_pointer(screen: Screen, layer: int, head: int) -> None:
+    """Breaks when a map is another cell's, head's or layer's, is shifted or transposed, or has another opacity."""
+    chosen = screen.choose(layer, head)
+    height, width = chosen.known.size
+    for image, cell in ((0, (0, 0)), (1, (height - 1, 1)), (2, (2, width - 1)), (3, (height // 2, 3))):
+        chosen.hover(image, cell)
+        shown = chosen.shown(image)
+        assert shown is not None
+        assert_close(shown, chosen.expected(image, [(cell, 0)], len(shown)))
+    assert len(shown) == (128 if layer == 3 else RESOLUTION)  # 7 cells do not end at pixels of 32
+
+
+def test_moving_is_live_and_leaving_gives_the_image_back(screen: Screen) -> None:
+    """Breaks when the map waits, stays, or another image's turns dark."""
+    for column in range(5, 9):
+        screen.hover(1, (4, column))
+        assert_close(screen.shown(1), screen.expected(1, [((4, column), 0)], RESOLUTION))
+    screen.hover(2, (4, 4))
+    assert screen.shown(1) is None
+    assert screen.shown(2) is not None
+    screen.leave()
+    assert screen.shown(2) is None
+
+
+def test_the_cell_under_the_pointer_is_outlined(screen: Screen) -> None:
+    """Breaks when the outline is beside the cell that is read."""
+    screen.hover(0, (3, 11))
+    outer, inner = (screen.page.locator(f"figure:first-child {part}").bounding_box() for part in (".image", ".cell"))
+    assert outer
+    assert inner
+    assert inner["x"] - outer["x"] == pytest.approx(11 / 16 * outer["width"], abs=0.1)
+    assert inner["y"] - outer["y"] == pytest.approx(3 / 16 * outer["height"], abs=0.1)
+    assert inner["width"] == pytest.approx(outer["width"] / 16, abs=0.1)
+
+
+def test_what_is_shown_is_said_in_words(screen: Screen) -> None:
+    """Breaks when the place or size of the peak is another map's, or is not announced."""
+    screen.hover(1, (5, 7))
+    weights = screen.known.at(1, 0, (5, 7))
+    row, column = np.unravel_index(weights.argmax(), weights.shape)
+    peak = weights.max() * weights.size
+    shown = f"{peak:.0f}×" if peak >= 10 else f"{float(f'{peak:.1f}'):g}×"
+    words = f"cell 5, 7 attends most to {2 * row}–{2 * row + 1}, {2 * column}–{2 * column + 1}: {shown} uniform"
+    assert screen.text("#words") == f"ring, seed 1: {words}"
+    assert screen.text("#peak").split() == [shown, "uniform"]
+    assert screen.text("#full") == "Full colour: the largest weight of the map"
+    screen.page.wait_for_timeout(400)
+    assert screen.page.text_content("#live") == f"ring, seed 1: {words}"
+
+
+def test_flat_maps_stay_faint_and_the_legend_says_so(screen: Screen) -> None:
+    """Breaks when noise about uniform attention is stretched to full colour."""
+    flat = screen.choose(2)
+    flat.hover(0, (4, 4))
+    peak = flat.known.at(0, 0, (4, 4)).max() * 64
+    assert peak < 4
+    assert flat.text("#full") == "Full colour: 4× uniform, more than any weight here"
+    assert flat.text("#ticks").split() == ["0", "uniform", "4×"]
+    assert_close(flat.shown(0), flat.expected(0, [((4, 4), 0)], RESOLUTION))
+
+
+def test_signed_weights_have_two_colours_and_gates_are_as_they_are(screen: Screen) -> None:
+    """Breaks when a sign is lost, or a gate of 0.6 is drawn as if it were open."""
+    large = screen.data.images[2].astype(np.float32)
+    signed = screen.choose(4)
+    signed.hover(2, (9, 9))
+    weights = signed.known.at(2, 0, (9, 9)).repeat(4, 0).repeat(4, 1)
+    alpha = np.abs(weights) / np.abs(weights).max()
+    negative, positive = (blended(large, [alpha], [colour]) for colour in SIGNS)
+    assert_close(signed.shown(2), np.where(weights[..., None] < 0, negative, positive))
+    assert signed.text("#ticks").split()[1] == "0"
+    assert "smallest −" in signed.text("#words")
+    gate = screen.choose(5)
+    gate.hover(2, (1, 2))
+    opened = gate.known.at(2, 0, (1, 2))
+    assert_close(gate.shown(2), blended(large, [opened.repeat(4, 0).repeat(4, 1)], [COLOURS[0]]))
+    assert gate.text("#peak").split()[0] == f"{opened.max():.2g}"
+
+
+# ---- Pins
+
+
+def test_pins_compare_in_the_figures_colours_and_a_click_removes_one(screen: Screen) -> None:
+    """Breaks when pins share a colour, blend wrongly, have another's map, or the wrong one goes."""
+    cells = [(2, 3), (12, 5), (7, 13)]
+    for cell in cells:
+        screen.click(0, cell)
+    screen.click(3, (8, 8))
+    screen.leave()
+    assert_close(screen.shown(0), screen.expected(0, [(cell, i) for i, cell in enumerate(cells)], RESOLUTION))
+    assert_close(screen.shown(3), screen.expected(3, [((8, 8), 3)], RESOLUTION))
+    for i, cell in enumerate(cells):
+        assert_close(screen.pixels(f".tile:nth-child({i + 1}) canvas"), screen.expected(0, [(cell, i)], RESOLUTION))
+    colours = screen.page.eval_on_selector_all(
+        ".image .pin", "pins => pins.map(p => getComputedStyle(p).backgroundColor)"
+    )
+    assert colours == [f"rgb({r}, {g}, {b})" for r, g, b in COLOURS[:4]]
+    screen.click(0, cells[1])
+    screen.leave()
+    assert_close(screen.shown(0), screen.expected(0, [(cells[0], 0), (cells[2], 2)], RESOLUTION))
+    screen.hover(1, (5, 5))  # the free colour is the next one's
+    assert_close(screen.shown(1), screen.expected(1, [((5, 5), 1)], RESOLUTION))
+    screen.page.locator(".tile").first.click()
+    screen.leave()
+    assert_close(screen.shown(0), screen.expected(0, [(cells[2], 2)], RESOLUTION))
+    screen.page.keyboard.press("Escape")
+    assert screen.shown(0) is screen.shown(3) is None
+    assert not screen.page.is_visible("#pinned")
+    assert screen.page.locator(".image .pin").count() == 0
+
+
+def test_a_pins_dot_is_larger_than_its_cell_and_all_of_it_is_the_pin(screen: Screen) -> None:
+    """Breaks when a click on a dot's rim pins the cell beside it; when dots cannot stand side by side."""
+    fine = screen.choose(1)
+    fine.click(0, (16, 16))
+    fine.click(0, (16, 17))
+    assert fine.page.locator(".image .pin").count() == 0
+    fine.click(0, (16, 16))
+    fine.click(0, (16, 22))
+    assert fine.page.locator(".image .pin").count() == 2
+    fine.page.click("#clear")
+    assert fine.page.locator(".image .pin").count() == 0
+
+
+def test_pins_keep_their_place_when_layer_and_head_change(screen: Screen) -> None:
+    """Breaks when a pin of cell 4, 6 of 16 is read as cell 4, 6 of 32, or a map of the old layer stays."""
+    screen.click(1, (4, 6))
+    screen.leave()
+    assert_close(screen.choose(0, 1).shown(1), screen.choose(0, 1).expected(1, [((4, 6), 0)], RESOLUTION))
+    fine = screen.choose(1)
+    assert_close(fine.shown(1), fine.expected(1, [((9, 13), 0)], RESOLUTION))  # its centre: 4.5/16, 6.5/16
+    assert not fine.page.is_visible("#heads")
+    coarse = screen.choose(2)
+    assert_close(coarse.shown(1), coarse.expected(1, [((2, 3), 0)], RESOLUTION))
+
+
+# ---- Controls
+
+
+def test_smooth_maps_are_blended_as_the_figure_blends_them(screen: Screen) -> None:
+    """Breaks when the blend is another than Pillow's, at the border too, or does not go back."""
+    screen.page.check("#smooth")
+    for layer in (0, 1, 3):
+        chosen = screen.choose(layer)
+        chosen.hover(2, (1, 5))
+        assert_close(chosen.shown(2), chosen.expected(2, [((1, 5), 0)], 128, smooth=True))
+    screen.page.uncheck("#smooth")
+    screen.choose(0).hover(2, (1, 5))
+    assert_close(screen.shown(2), screen.expected(2, [((1, 5), 0)], RESOLUTION))
+
+
+def test_the_slider_lets_the_image_through(screen: Screen) -> None:
+    """Breaks when the slider does nothing, or changes what the map says; judged on the screen itself."""
+    screen.click(0, (15, 15))
+    screen.leave()
+    overlay, image = screen.shown(0), screen.data.images[0]
+    assert overlay is not None
+    for value in (100, 40, 0):
+        screen.page.locator("#opacity").fill(str(value))
+        seen = Image.open(BytesIO(screen.page.locator(".image").first.screenshot())).convert("RGB")
+        scale = seen.width // RESOLUTION
+        assert seen.width == scale * RESOLUTION  # the pixels are all of one size
+        places = np.arange(0, 24) * scale + scale // 2  # away from the pin's dot
+        expected = (value * overlay + (100 - value) * image.astype(float))[:24, :24] / 100
+        assert np.abs(np.asarray(seen)[places[:, None], places].astype(float) - expected).max() <= 2
+
+
+# ---- Keyboard, touch, small and dark screens
+
+
+def test_everything_can_be_done_with_the_keyboard(screen: Screen) -> None:
+    """Breaks when an image cannot be reached, the ring is not seen, keys scroll the page, or nothing is announced."""
+    page = screen.page
+    page.focus("#smooth")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "disc, seed 0"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert_close(screen.shown(0), screen.expected(0, [((8, 8), 0)], RESOLUTION))
+    for key in ("ArrowUp", "ArrowUp", "ArrowRight", "ArrowDown", "ArrowLeft", "ArrowLeft"):
+        page.keyboard.press(key)
+    assert_close(screen.shown(0), screen.expected(0, [((7, 7), 0)], RESOLUTION))
+    page.keyboard.press("Enter")
+    for _ in range(20):
+        page.keyboard.press("ArrowLeft")
+    assert_close(screen.shown(0), screen.expected(0, [((7, 0), 1)], RESOLUTION))
+    page.keyboard.press("Space")
+    assert page.locator(".tile").count() == 2
+    page.keyboard.press("Space")
+    assert page.locator(".tile").count() == 1
+    assert page.evaluate("window.scrollY") == 0
+    page.wait_for_timeout(400)
+    assert "cell 7, 0 attends most to" in (page.text_content("#live") or "")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "ring, seed 1"
+    assert_close(screen.shown(0), screen.expected(0, [((7, 7), 0)], RESOLUTION))  # its pin
+    page.keyboard.press("Escape")
+    assert page.locator(".tile").count() == 0
+
+
+PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+
+
+def test_a_phone_shows_all_without_scrolling_sideways(opened: Callable[..., Screen]) -> None:
+    """Breaks when something is wider than the screen, images are too small to touch, or the reading is out of sight."""
+    screen = opened(**PHONE)
+    assert screen.page.evaluate("document.documentElement.scrollWidth") == 360
+    for image in range(4):
+        x, y = screen.place(image, (4, 4))
+        screen.page.touchscreen.tap(x, y)
+        assert screen.page.is_visible(".reading")
+        box = screen.page.locator(".image").nth(image).bounding_box()
+        assert box
+        assert box["width"] >= 256
+    assert screen.page.locator(".tile").count() == 4
+    assert screen.page.evaluate("document.documentElement.scrollWidth") == 360
+    bar = screen.page.locator(".reading").bounding_box()
+    assert bar
+    assert bar["y"] + bar["height"] == pytest.approx(740, abs=1)
+
+
+def test_dragging_a_finger_shows_and_a_tap_pins(opened: Callable[..., Screen]) -> None:
+    """Breaks when a drag scrolls the page or pins, or images take the page's own scrolling away."""
+    screen = opened(**PHONE)
+    client = screen.page.context.new_cdp_session(screen.page)
+
+    def touch(kind: str, *places: tuple[float, float]) -> None:
+        client.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y} for x, y in places]})
+
+    start = screen.place(0, (2, 2))
+    before = screen.page.evaluate("window.scrollY")
+    touch("touchStart", start)
+    for cell in ((3, 4), (6, 6), (9, 8)):
+        touch("touchMove", screen.place(0, cell))
+    touch("touchEnd")
+    assert_close(screen.shown(0), screen.expected(0, [((9, 8), 0)], RESOLUTION))
+    assert screen.page.locator(".tile").count() == 0
+    assert screen.page.evaluate("window.scrollY") == before
+    screen.page.touchscreen.tap(*screen.place(0, (5, 5)))
+    assert screen.page.locator(".tile").count() == 1
+    assert screen.page.evaluate("window.scrollY") == before
+    screen.page.touchscreen.tap(180, 20)  # beside the images
+    assert_close(screen.shown(0), screen.expected(0, [((5, 5), 0)], RESOLUTION))
+    actions = screen.page.evaluate(
+        "['.image', 'main', 'figcaption'].map(s => getComputedStyle(document.querySelector(s)).touchAction)"
+    )
+    assert actions == ["none", "auto", "auto"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_follows_the_systems_colours_and_is_readable(opened: Callable[..., Screen], scheme: str) -> None:
+    """Breaks when dark mode is light, or text has less contrast than 4.5 (WCAG AA)."""
+    page = opened(color_scheme=scheme).page
+
+    def luminance(selector: str, name: str) -> float:
+        value = page.evaluate("([s, n]) => getComputedStyle(document.querySelector(s))[n]", [selector, name])
+        channels = np.array([float(part) for part in value.removeprefix("rgb(").removesuffix(")").split(",")]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    paper = luminance("body", "backgroundColor")
+    assert (paper < 0.02) == (scheme == "dark")
+    for selector in ("h1", ".lead", "figcaption span", "footer", "#words", "th small", "#full", ".controls label"):
+        ink = luminance(selector, "color")
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, selector
+
+
+# ---- Safety and speed
+
+
+def test_a_class_name_is_text_and_nothing_else(screen: Screen) -> None:
+    """Breaks when a name reaches the page as HTML: the name would change the title or add an element."""
+    assert screen.page.title() == "Attention of runs/shapes"
+    captions = screen.page.locator("figcaption b").all_text_contents()
+    assert captions == [NAMES[int(label)] for label in screen.data.labels]
+    assert HOSTILE in captions
+    assert screen.page.locator("img").count() == 4
+    screen.click(2, (3, 3))
+    assert HOSTILE in screen.text("#words")
+    assert screen.page.locator("img").count() == 4
+    assert screen.page.title() == "Attention of runs/shapes"
+
+
+def test_an_old_browser_is_told_what_it_lacks(opened: Callable[..., Screen]) -> None:
+    """Breaks when a browser without DecompressionStream shows dead images and no word."""
+    screen = opened(script="delete window.DecompressionStream", ready=False)
+    screen.page.wait_for_timeout(500)
+    assert "too old to unpack the maps" in screen.text("#words")
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_move_is_drawn_within_8_ms(screen: Screen, smooth: bool) -> None:
+    """Breaks when a move over a 32×32 map takes a frame; printed with -s."""
+    fine = screen.choose(1)
+    fine.page.set_checked("#smooth", smooth)
+    durations = fine.page.evaluate(
+        """() => {
+            const image = document.querySelector(".image"), box = image.getBoundingClientRect(), durations = [];
+            for (let i = 0; i < 300; i++) {
+                const x = box.left + ((i % 32) + 0.5) / 32 * box.width, y = box.top + (i / 32 + 0.5) / 32 * box.height;
+                const start = performance.now();
+                image.dispatchEvent(new PointerEvent("pointermove", { clientX: x, clientY: y, pointerType: "mouse" }));
+                durations.push(performance.now() - start);
+            }
+            return durations;
+        }"""
+    )
+    quick, middle, slow = np.quantile(durations, (0.25, 0.5, 0.95))
+    print(f"\nsmooth {smooth}: {quick:.2f} ms at 25 %, {middle:.2f} ms at 50 %, {slow:.2f} ms at 95 %")
+    assert quick < 8  # what else runs on this machine slows down single moves

@@ -252,8 +252,6 @@ SNAPSHOTS = [
     snapshot("snapshot_without_one", "tensor conv.bias is missing (1 in all)"),
     snapshot("snapshot_with_more", "tensor more is not part of this network (1 in all)"),
     snapshot("snapshot_nan", "conv.bias holds values that are not finite"),
-    Case("attend no_attention --out out", "this generator has no attention, so there is nothing to show", late=True),
-    Case("attend src --out out", "src: not a snapshot, it has no config.json", late=True),
 ]
 
 SAMPLING = [
@@ -293,10 +291,6 @@ SAMPLING = [
     Case("sample snapshot --num 2 --npz --out samples_broken", "samples.npz: not readable as samples", late=True),
     Case("sample snapshot --num 3 --npz --out samples_npz", "holds other seeds or classes", late=True),
     Case("sample snapshot --num 2 --out a_file", "a_file: is a file, a folder was expected", late=True),
-    Case("attend snapshot --out out --points many", "expected a number from 1 to 32, random or grid"),
-    Case("attend snapshot --out out --seeds x", "expected numbers and ranges, such as 0-63"),
-    Case("attend snapshot --out out --seeds 0-500", "501 images asked for; a figure shows at most 128", late=True),
-    Case("attend snapshot --out a_file", "a_file: is a file, a folder was expected", late=True),
 ]
 
 CASES = [*COMMAND_LINE, *CONFIGS, *MACHINE_AND_NETWORKS, *SOURCES, *RUNS, *SNAPSHOTS, *SAMPLING]

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
+from bad_input_attention import ATTENTION
 from bad_input_cases import CASES as OTHER_CASES
 from bad_input_cases import Case
 from bad_input_evaluation import EVALUATION
@@ -33,7 +34,7 @@ from sagan.config import differences, load_config, make_config
 from sagan.errors import UserError
 from sagan.selections import HIGHEST_SEED, parse_classes, parse_seeds
 
-CASES = [*OTHER_CASES, *EVALUATION]
+CASES = [*OTHER_CASES, *EVALUATION, *ATTENTION]
 MOST_LINES = 5
 Tree = dict[str, bytes | None]
 TABLE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"

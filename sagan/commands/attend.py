@@ -34,6 +34,7 @@ def attend_command(options: Options) -> None:
     from sagan.images import save_png
     from sagan.inspection.figure import attention_figure
     from sagan.inspection.maps import save_npz
+    from sagan.inspection.page_data import page_data_of
 
     subject = open_subject(source, options, seeds)
     points = _points(options, subject.generator.resolution)
@@ -42,6 +43,9 @@ def attend_command(options: Options) -> None:
         recordings["attention"] = record_generator(subject, points, options.layers)
     if options.of_discriminator:
         recordings |= record_discriminator(subject, points, options)
+    page = None
+    if options.html:  # which may refuse, and must do so before anything is written
+        page = page_data_of(subject.generator, subject.z, subject.labels, subject.seeds, progress=True)
     make_folder(options.out)
     written = []
     for name, recording in recordings.items():
@@ -54,8 +58,8 @@ def attend_command(options: Options) -> None:
         report["ablation"] = change
         said += ["", *ablation_sentences(change)]
         written.append(path)
-    if options.html:
-        written.append(write_html(subject, options, report["attention"]))
+    if page is not None:
+        written.append(write_html(page, options, report["attention"]))
     if options.animate is not None:
         written.append(write_animation(source, subject, points, options))
     if options.as_json:

@@ -18,7 +18,7 @@ from sagan.inspection.ablation import ablate
 from sagan.inspection.animation import path_frames, path_points, snapshot_frames
 from sagan.inspection.maps import Points, attention_of
 from sagan.inspection.page import write_page
-from sagan.inspection.page_data import page_data_of
+from sagan.inspection.page_data import PageData
 from sagan.snapshot import load_snapshot, snapshots
 
 FRAMES, FRAMES_PER_SECOND = 48, 12  # of a moving point
@@ -39,9 +39,8 @@ def write_ablation(subject: Subject, options: Options) -> tuple[dict[str, Any], 
     return change, path
 
 
-def write_html(subject: Subject, options: Options, health: dict[str, dict[str, float]]) -> Path:
+def write_html(data: PageData, options: Options, health: dict[str, dict[str, float]]) -> Path:
     """attention.html: the page on which the pointer shows the map of every cell."""
-    data = page_data_of(subject.generator, subject.z, subject.labels, subject.seeds, progress=True)
     path = options.out / "attention.html"
     write_page(path, data, health, Path(options.source).name)
     return path

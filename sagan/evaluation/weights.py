@@ -108,7 +108,8 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 def _download(published: Published, path: Path, option: str) -> None:
     try:
         with atomic_file(path) as temporary:
-            with urllib.request.urlopen(published.url, timeout=PATIENCE) as source, open(temporary, "wb") as target:
+            opener = urllib.request.build_opener()  # one of ours: urlopen keeps the proxies of its first call
+            with opener.open(published.url, timeout=PATIENCE) as source, open(temporary, "wb") as target:
                 size = int(source.headers.get("Content-Length") or 0)
                 blocks = iter(partial(source.read, MEBIBYTE), b"")
                 for block in track(blocks, size // MEBIBYTE, f"MiB of {path.name}"):

@@ -144,9 +144,12 @@ def _trace_of_root(a: np.ndarray, b: np.ndarray) -> float:
 def _factor(covariance: np.ndarray) -> np.ndarray:
     """F, (D, rank), with F Fᵀ = C.
 
-    By Cholesky with pivoting, which ends at the rank, so that few images cost little. Where C has eigenvalues below
-    zero by more than rounding (statistics kept in float32), from its eigenvectors without those.
+    By Cholesky; where C is singular or nearly so, with pivoting, which ends at the rank: few images cost little;
+    where C has eigenvalues below zero by more than rounding (statistics kept in float32), from its eigenvectors.
     """
+    plain, failed = torch.linalg.cholesky_ex(torch.tensor(covariance))
+    if not failed and plain.diagonal().min() > math.sqrt(EPS) * plain.diagonal().max():
+        return plain.numpy()
     (pstrf,) = get_lapack_funcs(("pstrf",), (covariance,))
     triangle, pivots, rank, _ = pstrf(covariance, lower=1)
     factor = np.zeros((len(covariance), rank))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sagan.errors import UserError
 from sagan.evaluation.backbones import load_backbone
 from sagan.evaluation.card import Card
 from sagan.evaluation.choices import MANIFOLD, ON_EMBEDDINGS, ON_FEATURES
@@ -107,15 +108,25 @@ def score(
 
 
 def _labels(generator: Generator, drawing: Drawing, reference: Reference | None) -> np.ndarray | None:
+    """UserError when the reference has classes that the generator lacks."""
     classes = generator.num_classes
     if not classes:
         return None
-    counts = np.ones(classes, np.int64)
-    if drawing.labels == "reference" and reference is not None and reference.images is not None:
-        labels = reference.images.labels
-        if labels is not None and labels.max() < classes:
-            counts = np.bincount(labels, minlength=classes)
-    return labels_by_frequency(counts, drawing.num)
+    known = _reference_labels(drawing, reference)
+    if known is None:
+        return labels_by_frequency(np.ones(classes, np.int64), drawing.num)
+    if known.max() >= classes:
+        raise UserError(
+            f"the reference has {known.max() + 1} classes, the generator {classes}; --labels uniform draws them alike"
+        )
+    return labels_by_frequency(np.bincount(known, minlength=classes), drawing.num)
+
+
+def _reference_labels(drawing: Drawing, reference: Reference | None) -> np.ndarray | None:
+    """The labels whose frequencies the samples follow; None where they are uniform."""
+    if drawing.labels != "reference" or reference is None or reference.images is None:
+        return None
+    return reference.images.labels
 
 
 def _protocol(
@@ -131,7 +142,8 @@ def _protocol(
         fields |= {"images": "files", "lossy": samples.lossy, "labels": labels}
     else:
         last = drawing.first_seed + drawing.num - 1
-        labels = "none" if samples.labels is None else _kind_of_labels(drawing, reference)
+        followed = "uniform" if _reference_labels(drawing, reference) is None else "reference"
+        labels = "none" if samples.labels is None else followed
         fields |= {
             "images": "generated", "seeds": f"{drawing.first_seed}-{last}", "labels": labels,
             "weights": drawing.weights, "batch_norm": drawing.batch_norm, "truncation": drawing.truncation,
@@ -143,11 +155,6 @@ def _protocol(
         statistics = reference.statistics
         fields["reference_count"] = images.count if images is not None else statistics.count if statistics else 0
     return Protocol(**fields, **_of_networks(samples, reference, metrics, networks))
-
-
-def _kind_of_labels(drawing: Drawing, reference: Reference | None) -> str:
-    known = reference is not None and reference.images is not None and reference.images.labels is not None
-    return "reference" if drawing.labels == "reference" and known else "uniform"
 
 
 def _of_networks(

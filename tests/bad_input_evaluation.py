@@ -113,6 +113,10 @@ REFERENCES = [
     measured("data --reference nope", "nope: no such folder or file"),
     measured("data --reference a_file", "a_file: a file that is no .npz"),
     measured("data --reference src/empty", "src/empty: holds no image"),
+    measured(
+        "run --reference images/many_classes.npz --labels reference",
+        "the reference has 5 classes, the generator 4; --labels uniform draws them alike", began=True,
+    ),
     measured("data --reference data_64", "data_64: its images are 64x64, the samples are 32x32"),
     measured(f"{FILES} --reference images/small", "images/small: its images are 24x24, the samples are 40x40"),
     measured(f"{FILES} --reference images/mixed", "images/mixed: images of mixed sizes"),

@@ -107,4 +107,4 @@ def _report(subject: "Subject", recordings: "dict[str, Recording]") -> tuple[dic
         said += ["", table(health)]
         report[name] = health
         report["partner" if name == "attention" else f"{name}-partner"] = partners
-    return report, said[said[:1] == [""] :]
+    return report, said if said[0] else said[1:]

@@ -99,11 +99,11 @@ def _real_images(subject: Subject, options: Options) -> tuple[np.ndarray, Tensor
 
 
 def _read_folder(folder: Path, generator: Generator, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The first images of each class of a folder, cut to the generator's resolution."""
+    """`count` images spread evenly over a folder, at the generator's resolution, and their labels."""
     source = FolderSource(folder)
     places = {name: i for i, name in enumerate(generator.class_names)}
     own = source.class_names()
-    if (generator.num_classes and not set(own) <= places.keys()) or (generator.num_classes and not own):
+    if generator.num_classes and not (own and set(own) <= places.keys()):
         raise UserError(
             f"{folder}: the discriminator needs the class of every image; "
             f"give sub-folders named as its classes: {', '.join(generator.class_names)}"

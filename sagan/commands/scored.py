@@ -12,14 +12,15 @@ from sagan.checkpoint import require_whole_checkpoint, verify_checkpoint
 from sagan.commands.evaluate_options import Options
 from sagan.commands.measured import Source, open_files, open_reference
 from sagan.config import load_config
+from sagan.data.prepare import ensure_prepared, to_stderr
 from sagan.data.shapes import CLASSES
 from sagan.data.source import cache_folder
 from sagan.errors import UserError
-from sagan.evaluation.backbones import Backbone
 from sagan.evaluation.card import Card, over_repeats
 from sagan.evaluation.choices import COMPARED
-from sagan.evaluation.metrics import Networks, check_metrics
-from sagan.evaluation.reference import Reference
+from sagan.evaluation.image_set import from_prepared
+from sagan.evaluation.metrics import Networks
+from sagan.evaluation.reference import Reference, identity
 from sagan.modes import load_generators, with_standing_statistics
 from sagan.networks import Generator
 from sagan.scoring import Drawing, drawn_images, load_networks, score
@@ -96,7 +97,6 @@ def _score_candidate(
             num, repeat * num, options.labels, options.truncation, candidate.weights, candidate.batch_norm
         )
         samples = drawn_images(candidate.generator, drawing, reference, _name(source, candidate))
-        check_metrics(metrics, samples, reference)
         found = score(samples, reference, metrics, networks, options.batch_size, drawing, _store(samples.key, networks))
         if found is not None:
             cards.append(found.card)
@@ -115,15 +115,15 @@ def _reference(
     options: Options, source: Source, size: tuple[int, int], metrics: Sequence[str], networks: Networks
 ) -> Reference | None:
     """The reference that was named, or the training data of a run where a metric needs one."""
-    quiet = options.quiet
     if options.reference is not None:
-        return open_reference(options.reference, size, "crop", networks.backbone, quiet)
+        return open_reference(options.reference, size, "crop", networks.backbone, options.quiet)
     if source.run is None or not any(name in COMPARED for name in metrics):
         return None
     data = load_config(source.run / "config.yaml").data
     if data.source is None:
         return None
-    return open_reference(data.prepared or data.source, size, data.resize, networks.backbone, quiet)
+    prepared = ensure_prepared(data, report=(lambda line: None) if options.quiet else to_stderr)
+    return Reference(prepared.manifest.source, from_prepared(prepared), resize=prepared.manifest.resize)
 
 
 def _candidates(source: Source, options: Options) -> Iterator[Candidate]:
@@ -167,9 +167,5 @@ def _store(key: str, networks: Networks) -> Path | None:
     """Where features of these samples are kept while they are computed, so that a killed evaluation goes on."""
     if networks.backbone is None:
         return None
-    name = hashlib.sha256(f"{key} {_identity(networks.backbone)}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{key} {identity(networks.backbone)}".encode()).hexdigest()[:32]
     return cache_folder() / "features" / f"samples-{name}"
-
-
-def _identity(backbone: Backbone) -> str:
-    return f"{backbone.name} {backbone.sha256} {backbone.input}"

@@ -74,34 +74,6 @@ def _float64(embeddings: Tensor) -> Tensor:
     return (embeddings.cpu() if embeddings.device.type == "mps" else embeddings).double()
 
 
-@dataclass(frozen=True)
-class Memorisation:
-    """How near samples are to the training images, beside real images that were held out; None without those.
-
-    A generator that has learnt images by heart has `ratio` well below 1 and `closer` well above 0.5.
-    """
-
-    median: float  # distance of a sample to its nearest training image
-    held_out_median: float | None  # of a held-out image to its own
-    ratio: float | None  # of the two
-    closer: float | None  # probability that a sample is nearer to the training images than a held-out one is
-
-
-def memorisation(samples: np.ndarray, held_out: np.ndarray | None = None) -> Memorisation:
-    """Compare distances to the nearest training image: of samples (S,), and of held-out real images (T,).
-
-    `closer` is the Mann-Whitney statistic of Meehan, Chaudhuri, Dasgupta (arXiv:2004.05675), divided by S·T:
-    0.5 when both come from one distribution.
-    """
-    median = float(np.median(samples))
-    if held_out is None:
-        return Memorisation(median, None, None, None)
-    ordered, held_out_median = np.sort(held_out), float(np.median(held_out))
-    first, last = (np.searchsorted(ordered, samples, side) for side in ("left", "right"))
-    closer = 1 - float((first + last).mean()) / (2 * len(ordered))  # equal distances count half
-    return Memorisation(median, held_out_median, median / held_out_median if held_out_median else None, closer)
-
-
 def nearest_sheet(samples: np.ndarray, neighbours: np.ndarray, distances: np.ndarray, title: str) -> np.ndarray:
     """One row a sample: it, and its nearest images with the distances under them, as uint8 (H', W', 3).
 

@@ -6,7 +6,6 @@ negative. So LPIPS(a, b) = ‖e(a) − e(b)‖² for one vector e an image, and 
 """
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,17 +106,6 @@ class Diversity(NamedTuple):
 
     overall: float
     within: float | None
-
-
-def lpips_diversity(batches: Iterable[Tensor], labels: np.ndarray | Tensor | None = None) -> Diversity:
-    """Diversity of the embeddings of N >= 2 images, (B, E) a batch; `labels` (N,): their classes, in the same order."""
-    sums, done = None, 0
-    for batch in batches:
-        sums = DiversitySums(batch.shape[1], batch.device) if sums is None else sums
-        sums.update(batch, None if labels is None else labels[done : done + len(batch)])
-        done += len(batch)
-    assert labels is None or len(labels) == done
-    return (DiversitySums(0) if sums is None else sums).result()
 
 
 @dataclass(frozen=True, eq=False)

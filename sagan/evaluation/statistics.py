@@ -9,7 +9,6 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,20 +93,6 @@ def float64_device(device: torch.device | str) -> torch.device:
     """`device`, or the CPU where that is MPS, which has no float64."""
     device = torch.device(device)
     return torch.device("cpu") if device.type == "mps" else device
-
-
-def merge(parts: Sequence[Statistics]) -> Statistics:
-    """Statistics of all parts together, exactly (Chan et al. 1979, section 2); UserError where a count is not known."""
-    assert parts
-    if any(part.count == 0 for part in parts):
-        raise UserError("merging statistics: one of them does not say of how many images it is; leave it out")
-    count = sum(part.count for part in parts)
-    mean = sum((part.mean * (part.count / count) for part in parts), np.zeros_like(parts[0].mean))
-    scatter = np.zeros_like(parts[0].covariance)
-    for part in parts:
-        apart = part.mean - mean
-        scatter += (part.count - 1) * part.covariance + part.count * np.outer(apart, apart)
-    return Statistics(count, mean, scatter / (count - 1))
 
 
 def frechet_distance(a: Statistics, b: Statistics, names: tuple[str, str] = ("the samples", "the reference")) -> float:

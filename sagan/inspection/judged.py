@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from sagan.attention import AttentionMap, record_attention
-from sagan.inspection.health import module_gammas, resolutions
-from sagan.inspection.maps import Maps, Recording
+from sagan.inspection.maps import Maps, Recording, recording_of
 from sagan.networks import Discriminator
 from sagan.spectral_norm import hold_state
 
@@ -40,16 +39,4 @@ def judged_attention(
             with record_attention(discriminator, chosen[rows]) as maps:
                 discriminator(x, None if labels is None else labels[rows].to(device))
             parts.append({name: AttentionMap(m.kind, m.weights.float().cpu()) for name, m in maps.items()})
-    gammas, sizes = module_gammas(discriminator), resolutions(discriminator)
-    names = list(parts[0])
-    modules = {name: name.partition("/")[0] for name in names}
-    return Recording(
-        images=images,
-        seeds=np.array(numbers, np.int64),
-        labels=np.full(len(images), -1) if labels is None else labels.cpu().numpy(),
-        points=chosen,
-        maps={n: AttentionMap(parts[0][n].kind, torch.cat([part[n].weights for part in parts])) for n in names},
-        gamma={name: gammas[modules[name]] for name in names if modules[name] in gammas},
-        resolution={name: sizes[modules[name]] for name in names},
-        class_names=class_names,
-    )
+    return recording_of(discriminator, images, numbers, labels, chosen, parts, class_names)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sagan.attention import AttentionMap, record_attention
 from sagan.files import atomic_file
@@ -48,7 +48,7 @@ def attention_of(
     as `partial(salient_points, k=5)`. The images are those of `sagan.sampling.generate`, bit for bit. Memory: k rows
     of each map, never all of them. Without attention modules `maps` is empty.
     """
-    training, sizes, gammas = generator.training, resolutions(generator), module_gammas(generator)
+    training = generator.training
     generator.eval()
     try:
         with hold_state(generator):
@@ -56,19 +56,34 @@ def attention_of(
     finally:
         generator.train(training)
     images, chosen, maps = zip(*batches, strict=True)
-    joined = {
-        name: AttentionMap(found.kind, torch.cat([part[name].weights for part in maps]))
-        for name, found in maps[0].items()
-    }
+    return recording_of(
+        generator, torch.cat(images).numpy(), seeds, labels, torch.cat(chosen), maps, generator.class_names
+    )
+
+
+def recording_of(
+    network: nn.Module,
+    images: np.ndarray,
+    seeds: Sequence[int],
+    labels: Tensor | None,
+    points: Tensor,
+    batches: Sequence[Maps],
+    class_names: tuple[str, ...],
+) -> Recording:
+    """The maps of `network`, recorded batch by batch, as one recording of all images."""
+    gammas, sizes = module_gammas(network), resolutions(network)
     return Recording(
-        images=torch.cat(images).numpy(),
+        images=images,
         seeds=np.array(seeds, np.int64),
-        labels=np.full(len(z), -1) if labels is None else labels.cpu().numpy(),
-        points=torch.cat(chosen),
-        maps=joined,
-        gamma={name: gammas[_module(name)] for name in joined if _module(name) in gammas},
-        resolution={name: sizes[_module(name)] for name in joined},
-        class_names=generator.class_names,
+        labels=np.full(len(images), -1) if labels is None else labels.cpu().numpy(),
+        points=points,
+        maps={
+            name: AttentionMap(found.kind, torch.cat([batch[name].weights for batch in batches]))
+            for name, found in batches[0].items()
+        },
+        gamma={name: gammas[module_of(name)] for name in batches[0] if module_of(name) in gammas},
+        resolution={name: sizes[module_of(name)] for name in batches[0]},
+        class_names=class_names,
     )
 
 
@@ -129,6 +144,6 @@ def _record_batch(
     return images, points, {n: AttentionMap(m.kind, m.weights[: len(z)].float().cpu()) for n, m in recorded.items()}
 
 
-def _module(name: str) -> str:
+def module_of(name: str) -> str:
     """The module of a map: names are "module" or "module/tap"."""
     return name.partition("/")[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 from sagan.attention import AttentionMap, record_attention
 from sagan.errors import UserError
 from sagan.inspection.health import module_gammas, resolutions
-from sagan.inspection.maps import Maps, attention_of
+from sagan.inspection.maps import Maps, attention_of, module_of
 from sagan.inspection.packing import Packed, pack
 from sagan.inspection.points import grid_points
 from sagan.networks import Generator
@@ -85,7 +85,7 @@ def page_data_of(
         labels=np.full(len(z), -1) if labels is None else labels.cpu().numpy(),
         class_names=generator.class_names,
         layers=tuple(
-            Layer(name, kind, sizes[_module(name)], keys, gammas.get(_module(name)), tuple(maps))
+            Layer(name, kind, sizes[module_of(name)], keys, gammas.get(module_of(name)), tuple(maps))
             for name, (kind, keys, maps) in found.items()
         ),
     )
@@ -139,8 +139,3 @@ def _check_size(layers: list[list[tuple[Packed, ...]]], count: int, largest: flo
         raise UserError(
             f"the maps of {count} images need about {each * count:.2g} MB, a page holds {largest:g}; {advice}"
         )
-
-
-def _module(name: str) -> str:
-    """The module of a map: names are "module" or "module/tap"."""
-    return name.partition("/")[0]

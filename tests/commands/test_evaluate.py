@@ -12,10 +12,11 @@ import torch_fidelity
 from command_line import sagan
 from small_generator import small_generator
 from standin import register_standin
+from tiny import write_config
 
 from sagan.data.dataset import PreparedData
 from sagan.data.shapes import CLASSES
-from sagan.images import read_png
+from sagan.images import read_png, save_png
 from sagan.networks import Generator
 from sagan.snapshot import save_snapshot
 
@@ -218,3 +219,33 @@ def test_labels_follow_the_reference(run: Path, tmp_path: Path, capsys: pytest.C
     uniform = evaluate(capsys, source, tmp_path / "r.npz", "--num", 40, "--metrics", "fid", "--labels", "uniform")
     assert (by_reference["protocol"]["labels"], uniform["protocol"]["labels"]) == ("reference", "uniform")
     assert by_reference["fid"] != uniform["fid"]
+
+
+def test_a_reference_with_more_classes_is_not_taken_for_balanced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when uniform labels pass for the reference's in the protocol."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "r.npz", images=images, labels=np.arange(40) % 5)
+    command = ["evaluate", run / "snapshots" / "00000002", "--reference", tmp_path / "r.npz", "--backbone", STANDIN]
+    assert sagan(*command, "--num", 20) == 2
+    assert "the reference has 5 classes, the generator 4; --labels uniform" in capsys.readouterr().err
+    assert sagan(*command, "--num", 20, "--labels", "uniform", "--metrics", "fid") == 0
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_run_is_compared_with_the_data_it_was_trained_on(
+    data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when the run's own settings of its data, here skip_bad, are not those of the reference."""
+    for i in range(12):
+        save_png(tmp_path / "in" / "ab"[i % 2] / f"{i}.png", data.images[i])
+    (tmp_path / "in" / "a" / "bad.png").write_text("no image")
+    config = write_config(
+        tmp_path / "c.yaml", data, data={"source": str(tmp_path / "in"), "skip_bad": True},
+        training={"steps": 1, "batch_size": 4},
+    )  # fmt: skip
+    assert sagan("train", config, "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+    found = evaluate(capsys, tmp_path / "run", None, "--metrics", "fid", "--backbone", STANDIN, "--num", 8)
+    assert found["protocol"]["reference_count"] == 12

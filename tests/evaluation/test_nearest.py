@@ -1,4 +1,4 @@
-"""The nearest images equal those of comparing all with all, at equal distances too; the sheet; memorisation."""
+"""The nearest images equal those of comparing all with all, at equal distances too; the sheet."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from sagan.errors import UserError
-from sagan.evaluation.nearest import memorisation, nearest, nearest_sheet
+from sagan.evaluation.nearest import nearest, nearest_sheet
 from sagan.evaluation.perceptual import load_perceptual
 from sagan.images import read_png
 
@@ -95,25 +95,6 @@ def test_a_training_image_is_found(tmp_path: Path) -> None:
     assert (found.distances[1] > 1e-3).all()
     near = perceptual.distance(samples[1:2].expand(3, -1, -1, -1), training[torch.from_numpy(found.indices[1])])
     assert np.allclose(found.distances[1], near.numpy(), atol=1e-6)
-
-
-def test_memorisation() -> None:
-    """Breaks when the comparison points the wrong way, or equal distances are counted on one side."""
-    rng = np.random.default_rng(0)
-    held_out = rng.gamma(4, 0.1, 2000).astype(np.float32)
-    alike = memorisation(rng.gamma(4, 0.1, 3000), held_out)
-    assert alike.ratio == pytest.approx(1, abs=0.05)
-    assert alike.closer == pytest.approx(0.5, abs=0.03)
-    nearer = memorisation(0.5 * held_out, held_out)
-    assert (nearer.ratio, nearer.held_out_median) == (pytest.approx(0.5), pytest.approx(np.median(held_out)))
-    pairs = (0.5 * held_out)[:200, None] < held_out[None]
-    assert memorisation(0.5 * held_out[:200], held_out).closer == pytest.approx(pairs.mean())
-    copies = memorisation(np.zeros(5), held_out)
-    assert (copies.median, copies.ratio, copies.closer) == (0, 0, 1)
-    assert memorisation(held_out, held_out).closer == pytest.approx(0.5, abs=1e-12)
-    assert memorisation(np.zeros(2), np.zeros(3)).ratio is None
-    alone = memorisation(np.array([3.0, 1.0, 2.0]))
-    assert (alone.median, alone.held_out_median, alone.ratio, alone.closer) == (2, None, None, None)
 
 
 def tiles(sheet: np.ndarray, colour: tuple[int, int, int]) -> tuple[slice, slice]:

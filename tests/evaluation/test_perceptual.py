@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from sagan.errors import UserError
-from sagan.evaluation.perceptual import Diversity, DiversitySums, Perceptual, load_perceptual, lpips_diversity
+from sagan.evaluation.perceptual import Diversity, DiversitySums, Perceptual, load_perceptual
 from sagan.images import read_png
 
 # index of the layer in torchvision, outputs, inputs, size of the kernel
@@ -198,6 +198,17 @@ def test_unknown_network_and_small_images(alex: Perceptual, files: dict[str, Pat
     with pytest.raises(UserError, match="at least 16x16"):
         vgg.embed(images(1, 15, 32))
     assert vgg.embed(images(1, 16, 16)).isfinite().all()
+
+
+def lpips_diversity(batches: Iterable[Tensor], labels: np.ndarray | Tensor | None = None) -> Diversity:
+    """Diversity of the embeddings of N >= 2 images, (B, E) a batch; `labels` (N,): their classes, in the same order."""
+    sums, done = None, 0
+    for batch in batches:
+        sums = DiversitySums(batch.shape[1], batch.device) if sums is None else sums
+        sums.update(batch, None if labels is None else labels[done : done + len(batch)])
+        done += len(batch)
+    assert labels is None or len(labels) == done
+    return (DiversitySums(0) if sums is None else sums).result()
 
 
 def loop_over_pairs(network: torch.nn.Module, shown: Tensor) -> float:

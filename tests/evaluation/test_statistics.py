@@ -16,7 +16,6 @@ from sagan.evaluation.statistics import (
     float64_device,
     frechet_distance,
     load_statistics,
-    merge,
     save_statistics,
 )
 
@@ -78,16 +77,6 @@ def test_statistics_do_not_change_afterwards() -> None:
     assert np.array_equal(before.mean, kept[0])
     assert np.array_equal(before.covariance, kept[1])
     assert moments.statistics().count == 25
-
-
-def test_merged_parts_are_the_whole() -> None:
-    """Breaks when the spread between the parts' means is left out, or a part is not weighed by its count."""
-    features = features_like(400, 30, seed=1) + np.linspace(0, 5, 400)[:, None]
-    parts = [statistics_of(part) for part in np.split(features, [2, 90, 200])]
-    assert_close(merge(parts), statistics_of(features), 1e-12)
-    assert_close(merge(parts[:1]), parts[0], 1e-12)
-    with pytest.raises(UserError, match="does not say of how many"):
-        merge([*parts, Statistics(0, parts[0].mean, parts[0].covariance)])
 
 
 def test_one_image_has_no_covariance() -> None:

@@ -6,7 +6,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan.layers import DownsampleConv2d, Normalization, UpsampleConv2d, downsample, upsample
+from sagan.layers import DownsampleConv2d, UpsampleConv2d, downsample, upsample
+from sagan.normalization import Normalization
 
 
 class GeneratorBlock(nn.Module):

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sagan.layers import Normalization
 from sagan.networks import Generator, bake
+from sagan.normalization import Normalization
 from sagan.settings import EmaSettings
 from sagan.spectral_norm import refresh_spectral_norm
 

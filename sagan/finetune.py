@@ -10,7 +10,7 @@ from sagan.adversarial import GAN
 from sagan.checkpoint import require_whole_checkpoint
 from sagan.config import load_config
 from sagan.errors import UserError
-from sagan.layers import BatchNorm, ConditionalBatchNorm
+from sagan.normalization import BatchNorm, ConditionalBatchNorm
 from sagan.pretrained import load_exactly, read_snapshot, read_tensors
 from sagan.spectral_norm import refresh_spectral_norm
 

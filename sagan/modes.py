@@ -9,8 +9,8 @@ from sagan.checkpoint import verify_checkpoint
 from sagan.config import load_config
 from sagan.errors import UserError
 from sagan.files import read_json
-from sagan.layers import Normalization
 from sagan.networks import Discriminator, Generator, bake, build_discriminator, build_generator
+from sagan.normalization import Normalization
 from sagan.pretrained import load_exactly, read_tensors
 from sagan.randomness import torch_generator
 from sagan.settings import Config

@@ -14,7 +14,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from sagan.attention import AttentionModule, make_attention
 from sagan.blocks import DiscriminatorBlock, GeneratorBlock
 from sagan.errors import UserError
-from sagan.layers import BatchNorm, ConditionalBatchNorm, Normalization, initialize
+from sagan.layers import initialize
+from sagan.normalization import BatchNorm, ConditionalBatchNorm, Normalization
 from sagan.pretrained import MODEL_CARD, load_exactly, read_snapshot, write_snapshot
 from sagan.randomness import key
 from sagan.resolutions import discriminator_downs
@@ -244,6 +245,6 @@ def _mechanism(settings: NetworkSettings, network: str, size: int, place: str, c
     if at is None or at.place != place:
         return None
     try:
-        return make_attention(at.name, channels, size, **at.options)
+        return make_attention(at.name, channels, size, place, **at.options)
     except (ValueError, TypeError) as error:
         raise UserError(f"{network}.attention.{size}: {error}") from None

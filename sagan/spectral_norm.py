@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sagan.attention.base import HeldState
+from sagan.normalization import HeldState
 
 
 class Projection(nn.Embedding):

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sagan.layers
-from sagan.layers import BatchNorm, ConditionalBatchNorm, DownsampleConv2d, UpsampleConv2d, initialize
+from sagan.layers import DownsampleConv2d, UpsampleConv2d, initialize
+from sagan.normalization import BatchNorm, ConditionalBatchNorm
 from sagan.spectral_norm import Projection, SpectralNorm, baked_state, hold_state, spectral_normalize
 
 SIZES = [(2, 2), (8, 8), (7, 7), (5, 8), (2, 9), (3, 2)]

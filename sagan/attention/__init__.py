@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from sagan.attention.base import AttentionMap, AttentionModule, record_attention
+from sagan.attention.base import KINDS, AttentionMap, AttentionModule, record_attention
 from sagan.attention.self_attention import SelfAttention
 
 ATTENTION: dict[str, type[AttentionModule]] = {
@@ -11,10 +11,21 @@ ATTENTION: dict[str, type[AttentionModule]] = {
 }
 
 
-def make_attention(name: str, channels: int, resolution: int | tuple[int, int], **options: Any) -> AttentionModule:
-    """Build a mechanism of the table. ValueError for an unknown name or option, with the known ones."""
+def make_attention(
+    name: str, channels: int, resolution: int | tuple[int, int], place: str = "after", **options: Any
+) -> AttentionModule:
+    """Build a mechanism of the table for a place. ValueError for an unknown name, place or option, with the known ones.
+
+    In place of a convolution (`place` "conv") it has no gain.
+    """
     if name not in ATTENTION:
         raise ValueError(f"unknown attention {name!r}; known: {', '.join(ATTENTION)}")
+    if place not in ATTENTION[name].places:
+        raise ValueError(f"{name} has no place {place!r}; known: {', '.join(ATTENTION[name].places)}")
+    if place == "conv":
+        if options.get("gain", "none") != "none":
+            raise ValueError(f"{name} in place of a convolution has no gain; remove it, or use place after or branch")
+        options["gain"] = "none"
     known = attention_options(name)
     for option in options:
         if option not in known:
@@ -37,4 +48,12 @@ def _alike(value: Any, default: Any) -> bool:
     return isinstance(value, int | float if isinstance(default, float) else type(default))
 
 
-__all__ = ["ATTENTION", "AttentionMap", "AttentionModule", "attention_options", "make_attention", "record_attention"]
+__all__ = [
+    "ATTENTION",
+    "KINDS",
+    "AttentionMap",
+    "AttentionModule",
+    "attention_options",
+    "make_attention",
+    "record_attention",
+]

@@ -2,7 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from sagan.normalization import BatchNorm
 
 
 def dot_product_attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
@@ -25,6 +27,19 @@ def dot_product_weights(query: Tensor, key: Tensor, scale: float = 1.0) -> Tenso
         query, key = query.float(), key.float()
     with torch.autocast(query.device.type, enabled=False):
         return (scale * query @ key.transpose(-2, -1)).softmax(dim=-1)
+
+
+def make_norm(name: str, channels: int) -> nn.Module:
+    """The norm inside a mechanism: "none", "batch" (over all processes) or "group" (up to 32 groups that divide C)."""
+    if name == "batch":
+        return BatchNorm(channels, sync=True)
+    if name == "group":
+        return nn.GroupNorm(
+            next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0), channels
+        )
+    if name == "none":
+        return nn.Identity()
+    raise ValueError(f"norm is {name!r}; known: none, batch, group")
 
 
 def tokens(x: Tensor, heads: int = 1) -> Tensor:

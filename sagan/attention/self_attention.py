@@ -4,9 +4,8 @@ Differs from the paper's text, as the released code does: keys and values are ma
 projections, and the value is C/2 wide. `pool=False, value_ratio=0.125` is the text's form.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ class SelfAttention(AttentionModule):
     Raises ValueError when C is too small for the ratios or a map is too small to pool.
     """
 
-    taps: ClassVar[dict[str, str]] = {"attention": "softmax row"}
+    taps: Mapping[str, str] = {"attention": "softmax row"}
 
     def __init__(
         self,
@@ -35,8 +34,9 @@ class SelfAttention(AttentionModule):
         query_ratio: float = 1 / 8,
         value_ratio: float = 1 / 2,
         bias: bool = False,
+        gain: str = "scalar",
     ):
-        super().__init__(channels, resolution)
+        super().__init__(channels, resolution, gain)
         inner, outer = int(channels * query_ratio), int(channels * value_ratio)
         require(
             min(inner, outer) >= 1, f"self_attention: {channels} channels are too few for its query and value widths"
@@ -49,17 +49,22 @@ class SelfAttention(AttentionModule):
         self.key = nn.Conv2d(channels, inner, 1, bias=bias)
         self.value = nn.Conv2d(channels, outer, 1, bias=bias)
         self.out = nn.Conv2d(outer, channels, 1, bias=bias)
-        self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         query, key = self.query(x), self._pooled(self.key(x))  # (B, d, H, W), (B, d, H', W')
         value = self._pooled(self.value(x))  # (B, e, H', W')
         self.tap("attention", lambda points: self._rows(query, key, points), x.shape)
         attended = dot_product_attention(tokens(query), tokens(key), tokens(value))  # (B, 1, N, e)
-        return x + self.gamma * self.out(feature_map(attended, *x.shape[2:]))
+        return self.added(x, self.out(feature_map(attended, *x.shape[2:])))
 
     def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
         return {"attention": self._rows(self.query(x), self._pooled(self.key(x)), points)}
+
+    def macs(self, height: int, width: int) -> int:
+        queries = height * width
+        keys = (height // 2) * (width // 2) if self.pool else queries
+        inner, outer = self.query.out_channels, self.value.out_channels
+        return queries * self.channels * 2 * (inner + outer) + queries * keys * 2 * max(inner, outer)
 
     def _rows(self, query: Tensor, key: Tensor, points: Tensor) -> Tensor:
         chosen = select_points(tokens(query), points.to(query.device), query.shape[3])  # (B, 1, k, d)

@@ -57,8 +57,8 @@ def ablate(generator: Generator, z: Tensor, labels: Tensor | None) -> Ablation:
 def attention_off(network: nn.Module, names: Sequence[str] | None = None) -> Iterator[None]:
     """Inside, the gains of the attention modules (of those with these `names`) are 0: each passes its input on."""
     modules = {name: m for name, m in attention_modules(network).items() if names is None or name in names}
-    gains = [dict(module.named_parameters(recurse=False)).get("gamma") for module in modules.values()]
-    saved = [(gain, gain.detach().clone()) for gain in gains if gain is not None]
+    gains = [gain for module in modules.values() for gain in module.gains().values()]
+    saved = [(gain, gain.detach().clone()) for gain in gains]
     with torch.no_grad():
         for gain, _ in saved:
             gain.zero_()

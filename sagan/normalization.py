@@ -1,0 +1,130 @@
+"""Batch norm with and without classes, over one or all processes, and its state, which can be held still."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class HeldState(nn.Module):
+    """A module with state that moves in training (running statistics, bases). While `held` it must not move."""
+
+    held = False
+
+
+class Normalization(HeldState):
+    """Batch statistics, optionally over all processes (`sync`): the part that both batch norms share.
+
+    Training mode normalises with the batch's statistics and moves the running ones by `momentum` unless held;
+    eval mode uses the running ones.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = False):
+        super().__init__()
+        self.eps, self.momentum, self.sync = eps, momentum, sync
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def normalize(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) to mean 0 and variance 1 over batch and map, then scaled and shifted per channel."""
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, eps=self.eps)
+        if self.sync and dist.is_initialized() and dist.get_world_size() > 1:
+            return self._normalize_globally(x, weight, bias)
+        if self.held:
+            return F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
+        return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, True, self.momentum, self.eps)
+
+    def _normalize_globally(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        mean, var, count = _global_statistics(x)
+        if not self.held:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+                self.running_var.lerp_((var * count / (count - 1)).to(self.running_var), self.momentum)
+        scale = torch.rsqrt(var + self.eps)
+        if weight is not None:
+            scale = scale * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        return torch.addcmul(shift.to(x)[:, None, None], x, scale.to(x)[:, None, None])
+
+
+class BatchNorm(Normalization):
+    """Batch normalisation (Ioffe & Szegedy 2015): (B, C, H, W) -> same. Labels change nothing."""
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = False):
+        super().__init__(channels, eps, momentum, sync)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.normalize(x, self.weight, self.bias)
+
+
+class ConditionalBatchNorm(Normalization):
+    """Batch norm whose gain and bias are looked up by class (de Vries et al. 2017; Miyato & Koyama 2018).
+
+    (B, C, H, W), labels (B,) -> (B, C, H, W); labels may also be weights of the classes (B, K), which mix their rows.
+    `class_norm`: "table": gain from a table of ones, bias of zeros; "linear": 1 + W_g·onehot(y) and W_b·onehot(y),
+    linears that are normalised spectrally.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        class_norm: str = "table",
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        sync: bool = False,
+    ):
+        super().__init__(channels, eps, momentum, sync)
+        self.num_classes = num_classes
+        self.linear = class_norm == "linear"
+        if self.linear:
+            self.gain, self.bias = (nn.Linear(num_classes, channels, bias=False) for _ in range(2))
+        else:
+            self.gain, self.bias = (nn.Embedding(num_classes, channels) for _ in range(2))
+            nn.init.ones_(self.gain.weight)
+            nn.init.zeros_(self.bias.weight)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        gain, bias = (self._look_up(table, labels, x.dtype)[:, :, None, None] for table in (self.gain, self.bias))
+        return torch.addcmul(bias, self.normalize(x), 1 + gain if self.linear else gain)
+
+    def _look_up(self, table: nn.Linear | nn.Embedding, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.linear:
+            return table(labels if labels.is_floating_point() else F.one_hot(labels, self.num_classes).to(dtype)).to(
+                dtype
+            )
+        mixed = F.linear(labels, table.weight.T) if labels.is_floating_point() else table(labels)
+        return mixed.to(dtype)
+
+
+def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), biased variance (C,) and count () over batch, map and processes, in one differentiable reduction."""
+    var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+    mean, var = mean.double(), var.double()  # so that E[x²] - E[x]² does not cancel
+    count = torch.full((1,), x.numel() / x.shape[1], dtype=torch.float64, device=x.device)
+    sums = _AllReduceSum.apply(torch.cat([mean * count, (var + mean * mean) * count, count]))
+    channels, total = x.shape[1], sums[-1]
+    mean = sums[:channels] / total
+    return mean, sums[channels:-1] / total - mean * mean, total.detach()
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over processes; its gradient is the sum of the processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad

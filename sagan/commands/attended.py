@@ -18,7 +18,7 @@ from sagan.data.folder import FolderSource
 from sagan.data.prepare import ensure_prepared
 from sagan.errors import UserError
 from sagan.evaluation.image_set import from_prepared
-from sagan.inspection.health import attention_modules
+from sagan.inspection.health import shows_something
 from sagan.inspection.judged import judged_attention
 from sagan.inspection.maps import Points, Recording, attention_of
 from sagan.modes import load_discriminator, load_generators
@@ -134,7 +134,7 @@ def _only(recording: Recording, layers: str | None) -> Recording:
 
 
 def _require_attention(network: nn.Module, source: str, name: str, resolution: int) -> None:
-    if not attention_modules(network):
+    if not shows_something(network):
         raise UserError(
             f"{source}: this {name} has no attention, so there is nothing to show; "
             f"train one with, for example, --set {name}.attention.{ATTENTION_RESOLUTION[resolution]}=self_attention"

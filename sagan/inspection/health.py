@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sagan.attention import AttentionMap, AttentionModule
-from sagan.attention.base import cells_of
+from sagan.attention.base import Observable, cells_of
 
 REACH = 3  # cells to each side that are local
 UNUSED, WEAK = 1e-6, 0.01  # gains below these are called unused, weak
@@ -86,22 +86,41 @@ def attention_health(network: nn.Module, maps: dict[str, AttentionMap], points: 
     gammas = module_gammas(network)
     health: dict[str, dict[str, float]] = {}
     for name, found in maps.items():
-        module = name.partition("/")[0]
-        health[name] = {"gamma": gammas[module]} if module in gammas else {}
+        module = module_of(name)
+        gamma = gammas.get(name, gammas.get(module))
+        health[name] = {} if gamma is None else {"gamma": gamma}
         if found.kind == "softmax row":
             health[name] |= map_health(found, points, resolutions(network)[module])
     return health
 
 
 def module_gammas(network: nn.Module) -> dict[str, float]:
-    """The attention gain of every attention module that has one (of a gain per channel, the mean)."""
-    parameters = {name: dict(m.named_parameters(recurse=False)) for name, m in attention_modules(network).items()}
-    return {name: own["gamma"].detach().float().mean().item() for name, own in parameters.items() if "gamma" in own}
+    """The attention gain of every attention module that has one; of a module with several, by the name of their map.
+
+    "attention.16x16" -> gamma; with gamma_position and gamma_channel "attention.16x16/position" and ".../channel".
+    """
+    gammas: dict[str, float] = {}
+    for name, module in attention_modules(network).items():
+        gains = module.gains()
+        for gain, value in gains.items():
+            which = f"{name}/{gain.removeprefix('gamma_')}" if len(gains) > 1 else name
+            gammas[which] = value.detach().float().mean().item()
+    return gammas
 
 
 def resolutions(network: nn.Module) -> dict[str, tuple[int, int]]:
     """Size (H, W) of the query map of every attention module."""
     return {name: module.resolution for name, module in attention_modules(network).items()}
+
+
+def shows_something(network: nn.Module) -> bool:
+    """Whether any module of a network has maps to be recorded."""
+    return any(module.taps for module in network.modules() if isinstance(module, Observable))
+
+
+def module_of(name: str) -> str:
+    """The module of a map: names are "module" or "module/tap"."""
+    return name.partition("/")[0]
 
 
 def attention_modules(network: nn.Module) -> dict[str, AttentionModule]:

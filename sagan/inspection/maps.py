@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sagan.attention import AttentionMap, record_attention
 from sagan.files import atomic_file
-from sagan.inspection.health import module_gammas, resolutions
+from sagan.inspection.health import module_gammas, module_of, resolutions
 from sagan.networks import Generator
 from sagan.progress import track
 from sagan.sampling import BATCH, generate
@@ -81,8 +81,11 @@ def recording_of(
             name: AttentionMap(found.kind, torch.cat([batch[name].weights for batch in batches]))
             for name, found in batches[0].items()
         },
-        gamma={name: gammas[module_of(name)] for name in batches[0] if module_of(name) in gammas},
-        resolution={name: sizes[module_of(name)] for name in batches[0]},
+        gamma={n: gamma for n in batches[0] if (gamma := gammas.get(n, gammas.get(module_of(n)))) is not None},
+        resolution={
+            name: sizes.get(module_of(name), (found.weights.shape[-2], found.weights.shape[-1]))
+            for name, found in batches[0].items()
+        },
         class_names=class_names,
     )
 
@@ -142,8 +145,3 @@ def _record_batch(
 
     images = torch.cat(list(generate(draw, z, labels, device)))
     return images, points, {n: AttentionMap(m.kind, m.weights[: len(z)].float().cpu()) for n, m in recorded.items()}
-
-
-def module_of(name: str) -> str:
-    """The module of a map: names are "module" or "module/tap"."""
-    return name.partition("/")[0]

@@ -1,7 +1,7 @@
 """The attention page: one HTML file in which the pointer shows what each cell of an image attends to.
 
 It needs no server and no network, and may not use one: its policy lets it run its own script and nothing else. Colours
-and opacity are those of the figure (`sagan.inspection.figure`): weight / max(largest weight of the map, FULL / M).
+and opacity are those of the figure (`sagan.inspection.tiles`): weight / max(largest weight of the map, FULL / M).
 """
 
 import base64
@@ -17,14 +17,16 @@ from string import Template
 import numpy as np
 from PIL import Image
 
+from sagan.attention import KINDS
+from sagan.attention.base import ROW
 from sagan.files import atomic_file
-from sagan.inspection.figure import COLOURS, FULL
 from sagan.inspection.health import EVEN, describe
 from sagan.inspection.page_data import Layer, PageData
+from sagan.inspection.tiles import COLOURS, FULL, SIGNS
 
 ASSETS = Path(__file__).parent / "assets"
-SIGNS = (COLOURS[1], COLOURS[5])  # of negative and positive weights
-GATES = ("gate", "responsibility", "box")  # in the kind of maps that lie in [0, 1]
+SCRIPTS = ("maps.js", "state.js", "drawing.js", "words.js", "page.js")  # one scope
+GATES = ("spatial gate", "basis map")  # maps that lie in [0, 1]
 NUMBERS = {
     "gamma": ("Gain", "gamma, with which attention enters; 0: unused"),
     "entropy": ("Entropy", "1: attends to everything alike"),
@@ -44,7 +46,8 @@ def write_page(path: Path, data: PageData, health: dict[str, dict[str, float]], 
 def attention_page(data: PageData, health: dict[str, dict[str, float]], source: str) -> str:
     """The page as HTML. `health`: the numbers of `sagan.inspection.health`; `source`: where the generator is from."""
     style = (ASSETS / "page.css").read_text(encoding="utf-8")
-    script = "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("maps.js", "page.js"))
+    parts = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = f"(async () => {{\n{parts}}})();\n"
     policy = f"default-src 'none'; img-src data:; script-src {_hash(script)}; style-src {_hash(style)}"
     return Template((ASSETS / "page.html").read_text(encoding="utf-8")).substitute(
         policy=f"{policy}; base-uri 'none'; form-action 'none'",
@@ -77,6 +80,7 @@ def _content(data: PageData) -> dict:
                 "scale": _scale(layer),
                 "size": layer.size,
                 "keys": layer.keys,
+                "perQuery": KINDS[layer.kind].per_query,
                 "heads": len(layer.maps[0]),
                 "maps": [
                     [
@@ -93,11 +97,11 @@ def _content(data: PageData) -> dict:
 
 def _scale(layer: Layer) -> str:
     """How weights become opacity: "share" of 1, "gate" in [0, 1], "signed" about 0, or an "amount" from 0."""
-    if layer.kind == "softmax row":
+    if KINDS[layer.kind].sums_to_one == ROW:
         return "share"
     if any(packed.signed for image in layer.maps for packed in image):
         return "signed"
-    return "gate" if any(gate in layer.kind for gate in GATES) else "amount"
+    return "gate" if layer.kind in GATES else "amount"
 
 
 def _title(layer: Layer) -> str:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagan.attention import AttentionMap, record_attention
+from sagan.attention import KINDS, AttentionMap, record_attention
 from sagan.errors import UserError
-from sagan.inspection.health import module_gammas, resolutions
-from sagan.inspection.maps import Maps, attention_of, module_of
+from sagan.inspection.health import module_gammas, module_of, resolutions
+from sagan.inspection.maps import Maps, attention_of
 from sagan.inspection.packing import Packed, pack
 from sagan.inspection.points import grid_points
 from sagan.networks import Generator
@@ -85,10 +85,15 @@ def page_data_of(
         labels=np.full(len(z), -1) if labels is None else labels.cpu().numpy(),
         class_names=generator.class_names,
         layers=tuple(
-            Layer(name, kind, sizes[module_of(name)], keys, gammas.get(module_of(name)), tuple(maps))
+            Layer(name, kind, sizes[module_of(name)], keys, gammas.get(name, gammas.get(module_of(name))), tuple(maps))
             for name, (kind, keys, maps) in found.items()
         ),
     )
+
+
+def shown_on_page(kind: str) -> bool:
+    """Whether a kind of map is weights of places: one map for each cell, or one that is the same for every cell."""
+    return KINDS[kind].spatial and kind != "sampling grid"
 
 
 def _batches(generator: Generator, z: Tensor, labels: Tensor | None) -> Iterator[tuple[Tensor, Maps]]:
@@ -105,7 +110,14 @@ def _batches(generator: Generator, z: Tensor, labels: Tensor | None) -> Iterator
             return images
 
         images = torch.cat(list(generate(draw, z[rows], None if labels is None else labels[rows], device)))
-        yield images, {n: AttentionMap(m.kind, m.weights[: len(images)].float().cpu()) for n, m in recorded.items()}
+        yield (
+            images,
+            {
+                name: AttentionMap(m.kind, m.weights[: len(images)].float().cpu())
+                for name, m in recorded.items()
+                if shown_on_page(m.kind)
+            },
+        )
 
 
 def _check_rows(generator: Generator, z: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> None:
@@ -113,7 +125,14 @@ def _check_rows(generator: Generator, z: Tensor, labels: Tensor | None, seeds: S
     first = attention_of(generator, z[:1], None if labels is None else labels[:1], seeds[:1], grid_points(1))
     if not first.maps:
         raise UserError("nothing to point at: the network has no attention module")
-    each = {n: math.prod(first.resolution[n]) * m.weights.numel() for n, m in first.maps.items()}
+    maps = {name: found for name, found in first.maps.items() if shown_on_page(found.kind)}
+    if not maps:
+        kinds = ", ".join(sorted({found.kind for found in first.maps.values()}))
+        raise UserError(f"nothing to point at: no map lies on the image ({kinds}); the figure and the arrays show them")
+    each = {
+        name: (math.prod(first.resolution[name]) if KINDS[found.kind].per_query else 1) * found.weights.numel()
+        for name, found in maps.items()
+    }
     if sum(each.values()) > MOST_WEIGHTS:
         name = max(each, key=lambda name: each[name])
         raise UserError(

@@ -14,7 +14,7 @@ RESOLUTION = 32
 
 @dataclass(frozen=True)
 class Known:
-    """A layer and its weights (B, heads, N, M)."""
+    """A layer and its weights (B, heads, N, M); N = 1 where the map is the same for every cell."""
 
     name: str
     kind: str
@@ -29,7 +29,8 @@ class Known:
 
     def at(self, image: int, head: int, cell: tuple[int, int]) -> np.ndarray:
         """The map (H', W') of a query cell."""
-        return self.weights[image, head, cell[0] * self.size[1] + cell[1]].reshape(self.keys)
+        row = cell[0] * self.size[1] + cell[1] if self.weights.shape[2] > 1 else 0
+        return self.weights[image, head, row].reshape(self.keys)
 
 
 def dot_product_rows(n: int, m: int, width: int, spread: float, rng: np.random.Generator) -> np.ndarray:
@@ -50,7 +51,7 @@ def known_layers(images: int = 4) -> list[Known]:
         return np.stack(maps).reshape(images, heads, n * n, m * m)
 
     odd = rng.dirichlet(np.full(9, 0.5), (images, 1, 49)).astype(np.float32)
-    gate = rng.random((images, 1, 64, 64), np.float32) * 0.6
+    gate = rng.random((images, 1, 1, 64), np.float32) * 0.6
     signed = rng.standard_normal((images, 1, 256, 64)).astype(np.float32)
     return [
         Known("attention.16x16", "softmax row", (16, 16), (8, 8), rows(2, 16, 8, 8, 2.0)),

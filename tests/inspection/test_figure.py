@@ -4,9 +4,10 @@ import torch
 
 from sagan.attention import AttentionMap
 from sagan.errors import UserError
-from sagan.inspection.figure import COLOURS, Layout, attention_figure, opacity
+from sagan.inspection.figure import Layout, attention_figure
 from sagan.inspection.maps import Recording
 from sagan.inspection.points import pixel_points
+from sagan.inspection.tiles import COLOURS, opacity
 
 
 def recording(

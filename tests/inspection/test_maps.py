@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from sagan.attention import record_attention
-from sagan.attention.base import HeldState, cells_of
+from sagan.attention.base import cells_of
 from sagan.config import load_config
 from sagan.inspection.health import attention_modules
 from sagan.inspection.maps import attention_of, save_npz
 from sagan.inspection.points import grid_points, random_points, salient_points
 from sagan.networks import Generator, build_generator
+from sagan.normalization import HeldState
 from sagan.sampling import default_labels, generate, latents
 
 SEEDS = list(range(3, 14))  # more than one batch of 8

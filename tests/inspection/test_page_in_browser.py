@@ -13,8 +13,8 @@ import pytest
 from page_case import HOSTILE, NAMES, RESOLUTION, Known, known_data, known_layers
 from PIL import Image
 
-from sagan.inspection.figure import COLOURS, _overlay, opacity
-from sagan.inspection.page import SIGNS, write_page
+from sagan.inspection import tiles
+from sagan.inspection.page import write_page
 from sagan.inspection.page_data import PageData
 
 if TYPE_CHECKING:
@@ -87,10 +87,10 @@ class Screen:
         """What cells, each with the number of its colour, must give."""
         large = self.data.images[image].repeat(side // RESOLUTION, 0).repeat(side // RESOLUTION, 1).astype(np.float32)
         maps = [self.known.at(image, self.head, cell) for cell, _ in points]
-        alphas = [opacity(weights, self.known.size, side, smooth) for weights in maps]
+        alphas = [tiles.opacity(weights, self.known.size, side, smooth) for weights in maps]
         if len(points) == 1:
-            return _overlay(large, alphas[0], points[0][1])
-        return blended(large, alphas, [COLOURS[slot % len(COLOURS)] for _, slot in points])
+            return tiles.overlay(large, alphas[0], tiles.colour_of(points[0][1]))
+        return blended(large, alphas, [tiles.COLOURS[slot % len(tiles.COLOURS)] for _, slot in points])
 
     def text(self, selector: str) -> str:
         return self.page.inner_text(selector)
@@ -251,14 +251,14 @@ def test_signed_weights_have_two_colours_and_gates_are_as_they_are(screen: Scree
     signed.hover(2, (9, 9))
     weights = signed.known.at(2, 0, (9, 9)).repeat(4, 0).repeat(4, 1)
     alpha = np.abs(weights) / np.abs(weights).max()
-    negative, positive = (blended(large, [alpha], [colour]) for colour in SIGNS)
+    negative, positive = (blended(large, [alpha], [colour]) for colour in tiles.SIGNS)
     assert_close(signed.shown(2), np.where(weights[..., None] < 0, negative, positive))
     assert signed.text("#ticks").split()[1] == "0"
     assert "smallest −" in signed.text("#words")
     gate = screen.choose(5)
     gate.hover(2, (1, 2))
     opened = gate.known.at(2, 0, (1, 2))
-    assert_close(gate.shown(2), blended(large, [opened.repeat(4, 0).repeat(4, 1)], [COLOURS[0]]))
+    assert_close(gate.shown(2), blended(large, [opened.repeat(4, 0).repeat(4, 1)], [tiles.COLOURS[0]]))
     assert gate.text("#peak").split()[0] == f"{opened.max():.2g}"
 
 
@@ -279,7 +279,7 @@ def test_pins_compare_in_the_figures_colours_and_a_click_removes_one(screen: Scr
     colours = screen.page.eval_on_selector_all(
         ".image .pin", "pins => pins.map(p => getComputedStyle(p).backgroundColor)"
     )
-    assert colours == [f"rgb({r}, {g}, {b})" for r, g, b in COLOURS[:4]]
+    assert colours == [f"rgb({r}, {g}, {b})" for r, g, b in tiles.COLOURS[:4]]
     screen.click(0, cells[1])
     screen.leave()
     assert_close(screen.shown(0), screen.expected(0, [(cells[0], 0), (cells[2], 2)], RESOLUTION))

@@ -1,0 +1,51 @@
+// What the page holds: its data, the layer and head shown, the current point, pins; and what a point attends to.
+const { images, layers, resolution, colours, signs, uniformFull } = JSON.parse(find("data").textContent);
+const FINE = Math.ceil(128 / resolution); // canvas pixels a pixel of the image, as in the figure
+const NARROWEST = 184, WIDEST = 352; // CSS pixels of an image
+const REACH = 10; // CSS pixels: nearer to a pin is on it, farther from where it was pressed is a drag
+const DARK = [61, 61, 61];
+
+// A point is an image and a place in it as fractions, which every layer has. A pin has a slot too: its colour.
+const state = { layer: layers[0], head: 0, smooth: false, current: null, pins: [] };
+const maps = new Map(); // key -> map, once inflated
+const tiles = images.map(buildTile); // the elements of each image
+
+function find(id) {
+  return document.getElementById(id);
+}
+
+const mapKey = (image) => `map-${layers.indexOf(state.layer)}-${image}-${state.head}`;
+const clamp = (value, most) => Math.min(Math.max(Math.floor(value), 0), most);
+const withinCells = (cell) => cell.map((at, axis) => clamp(at, state.layer.size[axis] - 1));
+const cellOf = ({ y, x }) => withinCells([y * state.layer.size[0], x * state.layer.size[1]]);
+const sameCell = (a, b) => a.image === b.image && cellOf(a).join() === cellOf(b).join();
+
+/** The point at the centre of a cell. */
+function pointAt(image, cell) {
+  const [y, x] = withinCells(cell).map((at, axis) => (at + 0.5) / state.layer.size[axis]);
+  return { image, y, x };
+}
+
+const centreOf = (image) => pointAt(image, state.layer.size.map((cells) => cells / 2));
+
+/** null while its map is not inflated. */
+function attentionOf(point) {
+  const map = maps.get(mapKey(point.image));
+  const [row, column] = cellOf(point);
+  return map ? attentionAt(map, state.layer.perQuery ? row * state.layer.size[1] + column : 0) : null;
+}
+
+/** The weight that is drawn in full colour. */
+function fullOf(peak) {
+  const { scale, keys } = state.layer;
+  if (scale === "share") return Math.max(peak, uniformFull / (keys[0] * keys[1]));
+  return scale === "gate" ? Math.max(peak, 1) : peak;
+}
+
+async function loadMaps() {
+  const load = async (image) => {
+    const key = mapKey(image), packed = state.layer.maps[image][state.head];
+    if (!maps.has(key)) maps.set(key, readMap(await inflate(find(key).textContent), packed));
+  };
+  await Promise.all(images.map((_, image) => load(image)));
+}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sagan.attention.functional import at_least_float32
 from sagan.augment import augment
-from sagan.losses import AdversarialLoss, at_least_float32, r1_penalty
+from sagan.losses import AdversarialLoss, r1_penalty
 from sagan.networks import Discriminator, Generator
 from sagan.spectral_norm import hold_state
 
@@ -130,7 +131,8 @@ def _discriminator_loss(gan: GAN, objective: Objective, reals: Reals, draws: Dra
         ]
     )  # (2B, 3, R, R)
     labels = None if reals.labels is None or draws.labels is None else torch.cat([reals.labels, draws.labels])
-    judgement = gan.discriminator_handle(images, labels)
+    is_real = torch.arange(len(images), device=images.device) < len(reals.images)  # (2B,)
+    judgement = gan.discriminator_handle(images, labels, is_real)
     real_logits, fake_logits = at_least_float32(judgement.logits).split([len(reals.images), len(fakes)])
     loss = objective.loss.discriminator(real_logits, fake_logits)
     terms = {"real_logits": real_logits.mean(), "fake_logits": fake_logits.mean(), **judgement.penalties}

@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+from sagan.commands.ablate_options import Options, ablate_options
+from sagan.commands.bench_options import bench
+from sagan.commands.export_options import export
 from sagan.errors import UserError
 from sagan.parameters import Place, as_json, device, inception_weights
 
@@ -21,7 +24,9 @@ OF_THE_SYSTEM = {  # what a user can run into anywhere; every other OSError is a
 }  # fmt: skip
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    commands=[bench, export], context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="sagan")
 def cli() -> None:
     """Self-Attention GANs: prepare data, train, sample, evaluate, look at the attention."""
@@ -178,34 +183,13 @@ def compare(runs: tuple[Path, ...], metric: str | None, published: str | None, o
     compare_command(list(runs), published, metric, out, as_json)
 
 
-@cli.group()
-def bench() -> None:
-    """Measure speed as ratios of variants taken in one run."""
+@cli.command()
+@ablate_options
+def ablate(**options: Any) -> int:
+    """Train CONFIG in variants, each with the same seeds, and show what each scores, costs and attends to."""
+    from sagan.commands.ablate import ablate_command
 
-
-@bench.command("step")
-@click.argument("config", type=click.Path(path_type=Path), required=False)
-@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
-@click.option("--variants", default="plain,project", show_default=True, help="Compared to the first of them.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of all.")
-@as_json
-def bench_step(config: Path | None, overrides: tuple[str, ...], variants: str, rounds: int, as_json: bool) -> None:
-    """A training step against its plain form; default: studio32, 64 channels, batch 32."""
-    from sagan.commands.bench import bench_step_command
-
-    bench_step_command(config, list(overrides), variants, rounds, as_json)
-
-
-@bench.command("evaluate")
-@click.option("--num", type=click.IntRange(2), default=256, show_default=True, help="Images a round.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Interleaved rounds of both.")
-@inception_weights
-@as_json
-def bench_evaluate(num: int, rounds: int, inception_weights: Path | None, as_json: bool) -> None:
-    """Features and FID against torch-fidelity's own loop, on the same images."""
-    from sagan.commands.bench_evaluate import bench_evaluate_command
-
-    bench_evaluate_command(num, rounds, inception_weights, as_json)
+    return ablate_command(Options(**options))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -133,7 +133,7 @@ def _split_override(text: str) -> tuple[list[Any], Any]:
 def _assign(raw: dict[str, Any], keys: list[Any], value: Any) -> None:
     for i, key in enumerate(keys[:-1]):
         inner = raw.get(key)
-        if isinstance(inner, str) and keys[i - 1 : i] == ["attention"]:
+        if isinstance(inner, str) and (keys[i - 1 : i] == ["attention"] or key == "frontend"):
             inner = {"name": inner}
         if inner is None:
             inner = {}

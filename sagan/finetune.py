@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sagan.adversarial import GAN
 from sagan.checkpoint import require_whole_checkpoint
 from sagan.config import load_config
+from sagan.discriminator import Head
 from sagan.errors import UserError
 from sagan.normalization import BatchNorm, ConditionalBatchNorm
 from sagan.pretrained import load_exactly, read_snapshot, read_tensors
@@ -16,7 +17,6 @@ from sagan.spectral_norm import refresh_spectral_norm
 
 ORIGINAL = ".parametrizations.weight.original"
 VECTORS = (".parametrizations.weight.0._u", ".parametrizations.weight.0._v")
-EMBEDDING = "head.embedding"
 
 State = dict[str, Tensor]
 
@@ -60,9 +60,9 @@ def _load(network: nn.Module, state: State, class_norm: str, source: str) -> Non
         if isinstance(module, BatchNorm | ConditionalBatchNorm):
             new |= _class_tables(prefix, module, plain, class_norm == "linear", source)
             used |= {f"{prefix}.{part}" for part in ("weight", "bias", "gain.weight", "bias.weight")}
-        elif prefix == EMBEDDING.partition(".")[0]:
-            new |= _embeddings(network.state_dict(), state)
-            used.add(f"{EMBEDDING}.weight")
+        elif isinstance(module, Head):
+            new |= _embeddings(f"{prefix}.embedding", network.state_dict(), state)
+            used.add(f"{prefix}.embedding.weight")
     load_exactly(network, new | {name: plain[name] for name in plain.keys() - used}, source)
     refresh_spectral_norm(network)
 
@@ -107,10 +107,10 @@ def _class_tables(
     return {f"{prefix}.gain{suffix}": gain, f"{prefix}.bias{suffix}": bias}
 
 
-def _embeddings(own: State, state: State) -> State:
-    """The class embeddings of a discriminator where the number of classes differs: the mean of the old, or as drawn."""
-    names = [name for name in own if name.startswith(EMBEDDING) and not name.endswith(VECTORS)]
-    found = [tensor for name, tensor in state.items() if name.startswith(EMBEDDING) and not name.endswith(VECTORS)]
+def _embeddings(prefix: str, own: State, state: State) -> State:
+    """The class embeddings of a head where the number of classes differs: the mean of the old, or as drawn."""
+    names = [name for name in own if name.startswith(prefix) and not name.endswith(VECTORS)]
+    found = [tensor for name, tensor in state.items() if name.startswith(prefix) and not name.endswith(VECTORS)]
     if not names or (found and found[0].shape == own[names[0]].shape):
         return {}
     count = len(own[names[0]])

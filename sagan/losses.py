@@ -1,4 +1,7 @@
-"""Adversarial losses on logits (B,), in float32. Each returns a mean over the batch, so micro-batches average."""
+"""Adversarial losses on logits (B,) or (B, S), one column a scale, in float32.
+
+Each returns a mean over batch and scales, so micro-batches average.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,12 +46,11 @@ LOSSES: dict[str, AdversarialLoss] = {
 }
 
 
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Half-precision logits in float32, others as they are."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
 def r1_penalty(reals: Tensor, real_logits: Tensor) -> Tensor:
-    """½·E‖∇D(x)‖² on reals (B, 3, R, R) that require gradients (Mescheder et al. 2018, eq. 9), differentiable."""
-    (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)
+    """½·E‖∇D(x)‖² on reals (B, 3, R, R) that require gradients (Mescheder et al. 2018, eq. 9), differentiable.
+
+    D(x) is the logit of x, of several scales their mean, as in the losses.
+    """
+    scales = real_logits.numel() // len(real_logits)
+    (gradient,) = torch.autograd.grad(real_logits.sum() / scales, reals, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean() / 2

@@ -10,11 +10,11 @@ from sagan.config import load_config
 from sagan.errors import UserError
 from sagan.files import read_json
 from sagan.networks import Discriminator, Generator, bake, build_discriminator, build_generator
-from sagan.normalization import Normalization
+from sagan.normalization import HeldState, Normalization
 from sagan.pretrained import load_exactly, read_tensors
 from sagan.randomness import torch_generator
 from sagan.settings import Config
-from sagan.spectral_norm import refresh_spectral_norm
+from sagan.spectral_norm import SpectralNorm, refresh_spectral_norm
 
 WEIGHTS = {"averaged": "average", "raw": "generator"}  # by the names of a checkpoint's files
 STANDING_BATCHES, STANDING_BATCH = 64, 64
@@ -64,6 +64,9 @@ def with_standing_statistics(generator: Generator) -> Generator:
     device = next(network.parameters()).device
     rng = torch_generator(0, "standing statistics")
     norms = [module for module in network.modules() if isinstance(module, Normalization)]
+    for module in network.modules():
+        if isinstance(module, HeldState) and not isinstance(module, Normalization | SpectralNorm):
+            module.held = True  # bases are not statistics of samples
     labels = torch.arange(STANDING_BATCH)
     for batch in range(STANDING_BATCHES):
         for norm in norms:

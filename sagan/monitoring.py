@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from sagan.adversarial import GAN, Draws
-from sagan.attention import record_attention
+from sagan.attention import AttentionModule, record_attention
 from sagan.inspection.health import attention_health, module_gammas
 from sagan.inspection.points import grid_points
-from sagan.settings import TrainingSettings
+from sagan.settings import Config, TrainingSettings
 from sagan.spectral_norm import hold_state, singular_values
 
 POINTS, IMAGES = 16, 8
 FEWEST_STEPS = 100  # before that a gain has had no time to move
+HELD = 2**30  # bytes
 LOGGED = ("entropy", "distance", "far_mass")
 
 
@@ -57,6 +58,29 @@ def attention_warning(step: int, settings: TrainingSettings, measured: dict[str,
     if step in window and unused:
         return f"attention unused: {', '.join(unused)} still at 0 after {step} steps (a larger learning rate moves it)"
     return None
+
+
+def quadratic_warnings(config: Config, generator: nn.Module, discriminator: nn.Module, processes: int) -> list[str]:
+    """One line for each mechanism whose query-key weights would take more than HELD bytes if they were held.
+
+    A fused kernel holds none of them; under R1, in the discriminator, none is used.
+    """
+    images = config.training.batch_size // (config.optim.accumulation * processes)
+    said = []
+    for player, network, count in (("generator", generator, images), ("discriminator", discriminator, 2 * images)):
+        for name, module in network.named_modules():
+            if not isinstance(module, AttentionModule):
+                continue
+            size = 4 * count * module.pairs(*module.resolution)
+            if size > HELD:
+                unfused = player == "discriminator" and config.loss.r1 > 0
+                how = "R1 holds them, several times over" if unfused else "held wherever no fused kernel runs"
+                said.append(
+                    f"{player} {name}: every cell of {module.resolution[0]}x{module.resolution[1]} is compared with "
+                    f"every key, {size / 2**30:.1f} GiB of weights for {count} images ({how}); linear in the cells are "
+                    "double_attention, em_attention and non_local with form dot_product or concatenation"
+                )
+    return said
 
 
 def memory_mib(device: torch.device) -> float:

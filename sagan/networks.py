@@ -1,9 +1,9 @@
-"""Generator and discriminator of SAGAN (arXiv:1805.08318, section 4, and its released code)."""
+"""Generator of SAGAN (arXiv:1805.08318, section 4, and its released code), and how both networks are built."""
 
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +11,18 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from sagan.attention import AttentionModule, make_attention
-from sagan.blocks import DiscriminatorBlock, GeneratorBlock
+from sagan.blocks import GeneratorBlock
+from sagan.discriminator import Discriminator
 from sagan.errors import UserError
 from sagan.layers import initialize
+from sagan.network_settings import GeneratorSettings, NetworkSettings
 from sagan.normalization import BatchNorm, ConditionalBatchNorm, Normalization
+from sagan.placement import PLACES, placed_attention
 from sagan.pretrained import MODEL_CARD, load_exactly, read_snapshot, write_snapshot
 from sagan.randomness import key
-from sagan.resolutions import discriminator_downs
-from sagan.settings import Config, DiscriminatorSettings, GeneratorSettings, NetworkSettings
-from sagan.spectral_norm import Projection, baked_state, spectral_normalize
+from sagan.settings import Config
+from sagan.spectral_norm import baked_state, spectral_normalize
 
-PLACES = ("branch", "conv", "after")
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -60,7 +60,7 @@ class Generator(
         self.attention = nn.ModuleDict()
         for i, (width, next_width) in enumerate(pairwise(widths)):
             size = 8 << i
-            branch, conv, after = (_mechanism(settings, "generator", size, place, next_width) for place in PLACES)
+            branch, conv, after = (placed_attention(settings, "generator", size, place, next_width) for place in PLACES)
             self.blocks.append(
                 GeneratorBlock(self._norm(width), self._norm(next_width), width, next_width, branch, conv)
             )
@@ -129,82 +129,6 @@ class Generator(
         return generator.eval().requires_grad_(False)
 
 
-class Judgement(NamedTuple):
-    """What a discriminator says: logits (B,) and named terms () to be added to its loss."""
-
-    logits: Tensor
-    penalties: dict[str, Tensor]
-
-
-class Trunk(nn.Module):
-    """Images (B, 3, R, R) -> features (B, C, h, w): residual blocks that halve the map, attention by resolution."""
-
-    def __init__(self, settings: DiscriminatorSettings, resolution: int):
-        super().__init__()
-        widths = [3, *(settings.channels * w for w in settings.widths)]
-        downs = discriminator_downs(resolution)
-        self.blocks = nn.ModuleList()
-        self.attention = nn.ModuleDict()
-        for i, (width, next_width) in enumerate(pairwise(widths)):
-            size, down = resolution >> (i + 1), i < downs
-            branch, conv, after = (
-                _mechanism(settings, "discriminator", size, place, next_width) if down else None for place in PLACES
-            )
-            if conv is not None and width != next_width:
-                raise UserError(
-                    f"discriminator.attention.{size}: place conv needs equal widths, not {width} and {next_width}"
-                )
-            self.blocks.append(
-                DiscriminatorBlock(width, next_width, down, i == 0, settings.relu_shortcut, branch, conv)
-            )
-            if after is not None:
-                self.attention[f"{size}x{size}"] = after
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = images
-        for block in self.blocks:
-            x = block(x)  # (B, C, H/2, W/2)
-            if block.down and (place := f"{x.shape[2]}x{x.shape[3]}") in self.attention:
-                x = self.attention[place](x)
-        return x
-
-
-class Head(nn.Module):
-    """Features (B, C, H, W), labels (B,) -> logits (B,): h = Σ relu(features); w·h + b + <embedding(y), h>.
-
-    The projection discriminator of Miyato & Koyama (2018), eq. 4.
-    """
-
-    def __init__(self, channels: int, num_classes: int):
-        super().__init__()
-        self.linear = nn.Linear(channels, 1)
-        self.embedding = Projection(num_classes, channels) if num_classes else None
-
-    def forward(self, features: Tensor, labels: Tensor | None) -> Tensor:
-        pooled = F.relu(features).sum(dim=(2, 3))  # (B, C)
-        logits = self.linear(pooled).squeeze(1)
-        if (labels is None) != (self.embedding is None):
-            raise ValueError(
-                "this discriminator needs labels" if labels is None else "this discriminator takes no labels"
-            )
-        if self.embedding is None:
-            return logits
-        return logits + (self.embedding(labels) * pooled).sum(dim=1)
-
-
-class Discriminator(nn.Module):
-    """Images (B, 3, R, R) in [-1, 1], labels (B,) -> Judgement with logits (B,)."""
-
-    def __init__(self, settings: DiscriminatorSettings, resolution: int, num_classes: int):
-        super().__init__()
-        self.settings, self.resolution, self.num_classes = settings, resolution, num_classes
-        self.trunk = Trunk(settings, resolution)
-        self.head = Head(settings.channels * settings.widths[-1], num_classes)
-
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Judgement:
-        return Judgement(self.head(self.trunk(images), labels), {})
-
-
 def build_generator(config: Config, num_classes: int, class_names: tuple[str, ...] = ()) -> Generator:
     """A new generator, initialised from the config's seed and normalised spectrally."""
     return _build(
@@ -238,13 +162,3 @@ def _build(make: Callable[[], Network], settings: NetworkSettings, seed: int) ->
         if settings.spectral_norm:
             spectral_normalize(network, settings.spectral_norm_eps)
     return network
-
-
-def _mechanism(settings: NetworkSettings, network: str, size: int, place: str, channels: int) -> AttentionModule | None:
-    at = settings.attention.get(size)
-    if at is None or at.place != place:
-        return None
-    try:
-        return make_attention(at.name, channels, size, place, **at.options)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{network}.attention.{size}: {error}") from None

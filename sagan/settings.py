@@ -3,19 +3,14 @@
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from sagan.network_settings import Count as Count
+from sagan.network_settings import Decay, DiscriminatorSettings, GeneratorSettings
+from sagan.network_settings import NetworkSettings as NetworkSettings
+from sagan.network_settings import Positive as Positive
+from sagan.network_settings import Settings as Settings
 from sagan.resolutions import DISCRIMINATOR_WIDTHS, RESOLUTIONS, discriminator_downs
-
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, le=1)]
-
-
-class Settings(BaseModel):
-    """A group of settings: frozen, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSettings(Settings):
@@ -37,65 +32,6 @@ class DataSettings(Settings):
         if self.resolution not in RESOLUTIONS:
             raise ValueError(f"resolution {self.resolution} is not one of {', '.join(map(str, RESOLUTIONS))}")
         return self
-
-
-class AttentionSettings(Settings):
-    """One attention module: its name in the table, where it sits, and the options of that mechanism."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    name: str
-    place: Literal["after", "branch", "conv"] = "after"
-
-    @model_validator(mode="after")
-    def _check(self) -> "AttentionSettings":
-        for name, value in self.options.items():
-            parts = value if isinstance(value, list) else [value]
-            if not all(isinstance(part, str | int | float) for part in parts):
-                raise ValueError(
-                    f"option {name} is {value!r}, expected a number, true, false, a word or a list of them"
-                )
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-class NetworkSettings(Settings):
-    """What generator and discriminator share. `widths`: multiples of `channels`."""
-
-    channels: Positive = 64
-    widths: tuple[Positive, ...] = ()
-    attention: dict[int, AttentionSettings] = {}
-    init: Literal["xavier", "orthogonal"] = "xavier"
-    spectral_norm: bool = True
-    spectral_norm_eps: float = 1e-12
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_attention(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and isinstance(raw.get("attention"), dict):
-            placed = {k: {"name": v} if isinstance(v, str) else v for k, v in raw["attention"].items()}
-            raw = raw | {"attention": {k: v for k, v in placed.items() if v is not None}}
-        return raw
-
-
-class GeneratorSettings(NetworkSettings):
-    """`widths`: of the 4×4 stem, then of each block. `class_norm`: how labels reach the batch norm (see layers.py)."""
-
-    z_dim: Positive = 128
-    class_norm: Literal["table", "linear"] = "table"
-    norm_eps: float = 1e-5
-    norm_momentum: Decay = 0.1
-    last_norm_momentum: Decay | None = None  # of the batch norm before the last convolution; null: as the others
-    sync_norm: bool = False
-
-
-class DiscriminatorSettings(NetworkSettings):
-    """`widths`: of each block. `relu_shortcut`: shortcuts (but the stem's) see relu(x), as where ReLU is in place."""
-
-    relu_shortcut: bool = False
 
 
 class AdamSettings(Settings):
@@ -230,6 +166,8 @@ class Config(Settings):
                         f"{name}.attention: no block outputs {place}x{place} at resolution {resolution}; "
                         f"known: {', '.join(map(str, known))}"
                     )
+        if self.discriminator.frontend is not None:
+            self.discriminator.frontend.check(resolution, self.discriminator.attention)
         batch, parts = self.training.batch_size, self.optim.accumulation
         if batch % parts:
             raise ValueError(f"training.batch_size {batch} is not divisible by optim.accumulation {parts}")

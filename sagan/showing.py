@@ -8,6 +8,7 @@ import torch
 
 from sagan.images import save_png, sheet
 from sagan.inspection.figure import attention_figure
+from sagan.inspection.health import shows_something
 from sagan.inspection.maps import attention_of
 from sagan.inspection.points import salient_points
 from sagan.networks import Generator
@@ -23,7 +24,7 @@ def save_sheets(run: Path, step: int, generator: Generator, per_class: int) -> N
     labels = torch.arange(rows).repeat_interleave(per_class) if generator.num_classes else None
     images = samples(generator, seeds, labels)
     save_png(run / "samples" / f"{step:08d}.png", sheet(images, per_class, scale=_scale(generator.resolution)))
-    if len(generator.attention):
+    if shows_something(generator):
         shown = range(FIGURE_IMAGES)
         z, labels = latents(shown, generator.z_dim), default_labels(shown, generator.num_classes)
         recording = attention_of(generator, z, labels, shown, partial(salient_points, k=FIGURE_POINTS))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sagan.attention.functional import full_precision
 from sagan.normalization import HeldState
 
 
@@ -45,7 +46,7 @@ class SpectralNorm(HeldState):
         return torch.dot(self._u.clone(), weight.flatten(1) @ self._v.clone())
 
     def forward(self, weight: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
+        with full_precision(weight.device):
             if self.training and not self.held:
                 self.iterate(weight)
             return weight / self.sigma(weight)

@@ -133,7 +133,6 @@ MACHINE_AND_NETWORKS = [
     setting("generator.attention.8.pool=!!binary /w==", "option pool is b'\\xff', expected a number"),
     setting("generator.attention.8.pool=&x [*x]", "option pool is [[...]], expected a number"),
     setting("generator.widths=[1,1,1,1]", "self_attention: 2 channels are too few", late=True),
-    setting("discriminator.attention.16={name: self_attention, place: conv}", "needs equal widths", late=True),
     train("--init-from nope/nope/nope", "nope/nope/nope: no such folder, and not to be had from the Hub", late=True),
     train("--init-from src", "src: not a snapshot, it has no config.json", late=True),
     train("--init-from a_file", "a snapshot is a folder with config.json and model.safetensors, this is", late=True),

@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
+from bad_input_ablation import ABLATION, EXPORT, FRONT_ENDS
 from bad_input_attention import ATTENTION
 from bad_input_cases import CASES as OTHER_CASES
 from bad_input_cases import Case
 from bad_input_evaluation import EVALUATION
+from bad_input_mechanisms import MECHANISMS
 from bad_input_workspace import build_workspace
 from command_line import sagan
 from hypothesis import given, settings
@@ -34,7 +36,7 @@ from sagan.config import differences, load_config, make_config
 from sagan.errors import UserError
 from sagan.selections import HIGHEST_SEED, parse_classes, parse_seeds
 
-CASES = [*OTHER_CASES, *EVALUATION, *ATTENTION]
+CASES = [*OTHER_CASES, *EVALUATION, *ATTENTION, *MECHANISMS, *ABLATION, *EXPORT, *FRONT_ENDS]
 MOST_LINES = 5
 Tree = dict[str, bytes | None]
 TABLE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"

@@ -12,7 +12,7 @@ from command_line import sagan
 from tiny import TINY, files_of
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("train", "prepare", "sample", "attend", "evaluate", "bench")
+COMMANDS = ("train", "prepare", "sample", "attend", "evaluate", "ablate", "export", "bench")
 LIMITED = """
 import resource, sys
 from sagan.cli import main

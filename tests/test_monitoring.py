@@ -7,8 +7,10 @@ import torch
 from tiny import tiny_batches, tiny_config, tiny_gan
 
 from sagan.adversarial import GAN, Draws, LocalEngine, Objective, discriminator_step, generator_step
+from sagan.config import load_config
 from sagan.losses import LOSSES
-from sagan.monitoring import attention_warning, measure, memory_mib
+from sagan.monitoring import attention_warning, measure, memory_mib, quadratic_warnings
+from sagan.networks import build_discriminator, build_generator
 from sagan.settings import TrainingSettings
 
 
@@ -75,3 +77,19 @@ def test_unused_attention_is_said_once(log_every: int) -> None:
 def test_memory_is_in_mebibytes() -> None:
     """Breaks when bytes or kibibytes are taken for MiB: a process with torch takes between 100 MiB and 100 GiB."""
     assert 100 < memory_mib(torch.device("cpu")) < 100_000
+
+
+def test_large_quadratic_maps_are_told_before_they_are_allocated() -> None:
+    """Breaks when the bytes are wrong, a linear mechanism is warned of, or R1 and the two passes are not counted."""
+    settings = ["data.resolution=128", "generator.channels=4", "discriminator.channels=4", "training.batch_size=16"]
+    attention = "attention={64: {name: transformer, heads: 4}, 32: {name: non_local, form: concatenation}}"
+    config = load_config(None, [*settings, f"generator.{attention}", f"discriminator.{attention}", "loss.r1=1"])
+    generator, discriminator = build_generator(config, 0), build_discriminator(config, 0)
+    of_g, of_d = quadratic_warnings(config, generator, discriminator, processes=2)
+    gigabytes = 4 * 8 * 4096**2 * 4 / 2**30  # 4 bytes, 8 images a process, 4 heads
+    assert of_g.startswith("generator attention.64x64: every cell of 64x64 is compared with every key")
+    assert f"{gigabytes:.1f} GiB of weights for 8 images (held wherever no fused kernel runs)" in of_g
+    assert of_d.startswith("discriminator trunk.attention.64x64")
+    assert f"{2 * gigabytes:.1f} GiB of weights for 16 images (R1 holds them" in of_d
+    small = load_config(None, [*settings, "loss.r1=1"])
+    assert quadratic_warnings(small, build_generator(small, 0), build_discriminator(small, 0), 1) == []

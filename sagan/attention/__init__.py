@@ -3,11 +3,35 @@
 import inspect
 from typing import Any
 
+from sagan.attention.augmented_conv import AugmentedConv
 from sagan.attention.base import KINDS, AttentionMap, AttentionModule, record_attention
+from sagan.attention.cbam import CBAM
+from sagan.attention.double_attention import DoubleAttention
+from sagan.attention.dual_attention import DualAttention
+from sagan.attention.em_attention import EmAttention
+from sagan.attention.gated_positional import GatedPositional
+from sagan.attention.non_local import NonLocal
+from sagan.attention.residual_block import ResidualBlock
+from sagan.attention.selective_kernel import SelectiveKernel
 from sagan.attention.self_attention import SelfAttention
+from sagan.attention.spatial_transformer import SpatialTransformer
+from sagan.attention.squeeze_excitation import SqueezeExcitation
+from sagan.attention.transformer import Transformer
 
 ATTENTION: dict[str, type[AttentionModule]] = {
     "self_attention": SelfAttention,
+    "non_local": NonLocal,
+    "double_attention": DoubleAttention,
+    "em_attention": EmAttention,
+    "dual_attention": DualAttention,
+    "augmented_conv": AugmentedConv,
+    "gated_positional": GatedPositional,
+    "transformer": Transformer,
+    "squeeze_excitation": SqueezeExcitation,
+    "selective_kernel": SelectiveKernel,
+    "cbam": CBAM,
+    "spatial_transformer": SpatialTransformer,
+    "residual_block": ResidualBlock,
 }
 
 

@@ -32,7 +32,7 @@ KINDS: dict[str, Kind] = {
     "basis map": Kind(False, True, HEADS),  # where each basis (a head) is responsible
     "gather map": Kind(False, True, ROW),  # where each descriptor (a head) is collected from
     "spatial gate": Kind(False, True),  # a factor in [0, 1] for each cell
-    "channel gate": Kind(False, False),  # a factor in [0, 1] for each channel
+    "channel gate": Kind(False, False),  # a factor in [0, 1] for each channel ([0, 2] where a sigmoid is doubled)
     "channel rows": Kind(False, False, (-1,)),  # (B, 1, 1, C, C): what each channel takes from the others
     "kernel choice": Kind(False, False, HEADS),  # share of each kernel (a head) in each channel
     "head gate": Kind(False, False),  # a factor in [0, 1] for each head
@@ -115,6 +115,10 @@ class AttentionModule(Observable):
         """Multiply-adds of one forward of one image on a map of this size: convolutions and matrix products only, as
         torch's FLOP counter counts them (half its number); widths that are padded for a fused kernel count padded."""
         raise NotImplementedError
+
+    def pairs(self, height: int, width: int) -> int:
+        """Weights of query-key pairs of one image and all heads; held only where no fused kernel runs. 0: none."""
+        return 0
 
     def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
         """Maps of the cells `points` (k, 2) or (B, k, 2), (row, column) in x (B, C, H, W): tap -> (B, h, k, H', W').

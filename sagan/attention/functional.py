@@ -1,5 +1,8 @@
 """Attention as functions of query, key and value; the modules hold the weights."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +18,8 @@ def dot_product_attention(query: Tensor, key: Tensor, value: Tensor, scale: floa
     and padded output channels are dropped.
     """
     width = max(query.shape[-1], value.shape[-1])
+    if query.is_cuda:
+        width = -(-width // 8) * 8  # its kernels want aligned rows
     out = F.scaled_dot_product_attention(
         _pad_to(query, width), _pad_to(key, width), _pad_to(value, width), scale=scale
     )  # (B, h, N, width)
@@ -23,10 +28,21 @@ def dot_product_attention(query: Tensor, key: Tensor, value: Tensor, scale: floa
 
 def dot_product_weights(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
     """softmax(scale · q kᵀ) itself, computed in float32 or wider: (B, h, k, d), (B, h, M, d) -> (B, h, k, M)."""
-    if query.dtype in (torch.float16, torch.bfloat16):
-        query, key = query.float(), key.float()
-    with torch.autocast(query.device.type, enabled=False):
+    query, key = at_least_float32(query), at_least_float32(key)
+    with full_precision(query.device):
         return (scale * query @ key.transpose(-2, -1)).softmax(dim=-1)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x, or x in float32 where it is narrower."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast switched off, where the device knows it (the meta device does not)."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def make_norm(name: str, channels: int) -> nn.Module:

@@ -61,10 +61,12 @@ class SelfAttention(AttentionModule):
         return {"attention": self._rows(self.query(x), self._pooled(self.key(x)), points)}
 
     def macs(self, height: int, width: int) -> int:
-        queries = height * width
-        keys = (height // 2) * (width // 2) if self.pool else queries
         inner, outer = self.query.out_channels, self.value.out_channels
-        return queries * self.channels * 2 * (inner + outer) + queries * keys * 2 * max(inner, outer)
+        projections = height * width * self.channels * 2 * (inner + outer)
+        return projections + self.pairs(height, width) * 2 * max(inner, outer)
+
+    def pairs(self, height: int, width: int) -> int:
+        return height * width * ((height // 2) * (width // 2) if self.pool else height * width)
 
     def _rows(self, query: Tensor, key: Tensor, points: Tensor) -> Tensor:
         chosen = select_points(tokens(query), points.to(query.device), query.shape[3])  # (B, 1, k, d)

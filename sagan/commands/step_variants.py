@@ -1,11 +1,15 @@
 """The training step in the variants that `sagan bench step` compares, and its time."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from sagan.adversarial import GAN, Draws, LocalEngine, Objective, Reals, discriminator_step, generator_step
+from sagan.commands.attention_variants import peak_mib
 from sagan.commands.bench import Variant
 from sagan.config import replaced
 from sagan.ema import update_average
@@ -19,18 +23,19 @@ from sagan.spectral_norm import hold_state
 STEPS_A_ROUND = 2
 
 
-def seconds_a_step(steps: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def seconds_a_step(steps: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds a step of every variant, one number a round, the rounds interleaved after a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
-        _timed(step, 1, device)
+        timed(step, 1, device)
     for _ in range(rounds):
         for name, step in steps.items():
-            seconds[name].append(_timed(step, STEPS_A_ROUND, device) / STEPS_A_ROUND)
+            seconds[name].append(timed(step, STEPS_A_ROUND, device) / STEPS_A_ROUND)
     return seconds
 
 
-def _timed(step: Callable[[], None], count: int, device: torch.device) -> float:
+def timed(step: Callable[[], object], count: int, device: torch.device) -> float:
+    """Seconds of `count` steps, until the device has done them."""
     start = time.perf_counter()
     for _ in range(count):
         step()
@@ -39,15 +44,50 @@ def _timed(step: Callable[[], None], count: int, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def stepper(config: Config, device: torch.device, variant: Variant) -> Callable[[], None]:
-    """A function that does one whole training step on fixed random inputs."""
+def peak_of(step: Callable[[], object], device: torch.device, compiled: bool = False) -> float | None:
+    """Most MiB that a step holds beyond what was there before; None where it cannot be told (compiled on a CPU).
+
+    By the allocator on a GPU, elsewhere by counting the tensors of torch (not what a kernel uses inside).
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return None if compiled else peak_mib(step)
+
+
+def stepper(config: Config, device: torch.device, variant: Variant) -> Callable[[], dict[str, Tensor]]:
+    """A function that does one whole training step on fixed random inputs; it returns d_loss and g_loss, scalars ()."""
+    classes = 10 if config.data.num_classes is None else config.data.num_classes
+    gan = _gan(config, classes, device, variant)
+    objective = Objective(LOSSES[config.loss.name], config.loss.r1, config.augment.policy)
+    reals, draws = _inputs(config, classes, gan.generator.z_dim, device, variant.channels_last)
+    engine = BFloat16(device) if variant.precision == "bf16" else LocalEngine()
+
+    def step() -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        with _tf32(variant.precision == "tf32"):
+            for _ in range(config.d_steps):
+                if variant.two_passes:
+                    found = _two_pass_discriminator_step(gan, objective, reals, draws)
+                else:
+                    found = discriminator_step(gan, objective, [(reals, draws)], engine)
+            found = found | generator_step(gan, objective, [draws], engine)
+        update_average(gan.average, gan.generator, 0.999)
+        return {name: found[name] for name in ("d_loss", "g_loss")}
+
+    return step
+
+
+def _gan(config: Config, classes: int, device: torch.device, variant: Variant) -> GAN:
+    """The networks of a config as a variant computes them, and their optimisers."""
     off = {"spectral_norm": variant.spectral_norm}
     config = replaced(config, {"generator": off, "discriminator": off})
-    classes = 10 if config.data.num_classes is None else config.data.num_classes
-    generator, discriminator = (
-        build_generator(config, classes).to(device),
-        build_discriminator(config, classes).to(device),
-    )
+    generator = build_generator(config, classes).to(device)
+    discriminator = build_discriminator(config, classes).to(device)
     average = build_generator(config, classes).to(device).requires_grad_(False)
     for network in (generator, discriminator):
         for module in network.modules():
@@ -58,31 +98,54 @@ def stepper(config: Config, device: torch.device, variant: Variant) -> Callable[
         torch.optim.Adam(n.parameters(), lr=s.lr, betas=s.betas, fused=True)
         for n, s in ((generator, config.optim.generator), (discriminator, config.optim.discriminator))
     ]
-    gan = GAN(generator, discriminator, generator, discriminator, optimizers[0], optimizers[1], average)
-    objective = Objective(LOSSES[config.loss.name], config.loss.r1, config.augment.policy)
-    reals, draws = _inputs(config, classes, generator.z_dim, device, variant.channels_last)
-
-    def step() -> None:
-        for _ in range(config.d_steps):
-            if variant.two_passes:
-                _two_pass_discriminator_step(gan, objective, reals, draws)
-            else:
-                discriminator_step(gan, objective, [(reals, draws)], LocalEngine())
-        generator_step(gan, objective, [draws], LocalEngine())
-        update_average(average, generator, 0.999)
-
-    return step
+    if variant.compiled:
+        generator.compile()
+        discriminator.compile()
+    judge = _in_bfloat16(discriminator, device) if variant.precision == "bf16" else discriminator
+    return GAN(generator, discriminator, generator, judge, optimizers[0], optimizers[1], average)
 
 
-def _two_pass_discriminator_step(gan: GAN, objective: Objective, reals: Reals, draws: Draws) -> None:
+class BFloat16(LocalEngine):
+    """One process, forwards under autocast to bfloat16, as Accelerate does them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def _in_bfloat16(network: nn.Module, device: torch.device) -> Callable[..., Any]:
+    def forward(*arguments: Any) -> Any:
+        with torch.autocast(device.type, torch.bfloat16):
+            return network(*arguments)
+
+    return forward
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Whether a GPU may round float32 factors to 10 bits: in convolutions torch lets it by itself."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _two_pass_discriminator_step(gan: GAN, objective: Objective, reals: Reals, draws: Draws) -> dict[str, Tensor]:
     """The discriminator's update as SAGAN's repositories write it: one forward on reals, one on fakes."""
     gan.discriminator_optimizer.zero_grad(set_to_none=True)
     with torch.no_grad(), hold_state(gan.generator):
         fakes = gan.generator(draws.z, draws.labels)
     real_logits = gan.discriminator(reals.images, reals.labels).logits
     fake_logits = gan.discriminator(fakes, draws.labels).logits
-    objective.loss.discriminator(real_logits, fake_logits).backward()
+    loss = objective.loss.discriminator(real_logits, fake_logits)
+    loss.backward()
     gan.discriminator_optimizer.step()
+    return {"d_loss": loss.detach()}
 
 
 def _inputs(config: Config, classes: int, z_dim: int, device: torch.device, channels_last: bool) -> tuple[Reals, Draws]:

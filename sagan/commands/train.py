@@ -51,6 +51,7 @@ def resolved(config: Config, data: PreparedData) -> Config:
 def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any], locked: ExitStack) -> int:
     from sagan.checkpoint import list_checkpoints
     from sagan.finetune import initialize_from
+    from sagan.monitoring import quadratic_warnings
     from sagan.run import build_run, close, make_accelerator, resume, start_trackers
     from sagan.tracking import RunLog, truncate_log
     from sagan.training import train
@@ -61,7 +62,7 @@ def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any],
         from sagan.evaluating import make_evaluator
 
         run.evaluate = make_evaluator(config.evaluate, data, config.data.num_classes or 0, accelerator.device)
-    said = []
+    said = quadratic_warnings(config, run.gan.generator, run.gan.discriminator, accelerator.num_processes)
     if config.training.init_from is not None and not list_checkpoints(out):
         said.append(initialize_from(run.gan, config.training.init_from))
     said += resume(run)

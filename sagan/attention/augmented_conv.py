@@ -1,0 +1,191 @@
+"""Attention Augmented Convolutional Networks. Bello, Zoph, Vaswani, Shlens, Le. arXiv:1904.09925, ICCV 2019.
+
+Differs from the paper: `heads` 0 keeps the paper's least 20 key channels a head by taking fewer heads, not by widening
+the keys; no batch norm; `pool` averages 2×2. The relative logits are exact, but no (N, N) tensor ever exists.
+"""
+
+from collections.abc import Mapping
+from math import gcd
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagan.attention.base import AttentionModule, require
+from sagan.attention.functional import dot_product_attention, feature_map, full_precision, select_points, tokens
+
+
+class AugmentedConv(AttentionModule):
+    """concat[conv3×3(x), W_o·MHA(x)]: C - dv channels of convolution beside dv of attention (eqs. 1-5).
+
+    Logit of query i and key j: d^-1/2 · q_iᵀ(k_j + r^W_{jx-ix} + r^H_{jy-iy}) (eq. 3), d = dk/heads; tables r^W
+    (2W - 1, d) and r^H (2H - 1, d) are shared by the heads. q, k, v come from one 1×1 convolution with bias.
+
+    The q_i·r^W_{jx-ix} of one query are only W numbers, one for each column, and those of r^H only H. Appended to the
+    query, against a one-hot column and row appended to the key, they make relative attention a plain dot product of
+    width d + W + H: the fused kernel computes it exactly in O(N·(d + W + H)) memory a head. Under autocast they are
+    rounded once, as q and k are; the kernel accumulates in float32.
+
+    `heads`: 0 is the most, up to 8, that divide dk and dv and leave 20 key channels each, at least 1. `key_ratio`,
+    `value_ratio`: dk and dv as parts of C; dv = C leaves no convolution. `relative`: with tables, which fix the map
+    size. `pool`: attention on the 2×2 averaged map (a last odd row or column is not seen), its result up-sampled
+    bilinearly. Map of a query cell: its softmax row of each head; pooled, the bilinear mixture of the rows that it
+    reads, on the pooled map.
+
+    Raises ValueError when the widths do not suit C or the heads, and, with tables, for a map of another size.
+    """
+
+    places: ClassVar[tuple[str, ...]] = ("after", "branch", "conv")
+    taps: Mapping[str, str] = {"attention": "softmax row"}
+
+    def __init__(
+        self,
+        channels: int,
+        resolution: int | tuple[int, int],
+        *,
+        heads: int = 0,
+        key_ratio: float = 1 / 2,
+        value_ratio: float = 1 / 4,
+        relative: bool = True,
+        pool: bool = False,
+        gain: str = "scalar",
+    ):
+        super().__init__(channels, resolution, gain)
+        keys, values = round(channels * key_ratio), round(channels * value_ratio)
+        require(
+            keys >= 1 and 1 <= values <= channels,
+            f"augmented_conv: {keys} key and {values} value channels of {channels}; at least 1 each and at most "
+            f"{channels} values; change key_ratio or value_ratio",
+        )
+        self.heads = heads or _most_heads(keys, values)
+        require(
+            self.heads >= 1 and keys % self.heads == 0 and values % self.heads == 0,
+            f"augmented_conv: {heads} heads must divide its {keys} key and {values} value channels",
+        )
+        require(
+            not pool or min(self.resolution) >= 2, f"augmented_conv pools 2x2: a map of {self.resolution} is too small"
+        )
+        self.keys, self.values, self.pool = keys, values, pool
+        self.scale = (keys // self.heads) ** -0.5
+        self.conv = nn.Conv2d(channels, channels - values, 3, padding=1) if values < channels else None
+        self.qkv = nn.Conv2d(channels, 2 * keys + values, 1)
+        self.out = nn.Conv2d(values, values, 1)
+        rows, columns = self._attended_size(*self.resolution)
+        self.row_table = nn.Parameter(torch.empty(2 * rows - 1, keys // self.heads)) if relative else None
+        self.column_table = nn.Parameter(torch.empty(2 * columns - 1, keys // self.heads)) if relative else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Tables from N(0, 1/d)."""
+        for table in (self.row_table, self.column_table):
+            if table is not None:
+                nn.init.normal_(table, std=self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self._projected(x)  # (B, dk, H', W'), (B, dk, H', W'), (B, dv, H', W')
+        self.tap("attention", lambda points: self._rows(query, key, points, x.shape), x.shape)
+        attended = dot_product_attention(*self._extended(query, key), tokens(value, self.heads), self.scale)
+        attended = self.out(feature_map(attended, *query.shape[2:]))  # (B, dv, H', W')
+        if self.pool:
+            attended = F.interpolate(attended, x.shape[2:], mode="bilinear")
+        return self.blended(x, attended if self.conv is None else torch.cat([self.conv(x), attended], dim=1))
+
+    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
+        query, key, _ = self._projected(x)
+        return {"attention": self._rows(query, key, points, x.shape)}
+
+    def macs(self, height: int, width: int) -> int:
+        rows, columns = self._attended_size(height, width)
+        cells, inner = rows * columns, self.keys // self.heads
+        convolution = height * width * 9 * self.channels * (self.channels - self.values)
+        projections = cells * (self.channels * (2 * self.keys + self.values) + self.values**2)
+        if self.row_table is not None:
+            projections += cells * self.keys * (rows + columns)
+            inner += rows + columns
+        return convolution + projections + cells**2 * 2 * self.heads * max(inner, self.values // self.heads)
+
+    def pairs(self, height: int, width: int) -> int:
+        rows, columns = self._attended_size(height, width)
+        return self.heads * (rows * columns) ** 2
+
+    def _attended_size(self, height: int, width: int) -> tuple[int, int]:
+        return (height // 2, width // 2) if self.pool else (height, width)
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.row_table is not None and tuple(x.shape[2:]) != self.resolution:
+            raise ValueError(
+                f"augmented_conv was built for maps of {self.resolution}, not {tuple(x.shape[2:])}: its relative "
+                "tables fix the size; relative false takes any"
+            )
+        return self.qkv(F.avg_pool2d(x, 2) if self.pool else x).split([self.keys, self.keys, self.values], dim=1)
+
+    def _extended(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of query and key, (B, h, N, d), with tables (B, h, N, d + W + H): see the class."""
+        q, k = tokens(query, self.heads), tokens(key, self.heads)  # (B, h, N, d)
+        if self.row_table is None or self.column_table is None:
+            return q, k
+        height, width = query.shape[2:]
+        cells = q.unflatten(2, (height, width))  # (B, h, H, W, d)
+        by_column = torch.einsum("bhyxd,xcd->bhyxc", cells, _differences(self.column_table, width))
+        by_row = torch.einsum("bhyxd,yrd->bhyxr", cells, _differences(self.row_table, height))
+        columns = torch.eye(width, dtype=k.dtype, device=k.device).repeat(height, 1)  # (N, W)
+        rows = torch.eye(height, dtype=k.dtype, device=k.device).repeat_interleave(width, 0)  # (N, H)
+        where = torch.cat([columns, rows], dim=1).expand(*k.shape[:2], -1, -1)  # (B, h, N, W + H)
+        return torch.cat([q, by_column.flatten(2, 3), by_row.flatten(2, 3)], dim=3), torch.cat([k, where], dim=3)
+
+    def _rows(self, query: Tensor, key: Tensor, points: Tensor, size: torch.Size) -> Tensor:
+        points = points.to(query.device)
+        if not self.pool:
+            return self._softmax_rows(query, key, points)
+        mixed = []
+        for corners, shares in _bilinear_corners(points, size[2:], query.shape[2:]):
+            rows = self._softmax_rows(query, key, corners)  # (B, h, k, H', W')
+            mixed.append(rows * shares.to(rows).unsqueeze(-2)[..., None, None])  # (1, k, 1, 1) or (B, 1, k, 1, 1)
+        return torch.stack(mixed).sum(dim=0)
+
+    def _softmax_rows(self, query: Tensor, key: Tensor, points: Tensor) -> Tensor:
+        """Rows of the attended map's own cells, in float32 or wider: (B, h, k, H', W')."""
+        height, width = query.shape[2:]
+        wide = torch.promote_types(query.dtype, torch.float32)
+        with full_precision(query.device):
+            chosen = select_points(tokens(query, self.heads).to(wide), points, width)  # (B, h, k, d)
+            logits = (chosen @ tokens(key, self.heads).to(wide).mT).unflatten(3, (height, width))
+            if self.row_table is not None and self.column_table is not None:
+                logits = logits + _at(chosen @ self.row_table.mT.to(wide), points[..., 0], height).unsqueeze(4)
+                logits = logits + _at(chosen @ self.column_table.mT.to(wide), points[..., 1], width).unsqueeze(3)
+            return (self.scale * logits).flatten(3).softmax(dim=3).unflatten(3, (height, width))
+
+
+def _most_heads(keys: int, values: int) -> int:
+    """The most heads, up to 8, that divide both widths and leave 20 key channels each; at least 1."""
+    common = gcd(keys, values)
+    return next((heads for heads in range(8, 1, -1) if common % heads == 0 and keys // heads >= 20), 1)
+
+
+def _differences(table: Tensor, length: int) -> Tensor:
+    """Table of differences (2L - 1, d) -> (L, L, d): entry [query, key] is that of key - query."""
+    places = torch.arange(length, device=table.device)
+    return table[places - places[:, None] + length - 1]
+
+
+def _at(products: Tensor, places: Tensor, length: int) -> Tensor:
+    """Products with a table (B, h, k, 2L - 1), query places (k,) or (B, k) -> those of keys 0…L-1, (B, h, k, L)."""
+    index = torch.arange(length, device=places.device) - places[..., None] + length - 1  # (k, L) or (B, k, L)
+    index = index.unsqueeze(-3)  # (1, k, L) or (B, 1, k, L)
+    return products.gather(3, index.expand(*products.shape[:3], length))
+
+
+def _bilinear_corners(points: Tensor, size: torch.Size, pooled: torch.Size) -> list[tuple[Tensor, Tensor]]:
+    """The four pooled cells (…, k, 2) that bilinear up-sampling reads for each point, with their shares (…, k)."""
+    limits = torch.tensor(pooled, device=points.device)
+    source = (points.double() + 0.5) * (limits / torch.tensor(size, device=points.device).double()) - 0.5
+    source = source.clamp(min=0)
+    low = source.long()
+    part = source - low  # (…, k, 2)
+    found = []
+    for step in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        shift = torch.tensor(step, device=points.device)
+        shares = torch.where(shift == 1, part, 1 - part).prod(dim=-1)
+        found.append((torch.minimum(low + shift, limits - 1), shares))
+    return found

@@ -1,0 +1,77 @@
+"""A²-Nets: Double Attention Networks. Chen, Kalantidis, Li, Yan, Feng. arXiv:1810.11579, NeurIPS 2018.
+
+Differs from the paper: γ stands in front of the sum (`gain="none"` is the paper's form).
+"""
+
+from collections.abc import Mapping
+from math import inf
+
+from torch import Tensor, nn
+
+from sagan.attention.base import AttentionModule, require
+from sagan.attention.functional import at_least_float32, full_precision, select_points, tokens
+
+
+class DoubleAttention(AttentionModule):
+    """y = x + γ·W Z, Z = [A(x) softmax_cells(B(x))ᵀ] softmax_n(V(x)), γ = 0 at first (section 3).
+
+    The first attention gathers n descriptors of m numbers from the whole map, the second gives each cell its own mix
+    of them; time and memory are linear in the number of cells. value is the paper's A (m wide), key its B (n), query
+    its V (n). `value_ratio` and `key_ratio`: m and n as parts of C, at least 1. Maps: "attention", for a query cell
+    q the composed row Σ_k V_k(q) B_k(·), which sums to 1; "gather", the n maps B_k (as heads), the same for all cells.
+
+    Raises ValueError for a ratio that is not positive.
+    """
+
+    taps: Mapping[str, str] = {"attention": "softmax row", "gather": "gather map"}
+
+    def __init__(
+        self,
+        channels: int,
+        resolution: int | tuple[int, int],
+        *,
+        value_ratio: float = 1 / 4,
+        key_ratio: float = 1 / 4,
+        bias: bool = True,
+        gain: str = "scalar",
+    ):
+        super().__init__(channels, resolution, gain)
+        for name, ratio in (("value_ratio", value_ratio), ("key_ratio", key_ratio)):
+            require(0 < ratio < inf, f"double_attention: {name} is {ratio}, must be a positive part of the channels")
+        width, descriptors = (max(1, int(channels * ratio)) for ratio in (value_ratio, key_ratio))
+        self.value = nn.Conv2d(channels, width, 1, bias=bias)
+        self.key = nn.Conv2d(channels, descriptors, 1, bias=bias)
+        self.query = nn.Conv2d(channels, descriptors, 1, bias=bias)
+        self.out = nn.Conv2d(width, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gather, mix = self._gather(x), self._mix(x)  # (B, n, H, W)
+        self.tap("attention", lambda points: self._rows(gather, mix, points), x.shape)
+        self.tap("gather", lambda points: gather[:, :, None], x.shape)
+        value = self.value(x).flatten(2).to(gather.dtype)  # (B, m, N)
+        with full_precision(x.device):
+            descriptors = value @ gather.flatten(2).transpose(1, 2)  # (B, m, n)
+            attended = descriptors @ mix.flatten(2)  # (B, m, N)
+        return self.added(x, self.out(attended.unflatten(2, x.shape[2:]).to(x.dtype)))
+
+    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
+        gather = self._gather(x)
+        return {"attention": self._rows(gather, self._mix(x), points), "gather": gather[:, :, None]}
+
+    def macs(self, height: int, width: int) -> int:
+        inner, descriptors = self.value.out_channels, self.key.out_channels
+        projections = self.channels * (2 * inner + 2 * descriptors)
+        return height * width * (projections + 2 * inner * descriptors)
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """Where each descriptor is collected from: (B, n, H, W), sums to 1 over the cells; float32."""
+        return at_least_float32(self.key(x)).flatten(2).softmax(dim=2).unflatten(2, x.shape[2:])
+
+    def _mix(self, x: Tensor) -> Tensor:
+        """What each cell takes of the descriptors: (B, n, H, W), sums to 1 over n; float32."""
+        return at_least_float32(self.query(x)).softmax(dim=1)
+
+    def _rows(self, gather: Tensor, mix: Tensor, points: Tensor) -> Tensor:
+        chosen = select_points(tokens(mix), points.to(mix.device), mix.shape[3])  # (B, 1, k, n)
+        with full_precision(mix.device):
+            return (chosen @ gather.flatten(2)[:, None]).unflatten(3, gather.shape[2:])  # (B, 1, k, H, W)

@@ -1,0 +1,104 @@
+"""Selective Kernel Networks. Li, Wang, Hu, Yang. arXiv:1903.06586, CVPR 2019.
+
+Differs from the paper: no norm by default (`norm="batch"` is the paper's); without a norm the convolutions have biases;
+placed after a block or on a branch it enters by γ, 0 at first. In place of a convolution (`place: conv`) or with
+`gain="none"` it is the paper's form.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagan.attention.base import AttentionModule, require
+from sagan.attention.functional import at_least_float32, make_norm
+
+
+class SelectiveKernel(AttentionModule):
+    """y = x + γ·(V - x), V = Σ_i a_i·U_i (eq. 6), U_i = ReLU(norm(conv_i x)); as a convolution y = V.
+
+    conv_i: 3×3 with dilation i = 1…`paths`, in as many groups as the largest divisor of C that is at most `groups`.
+    s = mean over the map of Σ_i U_i (eqs. 1, 2); z = ReLU(norm(W s)), max(⌊C/reduction⌋, 32) wide (eqs. 3, 4);
+    a = softmax over the paths of A z, for every channel (eq. 5). W and A have no biases. `norm`: "none", "batch" or
+    "group" (of z: over all of its channels, since one cell has no statistics of its own). `relu: false` leaves out the
+    ReLU of U_i, so that V may be negative. Map: the share of every kernel (a head) in every channel, the same for all
+    points.
+
+    Raises ValueError when paths is less than 2, reduction or groups less than 1, or norm is unknown; in the forward
+    when batch norm in training sees a single image, of which z has one number a channel.
+    """
+
+    taps: Mapping[str, str] = {"kernels": "kernel choice"}
+    places: ClassVar[tuple[str, ...]] = ("after", "branch", "conv")
+
+    def __init__(
+        self,
+        channels: int,
+        resolution: int | tuple[int, int],
+        *,
+        paths: int = 2,
+        groups: int = 32,
+        reduction: int = 16,
+        norm: str = "none",
+        relu: bool = True,
+        gain: str = "scalar",
+    ):
+        super().__init__(channels, resolution, gain)
+        require(paths >= 2, f"selective_kernel: paths is {paths}, there must be at least 2 to choose from")
+        require(groups >= 1, f"selective_kernel: groups is {groups}, it must be at least 1")
+        require(reduction >= 1, f"selective_kernel: reduction is {reduction}, it must be at least 1")
+        require(norm in ("none", "batch", "group"), f"selective_kernel: norm is {norm!r}; known: none, batch, group")
+        self.groups = next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
+        width = max(channels // reduction, 32)
+        self.norm, self.relu = norm, relu
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=i, dilation=i, groups=self.groups, bias=norm == "none")
+            for i in range(1, paths + 1)
+        )
+        self.norms = nn.ModuleList(make_norm(norm, channels) for _ in range(paths))
+        self.squeeze = nn.Linear(channels, width, bias=False)
+        self.squeeze_norm = nn.GroupNorm(1, width) if norm == "group" else make_norm(norm, width)
+        self.select = nn.Linear(width, paths * channels, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """He et al. (2015) for the convolutions: Xavier's fan-out would count the channels of all groups."""
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        features, shares = self._select(x)  # paths × (B, C, H, W), (B, paths, C)
+        self.tap("kernels", lambda _: shares[:, :, None, None], x.shape)
+        weights = shares.to(features[0].dtype)[..., None, None]  # (B, paths, C, 1, 1)
+        chosen = weights[:, 0] * features[0]
+        for i in range(1, len(features)):
+            chosen = torch.addcmul(chosen, weights[:, i], features[i])
+        return self.blended(x, chosen)
+
+    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
+        return {"kernels": self._select(x)[1][:, :, None, None]}
+
+    def macs(self, height: int, width: int) -> int:
+        convolved = len(self.convs) * 9 * self.channels * (self.channels // self.groups) * height * width
+        return convolved + self.squeeze.out_features * (self.channels + self.select.out_features)
+
+    def _select(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """U_i and the shares a, in float32 or wider."""
+        self._check_batch(len(x))
+        features = [norm(conv(x)) for conv, norm in zip(self.convs, self.norms, strict=True)]  # (B, C, H, W) each
+        if self.relu:
+            features = [F.relu(feature) for feature in features]
+        pooled = torch.stack([feature.mean(dim=(2, 3)) for feature in features]).sum(dim=0)  # (B, C)
+        squeezed = F.relu(self.squeeze_norm(self.squeeze(pooled)[..., None, None])).flatten(1)  # (B, width)
+        logits = self.select(squeezed).unflatten(1, (len(features), -1))  # (B, paths, C)
+        return features, at_least_float32(logits).softmax(dim=1)
+
+    def _check_batch(self, images: int) -> None:
+        processes = dist.get_world_size() if dist.is_initialized() else 1
+        require(
+            self.norm != "batch" or not self.training or images * processes > 1,
+            "selective_kernel: norm batch needs at least 2 images in training, got 1; use norm group or none",
+        )

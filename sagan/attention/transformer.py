@@ -1,0 +1,140 @@
+"""An Image is Worth 16x16 Words. Dosovitskiy et al. arXiv:2010.11929, ICLR 2021: the encoder block, on a feature map.
+
+Differs from the paper: every cell is a token, without patches or class token; positions are added in this block
+(there is one); no dropout. GELU is the released code's tanh form; `gelu: exact` is the other.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagan.attention.base import AttentionModule, require
+from sagan.attention.functional import dot_product_attention, dot_product_weights, select_points
+
+GELU = {"tanh": "tanh", "exact": "none"}  # option -> torch's name
+POSITIONS = ("learned", "sincos", "none")
+
+
+class Transformer(AttentionModule):
+    """y = x + γ·(T(x) - x), T the pre-norm encoder block (eqs. 1-3):
+
+    t = x + P;  u = t + W_o·MSA(LN(t));  T = u + W_2·GELU(W_1·LN(u)),  MSA: softmax(q·k/√d) v in each head, LN eps 1e-6.
+
+    `heads`: 0 is the largest number up to C/64 that divides C, at least 1. `ratio`: width of the MLP over C. `position`
+    P: "learned" (C, H, W), interpolated bicubically to maps of other sizes; "sincos", of row and column; "none".
+    `gelu`: "tanh" or "exact". Map of a query cell: the softmax row of each head of this block's attention.
+
+    Raises ValueError for heads that do not divide C, a ratio below 1, unknown words, sincos without C divisible by 4.
+    """
+
+    taps: Mapping[str, str] = {"attention": "softmax row"}
+
+    def __init__(
+        self,
+        channels: int,
+        resolution: int | tuple[int, int],
+        *,
+        heads: int = 0,
+        ratio: int = 4,
+        position: str = "learned",
+        gelu: str = "tanh",
+        gain: str = "scalar",
+    ):
+        super().__init__(channels, resolution, gain)
+        self.heads = heads or next(n for n in range(max(1, channels // 64), 0, -1) if channels % n == 0)
+        require(
+            self.heads >= 1 and channels % self.heads == 0,
+            f"transformer: {heads} heads must divide {channels} channels",
+        )
+        require(ratio >= 1, f"transformer: ratio is {ratio}, it must be at least 1")
+        require(position in POSITIONS, f"transformer: position is {position!r}; known: {', '.join(POSITIONS)}")
+        require(gelu in GELU, f"transformer: gelu is {gelu!r}; known: {', '.join(GELU)}")
+        require(
+            position != "sincos" or channels % 4 == 0,
+            f"transformer: position sincos needs channels divisible by 4, not {channels}",
+        )
+        self.position, self.ratio, self.scale = position, ratio, (channels // self.heads) ** -0.5
+        learned = position == "learned"
+        self.position_table = nn.Parameter(torch.empty(1, channels, *self.resolution)) if learned else None
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(channels, eps=1e-6),
+            nn.Linear(channels, ratio * channels),
+            nn.GELU(GELU[gelu]),
+            nn.Linear(ratio * channels, channels),
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights Xavier-uniform, biases 0, of the MLP N(0, 1e-6); learned positions N(0, 0.02)."""
+        for linear in (self.query, self.key, self.value, self.out):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        for linear in self.mlp:
+            if isinstance(linear, nn.Linear):
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.normal_(linear.bias, std=1e-6)
+        if self.position_table is not None:
+            nn.init.normal_(self.position_table, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = self._positions(x)
+        start = self._tokens(x, positions)  # (B, N, C)
+        query, key, normed = self._query_key(start)
+        self.tap("attention", lambda points: self._rows(query, key, points, x.shape), x.shape)
+        attended = dot_product_attention(query, key, self._split(self.value(normed)), self.scale)  # (B, h, N, d)
+        change = self.out(attended.transpose(1, 2).flatten(2))  # (B, N, C)
+        change = (change + self.mlp(start + change)).mT.unflatten(2, x.shape[2:])  # (B, C, H, W)
+        return self.added(x, change if positions is None else change + positions)
+
+    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
+        query, key, _ = self._query_key(self._tokens(x, self._positions(x)))
+        return {"attention": self._rows(query, key, points, x.shape)}
+
+    def macs(self, height: int, width: int) -> int:
+        cells = height * width
+        return cells * self.channels * (self.channels * (4 + 2 * self.ratio) + 2 * cells)
+
+    def pairs(self, height: int, width: int) -> int:
+        return self.heads * (height * width) ** 2
+
+    def _positions(self, x: Tensor) -> Tensor | None:
+        """(1, C, H, W) for this map."""
+        if self.position == "sincos":
+            return sine_positions(self.channels, *x.shape[2:]).to(x)
+        table = self.position_table
+        if table is None or table.shape[2:] == x.shape[2:]:
+            return table
+        return F.interpolate(table, x.shape[2:], mode="bicubic")
+
+    def _tokens(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        return (x if positions is None else x + positions).flatten(2).mT  # (B, N, C)
+
+    def _query_key(self, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query and key (B, h, N, d), and the normalised tokens (B, N, C) that they were made of."""
+        normed = self.norm(start)
+        return self._split(self.query(normed)), self._split(self.key(normed)), normed
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, h, N, d)
+
+    def _rows(self, query: Tensor, key: Tensor, points: Tensor, size: torch.Size) -> Tensor:
+        chosen = select_points(query, points.to(query.device), size[3])  # (B, h, k, d)
+        return dot_product_weights(chosen, key, self.scale).unflatten(3, size[2:])  # (B, h, k, H, W)
+
+
+def sine_positions(channels: int, height: int, width: int) -> Tensor:
+    """Sines and cosines of column, then of row, a quarter of the channels each: (1, C, H, W) in float64.
+
+    Frequencies 10000^(-i/(C/4)), Vaswani et al. 2017 (arXiv:1706.03762, section 3.5), in two dimensions.
+    """
+    frequencies = 10000.0 ** (-torch.arange(channels // 4, dtype=torch.float64) * 4 / channels)
+    columns = torch.outer(frequencies, torch.arange(width, dtype=torch.float64))[:, None].expand(-1, height, -1)
+    rows = torch.outer(frequencies, torch.arange(height, dtype=torch.float64))[:, :, None].expand(-1, -1, width)
+    return torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()])[None]

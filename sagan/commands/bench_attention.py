@@ -1,0 +1,111 @@
+"""`sagan bench attention`: every mechanism beside a 3×3 convolution of as many channels, in interleaved rounds."""
+
+import json
+import sys
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from sagan.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """As the command line gives them."""
+
+    names: str | None = None  # comma-separated; None: all
+    channels: int = 64
+    resolution: int = 32
+    batch_size: int = 8
+    rounds: int = 5
+    explicit: bool = False
+    as_json: bool = False
+
+
+def bench_attention_command(options: Options) -> None:
+    """Print parameters, multiply-adds, peak memory and time of forward and backward, as multiples of the convolution's.
+
+    `ratio_time_NAME`: how many times as long as the convolution a mechanism takes. `explicit`: also self-attention with
+    its weights formed, and `ratio_explicit`: how many times as long as the fused one that takes; where they would not
+    fit, it is skipped and says how many bytes it needs.
+    """
+    import torch
+
+    from sagan.attention import ATTENTION
+    from sagan.commands.attention_variants import (
+        CONVOLUTION,
+        EXPLICIT,
+        explicit,
+        step_of,
+        variants,
+    )  # fmt: skip
+    from sagan.commands.step_variants import peak_of, seconds_a_step
+
+    names = list(ATTENTION) if options.names is None else [name.strip() for name in options.names.split(",")]
+    if unknown := [name for name in names if name not in ATTENTION]:
+        raise UserError(f"--names: unknown mechanism {unknown[0]!r}; known: {', '.join(ATTENTION)}")
+    if options.explicit and "self_attention" not in names:
+        raise UserError("--explicit is set beside self_attention; --names leaves it out")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    skipped: dict[str, str] = {}
+    try:
+        each = variants(names, options.channels, options.resolution, device)
+        if options.explicit:
+            why = too_large(options.channels, options.resolution, options.batch_size, device)
+            if why is None:
+                each[EXPLICIT] = explicit(options.channels, options.resolution, device)
+            else:
+                skipped[EXPLICIT] = why
+    except ValueError as error:
+        raise UserError(f"--channels {options.channels}, --resolution {options.resolution}: {error}") from None
+    shape = (options.batch_size, options.channels, options.resolution, options.resolution)
+    x = torch.randn(shape, device=device, requires_grad=True)
+    steps = {name: step_of(variant.module, x) for name, variant in each.items()}
+    seconds = seconds_a_step(steps, options.rounds, device)
+    peaks = {name: peak_of(step, device) for name, step in steps.items()}
+    result: dict[str, Any] = {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "channels": options.channels,
+        "resolution": options.resolution,
+        "batch_size": options.batch_size,
+        "rounds": options.rounds,
+    }
+    for name, variant in each.items():
+        result[f"parameters_{name}"] = variant.parameters
+        result[f"mega_macs_{name}"] = variant.macs / 1e6
+        result[f"peak_mib_{name}"] = peaks[name]
+        result[f"milliseconds_{name}"] = 1000 * median(seconds[name])
+        if name != CONVOLUTION:
+            result[f"ratio_macs_{name}"] = variant.macs / each[CONVOLUTION].macs
+            result[f"ratio_time_{name}"] = median(
+                a / b for a, b in zip(seconds[name], seconds[CONVOLUTION], strict=True)
+            )
+    if EXPLICIT in each:
+        pairs = zip(seconds[EXPLICIT], seconds["self_attention"], strict=True)
+        result["ratio_explicit"] = median(a / b for a, b in pairs)
+    result |= {f"skipped_{name}": why for name, why in skipped.items()}
+    if options.as_json:
+        print(json.dumps(result))
+        return
+    print(_table(result, list(each)))
+    for name, why in skipped.items():
+        print(f"{name}: skipped, {why}")
+    print("forward and backward; times and multiply-adds in multiples of the 3x3 convolution's", file=sys.stderr)
+
+
+def _table(result: dict[str, Any], names: list[str]) -> str:
+    shape = (
+        f"{result['batch_size']} maps of {result['channels']} channels, {result['resolution']}x{result['resolution']}"
+    )
+    rows = [(shape, "parameters", "macs", "time", "peak MiB")]
+    for name in names:
+        macs, time = (result.get(f"ratio_{what}_{name}", 1.0) for what in ("macs", "time"))
+        rows.append(
+            (name, f"{result[f'parameters_{name}']}", f"{macs:.2f}", f"{time:.2f}", f"{result[f'peak_mib_{name}']:.1f}")
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )

@@ -1,0 +1,89 @@
+"""The options of `sagan bench`. Imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sagan.parameters import Place, as_json, inception_weights
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed as ratios of variants taken in one run."""
+
+
+@bench.command("step")
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@click.option("--variants", default="plain,project", show_default=True, help="Compared to the first of them.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of all.")
+@as_json
+def bench_step(config: Path | None, overrides: tuple[str, ...], variants: str, rounds: int, as_json: bool) -> None:
+    """A training step against its plain form; default: studio32, 64 channels, batch 32."""
+    from sagan.commands.bench import bench_step_command
+
+    bench_step_command(config, list(overrides), variants, rounds, as_json)
+
+
+@bench.command("evaluate")
+@click.option("--num", type=click.IntRange(2), default=256, show_default=True, help="Images a round.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Interleaved rounds of both.")
+@inception_weights
+@as_json
+def bench_evaluate(num: int, rounds: int, inception_weights: Path | None, as_json: bool) -> None:
+    """Features and FID against torch-fidelity's own loop, on the same images."""
+    from sagan.commands.bench_evaluate import bench_evaluate_command
+
+    bench_evaluate_command(num, rounds, inception_weights, as_json)
+
+
+@bench.command("attention")
+@click.option("--names", metavar="A,B", help="Mechanisms; default: all.")
+@click.option("--channels", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--resolution", type=click.IntRange(1), default=32, show_default=True, help="Side of the map.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of all.")
+@click.option("--explicit", is_flag=True, help="Also self-attention with its weights formed.")
+@as_json
+def bench_attention(**options: Any) -> None:
+    """Every attention mechanism beside a 3×3 convolution: forward and backward, peak memory, multiply-adds."""
+    from sagan.commands.bench_attention import Options, bench_attention_command
+
+    bench_attention_command(Options(**options))
+
+
+@bench.command("throughput")
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@click.option("--batch-sizes", default="64,128,256,512", show_default=True, metavar="A,B")
+@click.option("--precisions", default="no,tf32,bf16", show_default=True, metavar="A,B", help="no: float32 throughout.")
+@click.option("--compile", is_flag=True, help="Each also through torch.compile.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True, help="In all.")
+@click.option("--cell-seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True,
+              help="The most for one cell.")  # fmt: skip
+@click.option("--out", type=Place(), metavar="FILE.jsonl", help="Keep what is measured; the same command goes on.")
+@as_json
+def bench_throughput(**options: Any) -> None:
+    """The training step over batch size, precision, memory layout and torch.compile: images/s, memory, losses."""
+    from sagan.commands.bench_throughput import Options, bench_throughput_command
+
+    bench_throughput_command(Options(**options))
+
+
+@bench.command("scaling")
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@click.option("--processes", type=click.IntRange(2), default=2, show_default=True, help="Against one.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each process.")
+@click.option(
+    "--steps", type=click.IntRange(2), default=12, show_default=True, help="A round, the first quarter untimed."
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Interleaved rounds of both.")
+@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@as_json
+def bench_scaling(**options: Any) -> None:
+    """Real training under torchrun against one process, each with the same batch; default: small networks."""
+    from sagan.commands.bench_scaling import Options, bench_scaling_command
+
+    bench_scaling_command(Options(**options))

@@ -1,0 +1,53 @@
+"""Every mechanism of the table in every form that the contract is tested for."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sagan.attention import ATTENTION, AttentionModule, make_attention
+
+CHANNELS = 64
+FORMS: dict[str, list[dict]] = {
+    "self_attention": [{"pool": False, "value_ratio": 0.125}],
+    "non_local": [
+        {"form": "gaussian", "scale": True},
+        {"form": "dot_product"},
+        {"form": "concatenation"},
+        {"pool": "before"},
+        {"pool": "after", "scale": True},
+    ],
+    "em_attention": [{"gradient": "detached"}, {"bases": 5, "iterations": 1}],
+    "dual_attention": [{"form": "position"}, {"form": "channel"}, {"sign": -1}],
+    "augmented_conv": [{"value_ratio": 1.0}, {"relative": False}, {"pool": True}],
+    "gated_positional": [{"heads": 8}, {"heads": 2, "mlp": True}],
+    "transformer": [{"position": "sincos"}, {"position": "none", "gelu": "exact"}],
+    "squeeze_excitation": [{"double": True}],
+    "selective_kernel": [{"paths": 3}, {"norm": "group"}],
+    "cbam": [{"norm": "batch"}],
+    "spatial_transformer": [{"padding": "zeros", "transform": "similarity"}],
+}
+CASES = [
+    pytest.param(name, options, id="-".join([name, *(f"{k}={v}" for k, v in options.items())]))
+    for name in ATTENTION
+    for options in [{}, *FORMS.get(name, [])]
+]
+each_form = pytest.mark.parametrize(("name", "options"), CASES)
+
+
+def make(
+    name: str, options: dict, size: tuple[int, int] = (6, 8), dtype: torch.dtype = torch.float64
+) -> AttentionModule:
+    """A module none of whose parameters is at its initial value."""
+    torch.manual_seed(0)
+    module = make_attention(name, CHANNELS, size, **options).to(dtype)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for gain in module.gains().values():
+        nn.init.constant_(gain, 0.7)
+    return module
+
+
+def draw(size: tuple[int, int] = (6, 8), batch: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, CHANNELS, *size, generator=generator, dtype=dtype).requires_grad_()

@@ -1,0 +1,126 @@
+"""CBAM against the paper's equations, with loops over channels and cells."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sagan.attention import AttentionModule, make_attention
+
+SIZES = [(4, 6), (5, 3)]
+FORMS = [{}, {"kernel": 3}, {"gain": "none"}, {"reduction": 2}, {"norm": "batch"}, {"norm": "group"}]
+
+
+def make(**options) -> AttentionModule:
+    """A module with random parameters, gamma not 0."""
+    torch.manual_seed(0)
+    module = make_attention("cbam", 12, 8, **options).double()
+    for name, parameter in module.named_parameters():
+        nn.init.normal_(parameter, std=0.7) if name != "gamma" else nn.init.constant_(parameter, 0.6)
+    return module
+
+
+def channel_gate(x: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """Eq. 2: (B, C)."""
+
+    def mlp(pooled: Tensor) -> Tensor:
+        hidden = (state["squeeze.weight"] @ pooled + state["squeeze.bias"]).clamp(min=0)
+        return state["excite.weight"] @ hidden + state["excite.bias"]
+
+    logits = []
+    for image in x:
+        mean = torch.stack([channel.sum() / channel.numel() for channel in image])
+        largest = torch.stack([channel.flatten().sort().values[-1] for channel in image])
+        logits.append(mlp(mean) + mlp(largest))
+    return 1 / (1 + torch.exp(-torch.stack(logits)))
+
+
+def spatial_gate(x: Tensor, state: dict[str, Tensor], norm: str = "none", order: tuple[int, int] = (0, 1)) -> Tensor:
+    """Eq. 3: (B, 1, H, W). `order`: of the planes that the convolution sees, max and mean."""
+    kernel = state["spatial.weight"][0]  # (2, k, k)
+    side, (height, width) = kernel.shape[1], x.shape[2:]
+    planes = [x.sort(dim=1).values[:, -1], x.sum(dim=1) / x.shape[1]]
+    planes = torch.stack([planes[i] for i in order], dim=1)  # (B, 2, H, W)
+    logits = torch.zeros(len(x), height, width, dtype=x.dtype)
+    for row in range(height):
+        for column in range(width):
+            for i in range(side):
+                for j in range(side):
+                    r, c = row + i - side // 2, column + j - side // 2
+                    if 0 <= r < height and 0 <= c < width:
+                        term = torch.zeros_like(logits)
+                        term[:, row, column] = planes[:, :, r, c] @ kernel[:, i, j]
+                        logits = logits + term
+    if norm != "none":
+        dims = (0, 1, 2) if norm == "batch" else (1, 2)
+        centred = logits - logits.mean(dims, keepdim=True)
+        logits = centred / (centred.square().mean(dims, keepdim=True) + 1e-5).sqrt()
+        logits = logits * state["norm.weight"] + state["norm.bias"]
+    return (1 / (1 + torch.exp(-logits)))[:, None]
+
+
+def cbam(x: Tensor, state: dict[str, Tensor], norm: str = "none", order: tuple[int, int] = (0, 1)) -> Tensor:
+    """Eq. 1, and the gain."""
+    gated = x * channel_gate(x, state)[:, :, None, None]
+    gated = gated * spatial_gate(gated, state, norm, order)
+    return gated if "gamma" not in state else (1 - state["gamma"]) * x + state["gamma"] * gated
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_equals_the_equations(options: dict, size: tuple[int, int]):
+    """Breaks when a pooling, the shared layers, the planes, the norm or the gain is wrong; values and gradients."""
+    module, x = make(**options), torch.randn(2, 12, *size, dtype=torch.float64, requires_grad=True)
+    state = dict(module.named_parameters())
+    expected = cbam(x, state, options.get("norm", "none"))
+    weight = torch.randn_like(expected)
+    found = module(x)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    inputs = [x, *state.values()]
+    gradients = torch.autograd.grad((found * weight).sum(), inputs)
+    for gradient, by_loop in zip(gradients, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
+        torch.testing.assert_close(gradient, by_loop, rtol=1e-9, atol=1e-9)
+
+
+def test_the_planes_are_max_then_mean():
+    """Breaks when the planes change places, as in several ports: released weights would then mean something else."""
+    module, x = make(gain="none"), torch.randn(2, 12, 4, 6, dtype=torch.float64)
+    state = dict(module.named_parameters())
+    assert (module(x) - cbam(x, state, order=(1, 0))).abs().max() > 0.1
+
+
+def test_the_maps_are_the_gates():
+    """Breaks when a map is not the factor that channels or cells are multiplied with."""
+    module, x = make(), torch.randn(2, 12, 5, 4, dtype=torch.float64)
+    state = dict(module.named_parameters())
+    rows = module.attention_rows(x, torch.tensor([[0, 0], [4, 3]]))
+    channel = channel_gate(x, state)
+    torch.testing.assert_close(rows["channel"], channel[:, None, None, None], rtol=0, atol=1e-12)
+    spatial = spatial_gate(x * channel[:, :, None, None], state)
+    torch.testing.assert_close(rows["spatial"], spatial[:, None], rtol=0, atol=1e-12)
+
+
+def test_statistics_move_in_training_only():
+    """Breaks when batch norm's statistics stand still in training, or eval mode uses those of the batch."""
+    module, x = make(norm="batch"), torch.randn(2, 12, 5, 4, dtype=torch.float64)
+    before = module.norm.running_mean.clone()
+    module(x)
+    assert not torch.equal(module.norm.running_mean, before)
+    module.eval()
+    torch.testing.assert_close(module(x[:1]), module(x)[:1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "width"), [(16, 4), (256, 16)])
+def test_widths(channels: int, width: int):
+    """Breaks when the inner width is not C/16, at least 4, or the layers have other biases than the released ones."""
+    module = make_attention("cbam", channels, 8)
+    assert sum(p.numel() for p in module.parameters()) == 2 * channels * width + channels + width + 98 + 1
+
+
+def test_mistakes_are_named():
+    """Breaks when an even kernel, an empty width or an unknown norm gives no clear line."""
+    with pytest.raises(ValueError, match="cbam: kernel is 4, it must be odd"):
+        make_attention("cbam", 64, 8, kernel=4)
+    with pytest.raises(ValueError, match="cbam: reduction is 0, it must be at least 1"):
+        make_attention("cbam", 64, 8, reduction=0)
+    with pytest.raises(ValueError, match="cbam: norm is 'layer'; known: none, batch, group"):
+        make_attention("cbam", 64, 8, norm="layer")

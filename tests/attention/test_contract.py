@@ -1,0 +1,230 @@
+"""What every mechanism of the table must compute. A new one enters by its line in ATTENTION (forms: forms.py)."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from forms import CHANNELS, draw, each_form, make
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from sagan.attention import ATTENTION, KINDS, attention_options, make_attention, record_attention
+from sagan.layers import initialize
+from sagan.spectral_norm import hold_state, spectral_normalize, spectral_norms
+
+# Without a table of positions, a convolution of neighbours or pooled keys, a mechanism cannot know where a cell lies.
+KNOW_PLACES = {
+    "augmented_conv",
+    "gated_positional",
+    "transformer",
+    "selective_kernel",
+    "cbam",
+    "spatial_transformer",
+    "residual_block",
+}
+FIXED_SIZE = {"augmented_conv"}  # relative tables of one size
+
+
+@each_form
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (12, 12)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_shapes_are_kept(name: str, options: dict, size: tuple[int, int], batch: int):
+    """Breaks when an odd or rectangular map or a single image changes shape or gives numbers that are not finite."""
+    found = make(name, options, size)(draw(size, batch))
+    assert found.shape == (batch, CHANNELS, *size)
+    assert found.isfinite().all()
+
+
+@each_form
+def test_is_the_identity_at_first(name: str, options: dict):
+    """Breaks when a mechanism changes its input before its gain has moved, also after a network's initialisation."""
+    module, x = make_attention(name, CHANNELS, (6, 8), **options), draw(dtype=torch.float32)
+    initialize(module, "orthogonal")
+    torch.testing.assert_close(module(x), x, rtol=0, atol=1e-5)
+
+
+@each_form
+def test_without_gain_it_changes_its_input(name: str, options: dict):
+    """Breaks when `gain: none` does not switch the mechanism on at once, or keeps a gamma."""
+    if "gain" not in attention_options(name):
+        pytest.skip("the paper's form has its own gain")
+    module, x = make_attention(name, CHANNELS, (6, 8), **options, gain="none"), draw(dtype=torch.float32)
+    assert module.gains() == {}
+    assert not torch.allclose(module(x), x, atol=1e-3)
+
+
+@each_form
+def test_every_parameter_gets_a_gradient(name: str, options: dict):
+    """Breaks when a parameter is not used (DDP stops at the next step), except those that are frozen by design."""
+    module = make(name, options)
+    module(draw()).square().sum().backward()
+    without = [n for n, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert without == []
+    frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
+    assert not frozen or options.get("gradient") == "detached"
+
+
+@each_form
+def test_permutation_of_cells(name: str, options: dict):
+    """Breaks when a mechanism without positions depends on where a cell lies; pooled keys and positions must."""
+    module, x = make(name, options).eval(), draw((6, 6))
+    module = make(name, options, (6, 6)).eval()
+    order = torch.randperm(36, generator=torch.Generator().manual_seed(2))
+    permuted = x.flatten(2)[:, :, order].unflatten(2, (6, 6))
+    after = module(x).flatten(2)[:, :, order].unflatten(2, (6, 6))
+    knows = name in KNOW_PLACES or options.get("pool", attention_options(name).get("pool", False)) in (
+        True, "before", "after",
+    )  # fmt: skip
+    if name == "transformer" and options.get("position") == "none":
+        knows = False
+    assert torch.allclose(module(permuted), after, atol=1e-8) != knows
+
+
+@each_form
+def test_spectral_norm_gives_sigma_one(name: str, options: dict):
+    """Breaks when a weight is zero at first (0/0), or a module reads a weight so that its vectors move twice."""
+    module = make_attention(name, CHANNELS, (6, 8), **options)
+    initialize(module, "xavier")
+    spectral_normalize(module)
+    normalised = list(spectral_norms(module))
+    before = {n: norm._u.clone() for n, norm, _ in normalised}
+    module(draw(dtype=torch.float32))
+    for weight_name, norm, weight in normalised:
+        once = copy.deepcopy(norm)
+        once._u.copy_(before[weight_name])
+        once._v.copy_(F.normalize(before[weight_name] @ weight.flatten(1), dim=0))
+        once.iterate(weight)
+        torch.testing.assert_close(norm._u, once._u, rtol=1e-3, atol=1e-4)
+        norm.iterate(weight, 100)
+        largest = torch.linalg.svdvals((weight / norm.sigma(weight)).flatten(1))[0]
+        torch.testing.assert_close(largest, torch.tensor(1.0), rtol=2e-2, atol=0)
+
+
+@each_form
+def test_copies_and_state_dicts(name: str, options: dict):
+    """Breaks when a deep copy or a state dict does not carry everything that decides the output."""
+    module, x = make(name, options).eval(), draw()
+    expected = module(x)
+    other = make_attention(name, CHANNELS, (6, 8), **options).double().eval()
+    other.load_state_dict(module.state_dict())
+    for twin in (copy.deepcopy(module), other):
+        assert torch.equal(twin(x), expected)
+
+
+@each_form
+def test_second_derivatives(name: str, options: dict):
+    """Breaks when R1 cannot differentiate twice, or gives no number: checked against finite differences."""
+    module, x = make(name, options).eval(), draw()
+    direction = torch.randn_like(x)
+
+    def slope(at: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(module(at).sin().sum(), at, create_graph=True)
+        return (gradient * direction).sum()
+
+    with sdpa_kernel(SDPBackend.MATH):
+        penalty = slope(x)
+        gradients = torch.autograd.grad(penalty, [p for p in module.parameters() if p.requires_grad], allow_unused=True)
+        assert all(g is None or g.isfinite().all() for g in gradients)
+        (found,) = torch.autograd.grad(slope(x), x)
+        step, along = 1e-5, F.normalize(torch.randn_like(x).flatten(), dim=0).view_as(x)
+        ahead, behind = (slope((x + sign * step * along).detach().requires_grad_()) for sign in (1, -1))
+    by_difference = (ahead - behind) / (2 * step)
+    if options.get("gradient") == "detached":
+        return  # by design not the derivative of what it computes
+    torch.testing.assert_close((found * along).sum(), by_difference, rtol=1e-3, atol=1e-4)
+
+
+@each_form
+def test_autocast_keeps_the_values(name: str, options: dict):
+    """Breaks when the bfloat16 path loses the residual or a scale, or a map is not normalised there."""
+    module, x = make(name, options, dtype=torch.float32).eval(), draw(dtype=torch.float32)
+    expected = module(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16), record_attention(module) as maps:
+        found = module(x)
+    assert F.cosine_similarity(found.float().flatten(), expected.flatten(), dim=0) > 0.995
+    for recorded in maps.values():
+        if dims := KINDS[recorded.kind].sums_to_one:
+            total = recorded.weights.float().sum(dims)
+            torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=5e-3)
+
+
+@each_form
+def test_held_state_stands_still(name: str, options: dict):
+    """Breaks when bases or statistics move while held, in eval mode, or not at all in training."""
+    module, x = make(name, options).train(), draw()
+    buffers = {n: b.clone() for n, b in module.named_buffers()}
+    with hold_state(module):
+        module(x)
+    module.eval()(x)
+    assert all(torch.equal(b, buffers[n]) for n, b in module.named_buffers())
+    module.train()(x)
+    if any("running" in n or "bases" in n for n in buffers):
+        assert any(not torch.equal(b, buffers[n]) for n, b in module.named_buffers())
+
+
+@each_form
+def test_macs_are_those_that_torch_counts(name: str, options: dict):
+    """Breaks when a formula of the cost is wrong, or a forward does more than it says."""
+    for size in ((6, 8), (12, 12)):
+        module = make_attention(name, CHANNELS, size, **options).eval()
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            module(draw(size, 1, torch.float32).detach())
+        assert counter.get_total_flops() == 2 * module.macs(*size)
+
+
+@each_form
+def test_small_networks_are_served(name: str, options: dict):
+    """Breaks when a width rule fails at 16 channels on 8×8 maps, where small networks have them."""
+    x = torch.randn(2, 16, 8, 8)
+    assert make_attention(name, 16, 8, **options)(x).shape == x.shape
+
+
+@pytest.mark.parametrize("name", [n for n in ATTENTION if n not in FIXED_SIZE])
+def test_other_sizes_than_the_built_one(name: str):
+    """Breaks when a mechanism that is not bound to one size refuses another."""
+    module = make(name, {})
+    assert module(draw((5, 9))).shape == (2, CHANNELS, 5, 9)
+
+
+@pytest.mark.slow
+@each_form
+def test_compiled_equals_eager(name: str, options: dict):
+    """Breaks when torch.compile cannot take a mechanism whole, or gives other values or gradients."""
+    torch.compiler.reset()
+    eager = make(name, options, dtype=torch.float32)
+    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True)
+    results = []
+    for module in (eager, compiled):
+        x = draw(dtype=torch.float32)
+        y = module(x)
+        y.square().sum().backward()
+        results.append([y, x.grad, *module.state_dict().values()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * max(1.0, float(b.abs().max())))
+
+
+@each_form
+def test_pairs_are_what_an_unfused_kernel_holds(name: str, options: dict):
+    """Breaks when the weights that a user is warned of are not those of the math kernel, or a linear form holds N×N."""
+    module, x = make_attention(name, CHANNELS, (24, 24), **options).eval(), draw((24, 24), 1, torch.float32).detach()
+    with Sizes() as seen, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        module(x)
+    pairs = module.pairs(24, 24)
+    assert pairs in seen.elements if pairs else max(seen.elements) < 24**4 // 2
+
+
+class Sizes(TorchDispatchMode):
+    """Numbers of elements of every tensor that an operation gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.elements |= {leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
+        return result

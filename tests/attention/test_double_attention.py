@@ -1,0 +1,171 @@
+"""Double attention against the paper's equations, one cell and one descriptor at a time."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sagan.attention import AttentionModule, make_attention, record_attention
+
+CHANNELS = 8
+SIZES = [(4, 4), (5, 3), (1, 6)]
+FORMS = [
+    pytest.param({}, id="defaults"),
+    pytest.param({"value_ratio": 0.5, "key_ratio": 0.4}, id="m-4-n-3"),
+    pytest.param({"value_ratio": 0.1, "key_ratio": 1.5}, id="m-1-n-12"),
+    pytest.param({"gain": "none", "bias": False}, id="no-gain-no-bias"),
+]
+each_form = pytest.mark.parametrize("options", FORMS)
+POINTS = torch.tensor([[0, 0], [0, 2]])
+
+
+def make(size: tuple[int, int] = (4, 4), dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
+    """A module with random parameters, gamma not 0."""
+    torch.manual_seed(0)
+    module = make_attention("double_attention", CHANNELS, size, **options).to(dtype)
+    for name, parameter in module.named_parameters():
+        nn.init.normal_(parameter, std=0.5) if name != "gamma" else nn.init.constant_(parameter, 0.7)
+    return module
+
+
+def draw(size: tuple[int, int] = (4, 4), batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, CHANNELS, *size, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def projected(state: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """A 1×1 convolution as a product: (B, C, N) -> (B, C', N)."""
+    found = torch.einsum("oc,bcn->bon", state[f"{name}.weight"][:, :, 0, 0], x)
+    return found + state[f"{name}.bias"][:, None] if f"{name}.bias" in state else found
+
+
+def normalised(x: Tensor, dim: int) -> Tensor:
+    return x.exp() / x.exp().sum(dim=dim, keepdim=True)
+
+
+def reference(state: Mapping[str, Tensor], x: Tensor, gathered_over: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the composed rows (B, N, N), the gather maps (B, n, N). `gathered_over`: their softmax's axis, 2 for cells."""
+    cells = x.flatten(2)  # (B, C, N)
+    value, key, query = (projected(state, name, cells) for name in ("value", "key", "query"))
+    gather, mix = normalised(key, gathered_over), normalised(query, 1)
+    outputs, rows = [], []
+    for b in range(x.shape[0]):
+        descriptors = [
+            sum(weight * value[b, :, cell] for cell, weight in enumerate(map_of_k)) for map_of_k in gather[b]
+        ]
+        for cell in range(cells.shape[2]):
+            outputs.append(sum(mix[b, k, cell] * descriptor for k, descriptor in enumerate(descriptors)))
+            rows.append(sum(mix[b, k, cell] * map_of_k for k, map_of_k in enumerate(gather[b])))
+    z = torch.stack(outputs).unflatten(0, (x.shape[0], -1)).transpose(1, 2)  # (B, m, N)
+    change = projected(state, "out", z).view_as(x)
+    return x + state.get("gamma", 1) * change, torch.stack(rows).unflatten(0, (x.shape[0], -1)), gather
+
+
+@pytest.mark.parametrize("size", SIZES)
+@each_form
+def test_equals_the_equations(options: dict, size: tuple[int, int]):
+    """Breaks when a projection, the axis of a softmax, the order of the two attentions or the residual is wrong."""
+    module, x = make(size, **options), draw(size)
+    inputs = [x, *module.parameters()]
+    found, (expected, _, _) = module(x), reference(dict(module.named_parameters()), x)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    weight = torch.randn_like(expected)
+    gradients = torch.autograd.grad((found * weight).sum(), inputs)
+    by_loop = torch.autograd.grad((expected * weight).sum(), inputs)
+    for gradient, of_loop in zip(gradients, by_loop, strict=True):
+        torch.testing.assert_close(gradient, of_loop, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@each_form
+def test_attention_rows_equal_the_full_map(options: dict, size: tuple[int, int]):
+    """Breaks when a row belongs to another cell or does not sum to 1, or a gather map to another descriptor."""
+    module, x = make(size, **options), draw(size)
+    maps = module.attention_rows(x, POINTS)
+    _, rows, gather = reference(dict(module.named_parameters()), x)
+    chosen = rows[:, POINTS[:, 0] * size[1] + POINTS[:, 1]]
+    torch.testing.assert_close(maps["attention"][:, 0].flatten(2), chosen, rtol=0, atol=1e-10)
+    torch.testing.assert_close(maps["gather"][:, :, 0].flatten(2), gather, rtol=0, atol=1e-10)
+    ones = torch.ones(2, 1, 2, dtype=torch.float64)
+    torch.testing.assert_close(maps["attention"].sum(dim=(3, 4)), ones, rtol=0, atol=1e-12)
+
+
+def test_widths_are_quarters():
+    """Breaks when m or n is not C/4, or a width falls below 1."""
+    module = make_attention("double_attention", 64, 12)
+    shapes = {name: tuple(p.shape[:2]) for name, p in module.named_parameters() if name.endswith("weight")}
+    assert shapes == {
+        "value.weight": (16, 64),
+        "key.weight": (16, 64),
+        "query.weight": (16, 64),
+        "out.weight": (64, 16),
+    }
+    assert make_attention("double_attention", 2, 4).get_parameter("key.weight").shape[0] == 1
+    assert make(key_ratio=0.45).get_parameter("key.weight").shape[0] == 3
+
+
+def softmax_over_batch(module: AttentionModule, x: Tensor) -> Tensor:
+    """A public mistake: softmax without an axis takes the first of a 3-D tensor, the batch."""
+    state, cells = dict(module.named_parameters()), x.flatten(2)
+    value, key, query = (projected(state, name, cells) for name in ("value", "key", "query"))
+    z = value @ normalised(key, 0).transpose(1, 2) @ normalised(query, 0)
+    return x + 0.7 * projected(state, "out", z).view_as(x)
+
+
+def test_known_wrong_forms_are_other_functions():
+    """Breaks when these tests could not tell the mistakes of public implementations from the paper."""
+    module, x = make(), draw()
+    assert (module(x) - softmax_over_batch(module, x)).abs().max() > 0.1
+    over_descriptors, _, _ = reference(dict(module.named_parameters()), x, gathered_over=1)
+    assert (module(x) - over_descriptors).abs().max() > 0.1
+
+
+def test_a_sample_does_not_see_its_batch():
+    """Breaks when what is computed for one image depends on the others."""
+    module, x = make(), draw(batch=3)
+    torch.testing.assert_close(module(x)[1:2], module(x[1:2]), rtol=0, atol=1e-12)
+
+
+def test_half_precision_keeps_small_weights():
+    """Breaks when the gather maps of a large map, whose weights lie near 1/N, are rounded to half precision."""
+    module, x = make(dtype=torch.float32), draw((96, 96)).float()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16), record_attention(module) as maps:
+        module(x)
+    gather = maps["/gather"].weights
+    assert gather.dtype == torch.float32
+    torch.testing.assert_close(gather.sum(dim=(3, 4)), torch.ones(2, 2, 1), rtol=0, atol=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches every operation: `elements` of the largest tensor that one gave."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_never_holds_all_pairs():
+    """Breaks when the products are taken in the order that forms N×N, forwards, backwards or for some rows."""
+    module = make((64, 64), torch.float32)
+    x = torch.randn(1, CHANNELS, 64, 64, requires_grad=True)
+    with LargestTensor() as seen, record_attention(module, torch.tensor([[0.5, 0.5], [0.1, 0.9]])):
+        module(x).sum().backward()
+        module.attention_rows(x, POINTS)
+    assert seen.elements <= 2 * CHANNELS * 64 * 64
+
+
+def test_mistakes():
+    """Breaks when a ratio that gives no width is taken."""
+    for name in ("value_ratio", "key_ratio"):
+        for ratio in (0.0, -1.0, float("nan"), float("inf")):
+            options: dict[str, Any] = {name: ratio}
+            with pytest.raises(ValueError, match=f"double_attention: {name} is {ratio}, must be a positive part"):
+                make_attention("double_attention", 16, 8, **options)

@@ -1,0 +1,109 @@
+"""The control of the paper's table 1 against its equation, and its cost against that of self-attention."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sagan.attention import AttentionModule, make_attention, record_attention
+
+SIZES = [(6, 6), (7, 5), (1, 4)]
+FORMS = [
+    pytest.param({}, id="default"),
+    pytest.param({"kernel": 1, "bias": True}, id="1x1"),
+    pytest.param({"kernel": 5, "equal": "parameters"}, id="5x5"),
+    pytest.param({"gain": "none"}, id="without-gain"),
+]
+
+
+def make(size: tuple[int, int], **options) -> AttentionModule:
+    """A module with random parameters, gamma not 0."""
+    torch.manual_seed(0)
+    module = make_attention("residual_block", 16, size, **options).double()
+    for name, parameter in module.named_parameters():
+        nn.init.normal_(parameter, std=0.5) if name != "gamma" else nn.init.constant_(parameter, 0.7)
+    return module
+
+
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (B, C, H, W) convolved with weight (D, C, k, k), zeros outside, one tap after the other."""
+    reach, (height, width) = weight.shape[2] // 2, x.shape[2:]
+    padded = torch.zeros(*x.shape[:2], height + 2 * reach, width + 2 * reach, dtype=x.dtype)
+    padded[:, :, reach : reach + height, reach : reach + width] = x
+    out = torch.zeros(len(x), len(weight), height, width, dtype=x.dtype)
+    for i in range(weight.shape[2]):
+        for j in range(weight.shape[3]):
+            seen = padded[:, :, i : i + height, j : j + width]
+            out = out + torch.einsum("bchw,dc->bdhw", seen, weight[:, :, i, j])
+    return out if bias is None else out + bias[:, None, None]
+
+
+def reference(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    h = convolved(x.clamp(min=0), state["conv1.weight"], state.get("conv1.bias"))
+    h = convolved(h.clamp(min=0), state["conv2.weight"], state.get("conv2.bias"))
+    return x + state.get("gamma", torch.ones((), dtype=x.dtype)) * h
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("options", FORMS)
+def test_equals_the_equation(options: dict, size: tuple[int, int]) -> None:
+    """Breaks when a ReLU, the padding, the residual or the gain is missing; values and gradients."""
+    module = make(size, **options)
+    state = dict(module.named_parameters())
+    x = torch.randn(2, 16, *size, dtype=torch.float64, requires_grad=True)
+    found, expected = module(x), reference(x, state)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    inputs, weight = [x, *state.values()], torch.randn_like(expected)
+    gradients = torch.autograd.grad((found * weight).sum(), inputs)
+    for gradient, by_loop in zip(gradients, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
+        torch.testing.assert_close(gradient, by_loop, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("channels", "size"), [(64, 16), (32, 16), (64, 12), (256, 32), (128, 64)])
+def test_costs_what_self_attention_costs(channels: int, size: int, kernel: int) -> None:
+    """Breaks when another width would come closer to self-attention's cost: in multiply-adds, in parameters."""
+    attention = make_attention("self_attention", channels, size)
+    block = make_attention("residual_block", channels, size, kernel=kernel)
+    width = block.get_submodule("conv1").get_parameter("weight").shape[0]
+    a_channel = block.macs(size, size) / width
+    assert abs(block.macs(size, size) - attention.macs(size, size)) <= a_channel / 2
+    equal = make_attention("residual_block", channels, size, kernel=kernel, equal="parameters")
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (equal, attention)]
+    assert abs(sizes[0] - sizes[1]) <= channels * kernel**2
+
+
+@pytest.mark.parametrize("channels", [1, 7, 16])
+def test_narrow_networks_have_one_too(channels: int) -> None:
+    """Breaks when few channels give a block without channels."""
+    x = torch.randn(2, channels, 8, 8)
+    assert torch.equal(make_attention("residual_block", channels, 8)(x), x)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (5, 7)])
+def test_macs_are_counted(size: tuple[int, int]) -> None:
+    """Breaks when `macs` is not what torch counts."""
+    module = make_attention("residual_block", 16, 16)
+    with FlopCounterMode(display=False) as counter:
+        module(torch.randn(1, 16, *size))
+    assert counter.get_total_flops() == 2 * module.macs(*size)
+
+
+def test_attends_to_nothing() -> None:
+    """Breaks when the control is recorded as if it had maps."""
+    module = make((6, 6))
+    x = torch.randn(2, 16, 6, 6, dtype=torch.float64)
+    with record_attention(module) as maps:
+        module(x)
+    assert maps == {}
+    assert module.attention_rows(x, torch.tensor([[0, 0]])) == {}
+
+
+def test_mistakes_name_what_is_known() -> None:
+    """Breaks when an unknown measure or an even kernel is built."""
+    with pytest.raises(ValueError, match="equal is 'time'; known: macs, parameters"):
+        make_attention("residual_block", 16, 8, equal="time")
+    with pytest.raises(ValueError, match="kernel is 2, it must be odd"):
+        make_attention("residual_block", 16, 8, kernel=2)

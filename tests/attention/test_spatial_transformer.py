@@ -1,0 +1,217 @@
+"""The spatial transformer against the paper's equations: one hat for every cell, the map extended beyond its edges."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sagan.attention import AttentionModule, make_attention, record_attention
+
+SIZES = [(8, 8), (7, 5), (6, 9)]
+FORMS = [
+    {},
+    {"padding": "border"},
+    {"padding": "zeros"},
+    {"transform": "similarity"},
+    {"transform": "zoom", "width": 5},
+    {"gain": "none", "padding": "zeros"},
+]
+
+
+def make(size: tuple[int, int] = (8, 8), dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
+    """A module with random parameters and gamma not 0, which reads cells up to about a map's size away."""
+    torch.manual_seed(0)
+    module = make_attention("spatial_transformer", 6, size, **options).to(dtype)
+    for name, parameter in module.named_parameters():
+        nn.init.normal_(parameter, std=0.15) if name != "gamma" else nn.init.constant_(parameter, 0.7)
+    nn.init.normal_(module.theta.bias, std=0.6)
+    return module
+
+
+def theta_of(x: Tensor, state: dict[str, Tensor], size: tuple[int, int], transform: str = "affine") -> Tensor:
+    """loc (B, 2, 3), and the gain. `size`: of the map that the module was built for."""
+    h = x
+    for layer in ("conv1", "conv2"):
+        h = F.conv2d(h, state[f"{layer}.weight"], state[f"{layer}.bias"], padding=1)
+        h = F.pad(h, (0, h.shape[3] % 2, 0, h.shape[2] % 2), value=-torch.inf)
+        h = h.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).amax(dim=(3, 5)).clamp(min=0)
+    rows, columns = (min(4, -(-side // 4)) for side in size)
+    bins = [
+        h[:, :, i * h.shape[2] // rows : -(-(i + 1) * h.shape[2] // rows)][
+            :, :, :, j * h.shape[3] // columns : -(-(j + 1) * h.shape[3] // columns)
+        ].mean(dim=(2, 3))
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    h = (torch.stack(bins, dim=2).flatten(1) @ state["hidden.weight"].T + state["hidden.bias"]).clamp(min=0)
+    p = (h @ state["theta.weight"].T + state["theta.bias"]) * state.get("gamma", torch.tensor(1.0))
+    n = [*p.unbind(1), torch.zeros_like(p[:, 0])]
+    entries = {
+        "affine": n[:6],
+        "similarity": [n[0], -n[1], n[2], n[1], n[0], n[3]],
+        "zoom": [n[0], n[-1], n[1], n[-1], n[0], n[2]],
+    }[transform]
+    identity = torch.tensor([[1.0, 0, 0], [0, 1, 0]], dtype=p.dtype)
+    return identity + torch.stack(entries, dim=1).unflatten(1, (2, 3))
+
+
+def source(index: int, size: int, padding: str) -> int | None:
+    """Which cell stands at an index beyond the edge: the mirrored one (… 1 0 | 0 1 … | …), the last one, or none."""
+    if padding == "reflection":
+        index = index % (2 * size)
+        return min(index, 2 * size - 1 - index)
+    return min(max(index, 0), size - 1) if padding == "border" else index if 0 <= index < size else None
+
+
+def hats(position: Tensor, size: int, padding: str) -> Tensor:
+    """max(0, 1 - |position - m|) of every m of the extended axis, added up by cell: (B, …, size)."""
+    weights = [torch.zeros_like(position) for _ in range(size)]
+    for m in range(-8 * size, 9 * size):
+        if (cell := source(m, size, padding)) is not None:
+            weights[cell] = weights[cell] + (1 - (position - m).abs()).clamp(min=0)
+    return torch.stack(weights, dim=-1)
+
+
+def footprints(theta: Tensor, size: tuple[int, int], padding: str) -> tuple[Tensor, Tensor]:
+    """Eqs. 1 and 5: weights (B, H, W, H, W) of the input cells for every output cell, and positions (B, 2, H, W)."""
+    height, width = size
+    target = torch.zeros(height, width, 3, dtype=theta.dtype)
+    for row in range(height):
+        for column in range(width):
+            target[row, column, 0] = (column + 0.5) / width * 2 - 1
+            target[row, column, 1] = (row + 0.5) / height * 2 - 1
+            target[row, column, 2] = 1
+    x, y = torch.einsum("brk,hwk->rbhw", theta, target)
+    rows, columns = (y + 1) * height / 2 - 0.5, (x + 1) * width / 2 - 0.5
+    weights = torch.einsum("bhwr,bhwc->bhwrc", hats(rows, height, padding), hats(columns, width, padding))
+    return weights, torch.stack([rows, columns], dim=1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_equals_the_equations(options: dict, size: tuple[int, int]):
+    """Breaks when loc, the order of x and y, the units of the grid, the padding or a weight is wrong; gradients too."""
+    module, x = make(size, **options), torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    state, padding = dict(module.named_parameters()), options.get("padding", "reflection")
+    theta = theta_of(x, state, size, options.get("transform", "affine"))
+    weights, positions = footprints(theta, size, padding)
+    expected = torch.einsum("bhwrc,bdrc->bdhw", weights, x)
+    weight = torch.randn_like(expected)
+    found = module(x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert positions.min() < -0.5  # the padding is tested
+    inputs = [x, *state.values()]
+    gradients = torch.autograd.grad((found * weight).sum(), inputs)
+    for gradient, by_hats in zip(gradients, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
+        torch.testing.assert_close(gradient, by_hats, rtol=1e-8, atol=1e-8)
+    points = torch.tensor([[0, 0], [size[0] - 1, 0], [1, size[1] - 1], [2, 3]])
+    rows = module.attention_rows(x, points)
+    chosen = weights[:, points[:, 0], points[:, 1]]  # (B, k, H, W)
+    torch.testing.assert_close(rows["footprint"][:, 0], chosen, rtol=0, atol=1e-10)
+    torch.testing.assert_close(rows["grid"][:, :, 0], positions, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("padding", ["reflection", "border", "zeros"])
+def test_a_footprint_gives_the_output(padding: str):
+    """Breaks when the recorded weights are not those of the forward that is recorded."""
+    module, x = make((7, 5), padding=padding), torch.randn(2, 6, 7, 5, dtype=torch.float64)
+    with record_attention(module) as maps:
+        y = module(x)
+    footprint = maps["/footprint"].weights[:, 0]  # (B, N, H, W)
+    torch.testing.assert_close(torch.einsum("bnhw,bchw->bcn", footprint, x), y.flatten(2), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("padding", ["reflection", "border", "zeros"])
+def test_equals_grid_sample(padding: str):
+    """Breaks when the reading differs from torch's own, without align_corners; with it the map is another."""
+    module, x = make((7, 5), padding=padding), torch.randn(2, 6, 7, 5, dtype=torch.float64)
+    theta = theta_of(x, dict(module.named_parameters()), (7, 5))
+
+    def warped(theta: Tensor, corners: bool = False) -> Tensor:
+        grid = F.affine_grid(theta, list(x.shape), align_corners=corners)
+        return F.grid_sample(x, grid, padding_mode=padding, align_corners=corners)
+
+    torch.testing.assert_close(module(x), warped(theta), rtol=1e-10, atol=1e-10)
+    assert (module(x) - warped(theta, corners=True)).abs().max() > 0.1
+    swapped = theta.flip(1)[:, :, [1, 0, 2]]  # (y, x) order, as in other frameworks
+    assert (module(x) - warped(swapped)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (12, 33), (1, 1), (3, 100)])
+@pytest.mark.parametrize("padding", ["reflection", "border", "zeros"])
+def test_is_the_identity_to_the_bit_at_first(padding: str, size: tuple[int, int]):
+    """Breaks when coordinates of the identity are rounded, at any size."""
+    x = torch.randn(2, 16, *size)
+    assert torch.equal(make_attention("spatial_transformer", 16, 8, padding=padding)(x), x)
+
+
+def test_without_a_gain_it_starts_near_the_identity():
+    """Breaks when the paper's form starts as an arbitrary warp, though spectral norm is not there to divide by 0."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 8, 8)
+    module = make_attention("spatial_transformer", 16, 8, gain="none")
+    _, column = module.attention_rows(x, torch.tensor([[0, 0]]))["grid"][0, :, 0]
+    assert 0 < (column - torch.arange(8)).abs().max() < 0.1
+    assert module.theta.weight.any()
+
+
+@pytest.mark.parametrize("padding", ["reflection", "zeros"])
+def test_a_warp_that_leaves_the_map_can_come_back(padding: str):
+    """Breaks when the default padding gives no gradient outside the map, as the paper's zeros do."""
+    module, x = make(padding=padding), torch.randn(2, 6, 8, 8, dtype=torch.float64, requires_grad=True)
+    nn.init.normal_(module.theta.weight, std=1e-3)
+    with torch.no_grad():
+        module.theta.bias.copy_(torch.tensor([0.0, 0, 6, 0, 0, 6]))  # three maps away
+    gradients = torch.autograd.grad(module(x).sin().sum(), [x, module.theta.bias])
+    assert all(bool(gradient.any()) == (padding == "reflection") for gradient in gradients)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches every operation: `elements` of the largest tensor that one gave."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_never_holds_all_pairs():
+    """Breaks when forward or k footprints hold a weight for every pair of cells."""
+    module, x = make((64, 64), torch.float32), torch.randn(1, 6, 64, 64, requires_grad=True)
+    with LargestTensor() as largest:
+        module(x).sum().backward()
+        module.attention_rows(x, torch.tensor([[0, 0], [63, 63], [5, 9]]))
+    assert largest.elements <= 32 * 64 * 64
+
+
+def test_the_warp_keeps_float32_coordinates_under_autocast():
+    """Breaks when loc or the grid is computed in bfloat16, which moves what is read by parts of a cell."""
+    module, x = make((8, 8), torch.float32), torch.randn(2, 6, 8, 8)
+    expected = module.attention_rows(x, torch.tensor([[0, 0]]))["grid"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = module.attention_rows(x, torch.tensor([[0, 0]]))["grid"]
+        assert module(x.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+
+
+def test_coordinates_that_are_no_numbers_read_no_foreign_memory():
+    """Breaks when a network that has diverged ends in an index error instead of numbers that are not finite."""
+    module, x = make(dtype=torch.float32), torch.randn(1, 6, 8, 8)
+    for value in (float("nan"), float("inf"), 1e30):
+        nn.init.constant_(module.theta.bias, value)
+        assert module(x).shape == x.shape
+
+
+def test_mistakes_are_named():
+    """Breaks when an unknown word or an empty width gives no clear line."""
+    with pytest.raises(ValueError, match="transform is 'rigid'; known: affine, similarity, zoom"):
+        make_attention("spatial_transformer", 64, 8, transform="rigid")
+    with pytest.raises(ValueError, match="padding is 'wrap'; known: reflection, border, zeros"):
+        make_attention("spatial_transformer", 64, 8, padding="wrap")
+    with pytest.raises(ValueError, match="width is 0, it must be at least 1"):
+        make_attention("spatial_transformer", 64, 8, width=0)

@@ -1,0 +1,172 @@
+"""The transformer's encoder block against its equations, one query at a time, in float64."""
+
+from collections.abc import Mapping
+from math import cos, erf, pi, sin, tanh
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_self_attention import LargestTensor
+from torch import Tensor, nn
+
+from sagan.attention import AttentionModule, make_attention
+
+FORMS = [
+    pytest.param({}, id="defaults"),
+    pytest.param({"heads": 4, "gelu": "exact"}, id="four-heads-exact-gelu"),
+    pytest.param({"position": "sincos", "ratio": 1}, id="sincos"),
+    pytest.param({"position": "none", "heads": 2}, id="no-positions"),
+    pytest.param({"gain": "none"}, id="paper"),
+]
+SIZES = [(4, 4), (5, 3), (2, 7)]
+
+
+def make(size: tuple[int, int], channels: int = 16, dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
+    """A module with random parameters, gamma not 0."""
+    torch.manual_seed(0)
+    module = make_attention("transformer", channels, size, **options).to(dtype)
+    for name, parameter in module.named_parameters():
+        nn.init.normal_(parameter, std=0.4) if name != "gamma" else nn.init.constant_(parameter, 0.7)
+    return module
+
+
+def normed(t: Tensor, p: Mapping[str, Tensor], name: str, eps: float = 1e-6) -> Tensor:
+    centred = t - t.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+def gelu(t: Tensor, form: str) -> Tensor:
+    if form == "exact":
+        return t * (1 + torch.erf(t / 2**0.5)) / 2
+    return t * (1 + torch.tanh((2 / pi) ** 0.5 * (t + 0.044715 * t**3))) / 2
+
+
+def positions_of(x: Tensor, p: Mapping[str, Tensor], form: str) -> Tensor:
+    """P (C, H, W)."""
+    _, channels, height, width = x.shape
+    if form == "learned":
+        return F.interpolate(p["position_table"], (height, width), mode="bicubic", align_corners=False)[0]
+    table = torch.zeros(channels, height, width, dtype=x.dtype)
+    for i in range(channels // 4 if form == "sincos" else 0):
+        frequency = 10000 ** (-i / (channels // 4))
+        for y in range(height):
+            for c in range(width):
+                angles = [sin(frequency * c), cos(frequency * c), sin(frequency * y), cos(frequency * y)]
+                table[i :: channels // 4, y, c] = torch.tensor(angles, dtype=x.dtype)
+    return table
+
+
+def reference(x: Tensor, p: Mapping[str, Tensor], options: dict, mutant: str = "") -> tuple[Tensor, Tensor]:
+    """y, and the rows of all cells (B, h, N, N)."""
+    heads, eps = options.get("heads", 1), 1e-5 if mutant == "eps 1e-5" else 1e-6
+    t = (x + positions_of(x, p, options.get("position", "learned"))).flatten(2).mT
+    seen = t if mutant == "no first norm" else normed(t, p, "norm", eps)
+    q, k, v = (seen @ p[f"{part}.weight"].T + p[f"{part}.bias"] for part in ("query", "key", "value"))
+    d = q.shape[2] // heads
+    rows, outputs = [], []
+    for h in range(heads):
+        part = slice(h * d, h * d + d)
+        each = [((q[:, i, None, part] * k[..., part]).sum(2) / d**0.5).softmax(1) for i in range(q.shape[1])]
+        rows.append(torch.stack(each, 1))
+        outputs.append(rows[-1] @ v[..., part])
+    t = t + torch.cat(outputs, 2) @ p["out.weight"].T + p["out.bias"]
+    hidden = gelu(normed(t, p, "mlp.0", eps) @ p["mlp.1.weight"].T + p["mlp.1.bias"], options.get("gelu", "tanh"))
+    y = (t + hidden @ p["mlp.3.weight"].T + p["mlp.3.bias"]).mT.reshape(x.shape)
+    return x + p.get("gamma", 1.0) * (y - x), torch.stack(rows, 1)
+
+
+@pytest.mark.parametrize("built", [None, (3, 4)])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("options", FORMS)
+def test_equals_the_equations(options: dict, size: tuple[int, int], built: tuple[int, int] | None):
+    """Breaks when norms, scale, GELU, positions (also of another size) or what gamma stands before are others."""
+    module = make(built or size, **options)
+    x = torch.randn(2, 16, *size, dtype=torch.float64, requires_grad=True)
+    expected, _ = reference(x, dict(module.named_parameters()), options)
+    found = module(x)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    inputs, weight = [x, *module.parameters()], torch.randn_like(expected)
+    gradients = torch.autograd.grad((found * weight).sum(), inputs)
+    for gradient, by_loop in zip(gradients, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
+        torch.testing.assert_close(gradient, by_loop, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("mutant", ["eps 1e-5", "no first norm", "exact GELU"])
+def test_differs_from_known_mistakes(mutant: str):
+    """Breaks when the norm's epsilon is torch's default, the norm is left out, or the default GELU is the exact one."""
+    module = make((4, 5))
+    x = torch.randn(2, 16, 4, 5, dtype=torch.float64)
+    p = dict(module.named_parameters())
+    options = {"gelu": "exact"} if mutant == "exact GELU" else {}
+    wrong, _ = reference(x, p, options, mutant)
+    assert (module(x) - wrong).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("size", [(4, 4), (7, 5)])
+@pytest.mark.parametrize("options", FORMS)
+def test_attention_rows_equal_the_full_matrix(options: dict, size: tuple[int, int]):
+    """Breaks when a row belongs to another cell, head or sample, or positions are left out of it."""
+    module = make(size, **options)
+    x = torch.randn(2, 16, *size, dtype=torch.float64)
+    points = torch.tensor([[0, 0], [size[0] - 1, 0], [1, size[1] - 1], [2, 3]])
+    _, full = reference(x, dict(module.named_parameters()), options)
+    rows = module.attention_rows(x, points)["attention"]
+    expected = full[:, :, points @ torch.tensor([size[1], 1])].unflatten(3, size)
+    torch.testing.assert_close(rows, expected, rtol=0, atol=1e-10)
+    moved = module.attention_rows(x, torch.stack([points, points.flip(0)]))["attention"]
+    torch.testing.assert_close(moved[1], rows[1].flip(1), rtol=0, atol=1e-12)
+
+
+def test_gelu_is_that_of_the_words():
+    """Breaks when "tanh" and "exact" are exchanged: the activation at 1."""
+    for word, one in (("tanh", (1 + tanh((2 / pi) ** 0.5 * 1.044715)) / 2), ("exact", (1 + erf(0.5**0.5)) / 2)):
+        (activation,) = [m for m in make((2, 2), gelu=word).modules() if isinstance(m, nn.GELU)]
+        assert activation(torch.ones((), dtype=torch.float64)).item() == pytest.approx(one, abs=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "heads"), [(16, 1), (64, 1), (96, 1), (128, 2), (200, 2), (512, 8)])
+def test_default_heads(channels: int, heads: int):
+    """Breaks when the default is not the largest divisor of C up to C/64."""
+    assert make_attention("transformer", channels, 4).heads == heads
+
+
+def test_initialisation_is_the_papers():
+    """Breaks when weights are not Xavier-uniform, or tables and the MLP's biases not N(0, 0.02) and N(0, 1e-6)."""
+    p = dict(make_attention("transformer", 64, 16).named_parameters())
+    assert p["position_table"].shape == (1, 64, 16, 16)
+    assert 0.0195 < p["position_table"].std() < 0.0205
+    for name in ("query", "key", "value", "out"):
+        assert 0.95 < p[f"{name}.weight"].abs().max() / (6 / 128) ** 0.5 <= 1
+        assert not p[f"{name}.bias"].any()
+    for name in ("mlp.1", "mlp.3"):
+        assert 0.95 < p[f"{name}.weight"].abs().max() / (6 / 320) ** 0.5 <= 1
+        assert 0.7e-6 < p[f"{name}.bias"].std() < 1.3e-6
+    assert sum(v.numel() for v in p.values()) == 12 * 64**2 + (9 + 4) * 64 + 64 * 16**2 + 1
+
+
+def test_never_holds_all_pairs():
+    """Breaks when no fused kernel is chosen, or k rows cost more than O(k·N)."""
+    module = make((48, 40), dtype=torch.float32, position="sincos")
+    x = torch.randn(1, 16, 48, 40, requires_grad=True)
+    with LargestTensor() as forward:
+        module(x).sum().backward()
+    assert forward.elements <= 48 * 40 * 4 * 16
+    with LargestTensor() as rows, torch.no_grad():
+        module.attention_rows(x, torch.tensor([[0, 0], [47, 39], [5, 9]]))
+    assert rows.elements <= 16 * 48 * 40
+
+
+def test_mistakes_name_what_is_known():
+    """Breaks when a wrong number or word is taken silently."""
+    with pytest.raises(ValueError, match="5 heads must divide 64 channels"):
+        make_attention("transformer", 64, 12, heads=5)
+    with pytest.raises(ValueError, match="-1 heads"):
+        make_attention("transformer", 64, 12, heads=-1)
+    with pytest.raises(ValueError, match="ratio is 0"):
+        make_attention("transformer", 64, 12, ratio=0)
+    with pytest.raises(ValueError, match="position is 'rotary'; known: learned, sincos, none"):
+        make_attention("transformer", 64, 12, position="rotary")
+    with pytest.raises(ValueError, match="gelu is 'fast'; known: tanh, exact"):
+        make_attention("transformer", 64, 12, gelu="fast")
+    with pytest.raises(ValueError, match="divisible by 4, not 18"):
+        make_attention("transformer", 18, 12, position="sincos")

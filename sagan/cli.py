@@ -108,6 +108,7 @@ def sample(**options: Any) -> None:
 @click.option("--layers", metavar="NAMES", help="Only these maps, such as attention.16x16.")
 @click.option("--html", is_flag=True, help="Also a page on which the pointer shows every cell's map.")
 @click.option("--animate", type=click.Choice(["snapshots", "path"]), help="Maps over a run, or of a moving point.")
+@click.option("--mp4", is_flag=True, help="The animation as .mp4 instead of .gif.")
 @click.option("--smooth", is_flag=True, help="Blend the cells of the maps.")
 @click.option("--tile", type=click.IntRange(64, 1024), default=128, show_default=True, help="Pixels of an image.")
 @click.option("--lpips-weights", type=Place(), metavar="FILE", help="Measure by LPIPS what attention changes.")

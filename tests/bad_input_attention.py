@@ -31,6 +31,7 @@ ATTENTION = [
     attend("run --network both --images src/pair", "src/pair: the discriminator needs the class of every", late=True),
     attend("run_unconditional --network both --images src/noise/b", "noise/b/2.png: not an image", late=True),
     attend("run --network discriminator --html", "--html: the page shows the generator; give --network generator"),
+    attend("snapshot --mp4", "--mp4: is for an animation; add --animate snapshots or path"),
     attend("snapshot --animate snapshots", "--animate snapshots: needs a run, whose snapshots show how attention"),
     attend("run_cut_checkpoint --network both", "run_cut_checkpoint: this run has no whole checkpoint", late=True),
     attend("snapshot --tile 9", "9 is not in the range 64<=x<=1024"),

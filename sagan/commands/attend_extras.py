@@ -47,7 +47,7 @@ def write_html(data: PageData, options: Options, health: dict[str, dict[str, flo
 
 
 def write_animation(source: Source, subject: Subject, points: Points, options: Options) -> Path:
-    """attention-snapshots.gif: the same seeds and points over a run; attention-path.gif: a point on its way."""
+    """attention-snapshots: the same seeds and points over a run; attention-path: a point on its way; .gif or .mp4."""
     if options.animate == "path":
         recording = record_generator(subject, path_points(FRAMES), options.layers)
         frames, pace = path_frames(recording, options.tile, options.smooth), FRAMES_PER_SECOND
@@ -60,7 +60,7 @@ def write_animation(source: Source, subject: Subject, points: Points, options: O
         ]
         steps = [int(place.name) for place in places]
         frames, pace = snapshot_frames(recordings, steps, options.tile, options.smooth), SNAPSHOTS_PER_SECOND
-    path = options.out / f"attention-{options.animate}.gif"
+    path = options.out / f"attention-{options.animate}.{'mp4' if options.mp4 else 'gif'}"
     save_animation(path, frames, pace)
     return path
 

@@ -26,6 +26,7 @@ class Options:
     layers: str | None = None
     html: bool = False
     animate: str | None = None
+    mp4: bool = False
     smooth: bool = False
     tile: int = 128
     lpips_weights: Path | None = None
@@ -58,6 +59,8 @@ def check_options(options: Options, source: Source) -> None:
         raise UserError("--images: are for the discriminator; add --network discriminator or both")
     if options.html and not options.of_generator:
         raise UserError("--html: the page shows the generator; give --network generator or both")
+    if options.mp4 and options.animate is None:
+        raise UserError("--mp4: is for an animation; add --animate snapshots or path")
     if options.animate == "snapshots" and source.kind != "run":
         raise UserError("--animate snapshots: needs a run, whose snapshots show how attention forms")
 

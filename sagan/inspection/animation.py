@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagan.attention import AttentionMap
+from sagan.attention import KINDS, AttentionMap
 from sagan.images import name_rows
 from sagan.inspection.figure import attention_figure
 from sagan.inspection.maps import Recording
@@ -40,7 +40,10 @@ def snapshot_frames(recordings: Sequence[Recording], steps: Sequence[int], tile:
 
 
 def _at(recording: Recording, j: int) -> Recording:
-    maps = {name: AttentionMap(m.kind, m.weights[:, :, j : j + 1]) for name, m in recording.maps.items()}
+    maps = {
+        name: AttentionMap(m.kind, m.weights[:, :, j : j + 1]) if KINDS[m.kind].per_query else m
+        for name, m in recording.maps.items()
+    }
     return replace(recording, points=recording.points[:, j : j + 1], maps=maps)
 
 

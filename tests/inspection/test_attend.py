@@ -178,6 +178,7 @@ def test_points_are_those_of_at(snapshot: Path, tmp_path: Path) -> None:
         ({"network": "both"}, "a snapshot holds the generator alone; give its run or a checkpoint"),
         ({"images": Path("x")}, "--images: are for the discriminator"),
         ({"animate": "snapshots"}, "--animate snapshots: needs a run"),
+        ({"mp4": True}, "--mp4: is for an animation"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
@@ -208,3 +209,10 @@ def test_an_animation_has_a_frame_a_snapshot_or_a_place(run: Path, tmp_path: Pat
     look(run, tmp_path, "0", None, "2", animate=what, tile=64)
     with Image.open(tmp_path / f"attention-{what}.gif") as animation:
         assert animation.n_frames == frames
+
+
+def test_an_animation_can_be_a_film(run: Path, tmp_path: Path) -> None:
+    """Breaks when --mp4 writes a GIF under another name, or nothing."""
+    look(run, tmp_path, "0", None, "2", animate="snapshots", tile=64, mp4=True)
+    assert (tmp_path / "attention-snapshots.mp4").read_bytes()[4:8] == b"ftyp"
+    assert not (tmp_path / "attention-snapshots.gif").exists()

@@ -5,11 +5,14 @@ import pytest
 import torch
 
 from sagan.attention import KINDS, AttentionMap
+from sagan.config import load_config
 from sagan.inspection.blocks import MOST_COLUMNS, blocks_of
 from sagan.inspection.figure import Layout, attention_figure
+from sagan.inspection.judged import judged_attention
 from sagan.inspection.maps import Recording
 from sagan.inspection.points import grid_points
 from sagan.inspection.tiles import COLOURS, SIGNS, enlarged
+from sagan.networks import build_discriminator
 
 RESOLUTION, SIDE = 32, 128
 
@@ -117,3 +120,22 @@ def test_text_grows_with_the_tiles():
     assert large.shape == (4 * small.shape[0], 4 * small.shape[1], 3)
     heading = [np.flatnonzero((figure[: figure.shape[0] // 12] < 128).any((1, 2))) for figure in (small, large)]
     assert np.ptp(heading[1]) > 3 * np.ptp(heading[0])
+
+
+@pytest.mark.parametrize("frontend", ["coarse_to_fine", "zoom"])
+def test_what_a_front_end_looks_at_is_shown(frontend: str):
+    """Breaks when a front-end's saliency, patches or boxes are not recorded, or have no figure."""
+    settings = ["discriminator.channels=4", "discriminator.attention={}", f"discriminator.frontend={frontend}"]
+    discriminator = build_discriminator(load_config(None, settings), 0)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    found = judged_attention(discriminator, images, None, range(2), grid_points(4))
+    kinds = {name: recorded.kind for name, recorded in found.maps.items()}
+    if frontend == "zoom":
+        assert kinds == {"frontend": "boxes"}
+        assert found.maps["frontend"].weights[0, 0, 0, 0].tolist() == [0, 0, 1, 1]
+    else:
+        assert kinds == {"frontend/saliency": "saliency", "frontend/patches": "boxes"}
+    boxes = next(recorded.weights for recorded in found.maps.values() if recorded.kind == "boxes")
+    assert boxes.min() >= 0
+    assert boxes.max() <= 1
+    assert attention_figure(found).ndim == 3

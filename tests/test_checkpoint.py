@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_batches, tiny_config, tiny_gan
-from torch import Tensor
+from tiny import assert_same_bits, tiny_batches, tiny_config, tiny_gan
 
 from sagan.adversarial import GAN, LocalEngine, Objective, discriminator_step, generator_step
 from sagan.checkpoint import (
@@ -58,24 +57,6 @@ def saved(written: Path, tmp_path: Path) -> Path:
     """A copy of that run, to be damaged."""
     shutil.copytree(written, tmp_path / "run")
     return tmp_path / "run"
-
-
-def tensors(gan: GAN) -> dict[str, Tensor]:
-    """Everything that a run goes on with."""
-    state = {f"{n}.{k}": t for n in ("generator", "discriminator", "average")
-             for k, t in getattr(gan, n).state_dict().items()}  # fmt: skip
-    for name in ("generator_optimizer", "discriminator_optimizer"):
-        for index, entries in getattr(gan, name).state_dict()["state"].items():
-            state |= {f"{name}.{index}.{key}": value for key, value in entries.items()}
-    return state
-
-
-def assert_same_bits(a: GAN, b: GAN) -> None:
-    assert tensors(a).keys() == tensors(b).keys()
-    for name, tensor in tensors(a).items():
-        assert torch.equal(tensor, tensors(b)[name]), name
-    for name in ("generator_optimizer", "discriminator_optimizer"):
-        assert getattr(a, name).state_dict()["param_groups"] == getattr(b, name).state_dict()["param_groups"]
 
 
 def test_round_trip_to_the_bit(trained: GAN, saved: Path) -> None:

@@ -96,6 +96,28 @@ def test_micro_batches_of_two_processes_are_those_of_one(
 
 
 @pytest.mark.slow
+def test_bases_and_statistics_in_attention_are_those_of_one_process(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when bases of EM attention, or batch norm in a mechanism of G or D, follow one process's part alone."""
+    attention = {
+        "generator": {"sync_norm": True, "attention": {8: {"name": "selective_kernel", "norm": "batch"}}},
+        "discriminator": {"attention": {8: {"name": "em_attention", "bases": 4, "norm": "batch", "gain": "none"}}},
+    }
+    config = write_config(tmp_path / "config.yaml", data, **attention, training={"steps": 3}, optim=RATES)
+    train_in_two(config, tmp_path / "two")
+    one = [f"{player}.{name}={json.dumps(value)}" for player, each in attention.items() for name, value in each.items()]
+    train_tiny(tmp_path / "one", tiny_config(*one, "training.steps=3", f"optim={RATES}"), data)
+    assert_same_losses(tmp_path / "two", tmp_path / "one", rel=1e-3)
+    for network in ("generator", "discriminator"):
+        two, one_ = (
+            load_file(tmp_path / run / "checkpoints" / "00000003" / f"{network}.safetensors") for run in ("two", "one")
+        )
+        moved = [name for name in two if "running_" in name or "bases" in name]
+        assert moved
+        for name in moved:
+            torch.testing.assert_close(two[name], one_[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_two_processes_resume(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when a process forgets or doubles something in the checkpoint that the main process wrote."""
     config = write_config(tmp_path / "config.yaml", data, **SYNCHRONISED)

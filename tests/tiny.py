@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 from network_cases import scatter
+from torch import Tensor
 
 from sagan.adversarial import GAN, Draws, Reals
 from sagan.augment import draw_augmentation
@@ -128,3 +129,21 @@ def log_of(run: Path) -> list[dict[str, float]]:
     """log.jsonl without what depends on the machine."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("images_per_second", "memory_mib")} for line in lines]
+
+
+def tensors(gan: GAN) -> dict[str, Tensor]:
+    """Everything that a run goes on with."""
+    state = {f"{n}.{k}": t for n in ("generator", "discriminator", "average")
+             for k, t in getattr(gan, n).state_dict().items()}  # fmt: skip
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        for index, entries in getattr(gan, name).state_dict()["state"].items():
+            state |= {f"{name}.{index}.{key}": value for key, value in entries.items()}
+    return state
+
+
+def assert_same_bits(a: GAN, b: GAN) -> None:
+    assert tensors(a).keys() == tensors(b).keys()
+    for name, tensor in tensors(a).items():
+        assert torch.equal(tensor, tensors(b)[name]), name
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        assert getattr(a, name).state_dict()["param_groups"] == getattr(b, name).state_dict()["param_groups"]

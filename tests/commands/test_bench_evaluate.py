@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
 from command_line import sagan
+from PIL import Image
 
 from sagan.commands import evaluate_variants
 from sagan.commands.bench_evaluate import bench_evaluate_command
@@ -70,3 +72,27 @@ def test_numbers_that_make_no_sense_are_refused() -> None:
     for num, rounds in ((0, 1), (1, 0)):
         with pytest.raises(UserError, match="both are at least 1"):
             bench_evaluate_command(num, rounds, None, False)
+
+
+@pytest.mark.usefixtures("quick")
+def test_fid_of_the_same_files_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks when one of the two reads other files or weights, sums otherwise, or counts images that are not there."""
+    rng = np.random.default_rng(0)
+    for name, count, add in (("samples", 5, 0), ("reference/a", 3, 60), ("reference/b", 3, 90)):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 160, (32, 32, 3), dtype=np.uint8) + np.uint8(add)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    folders = ["--samples", tmp_path / "samples", "--reference", tmp_path / "reference"]
+    assert sagan("bench", "evaluate", "--num", 2, "--rounds", 1, *folders, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fid_images"] == 11
+    assert found["fid_torch_fidelity"] > 1e-3
+    assert found["fid_project"] == pytest.approx(found["fid_torch_fidelity"], rel=1e-3)
+    assert found["fid_differs_by"] == abs(found["fid_project"] - found["fid_torch_fidelity"])
+    assert found["ratio_fid"] > 0
+    (tmp_path / "samples" / "grid.png").write_bytes((tmp_path / "samples" / "0.png").read_bytes())
+    assert sagan("bench", "evaluate", "--num", 2, "--rounds", 1, *folders) == 2
+    assert "holds the sheet grid.png" in capsys.readouterr().err
+    assert sagan("bench", "evaluate", "--samples", tmp_path) == 2
+    assert "give both folders, or neither" in capsys.readouterr().err

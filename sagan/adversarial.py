@@ -11,8 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sagan.attention.functional import at_least_float32
 from sagan.augment import augment
+from sagan.discriminator import Discriminator
 from sagan.losses import AdversarialLoss, r1_penalty
-from sagan.networks import Discriminator, Generator
+from sagan.networks import Generator
 from sagan.spectral_norm import hold_state
 
 

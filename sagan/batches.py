@@ -1,6 +1,7 @@
 """What every update of a run consumes: functions of the seed and the update's number, drawn whole, then sliced.
 
-Results so do not depend on the number of processes, and a run resumes exactly with no state but its step.
+Results so do not depend on the number of processes, and a run resumes exactly with no state but its step. Of a run that
+was rolled back they are functions of the number of roll-backs as well: other draws, another order of the data.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from sagan.adversarial import Draws, Reals
 from sagan.augment import draw_augmentation, flip
 from sagan.data.dataset import PreparedData
 from sagan.data.order import indices
-from sagan.randomness import torch_generator
+from sagan.randomness import key, torch_generator
 
 Raw = tuple[np.ndarray, np.ndarray]
 
@@ -34,19 +35,20 @@ class Batches:
     policy: Sequence[str]
     flips: bool
     channels_last: bool
+    rollbacks: int = 0
 
     def fetch(self, data: PreparedData) -> Callable[[int], Raw]:
         """A function from a discriminator update's number to this process's images (b, R, R, 3), labels (b,)."""
 
         def read(update: int) -> Raw:
-            order = indices(self.seed, len(data), update * self.batch_size, self.batch_size)
+            order = indices(self._seed, len(data), update * self.batch_size, self.batch_size)
             return data.gather(order[self._mine])
 
         return read
 
     def reals(self, update: int, raw: Raw) -> list[Reals]:
         """Micro-batches of reals of a discriminator update from what `fetch` read."""
-        rng = torch_generator(self.seed, "reals", update)
+        rng = torch_generator(self._seed, "reals", update)
         flips = torch.rand(self.batch_size, generator=rng) < 0.5
         augmentation = draw_augmentation(self.policy, self.batch_size, rng)
         images = torch.from_numpy(raw[0]).to(self.device, non_blocking=True)
@@ -61,12 +63,16 @@ class Batches:
 
     def draws(self, player: str, update: int) -> list[Draws]:
         """Micro-batches of latents, labels and augmentation for an update of `player` (generator or discriminator)."""
-        rng = torch_generator(self.seed, f"{player} draws", update)
+        rng = torch_generator(self._seed, f"{player} draws", update)
         z = torch.randn(self.batch_size, self.z_dim, generator=rng)
         labels = torch.randint(self.num_classes, (self.batch_size,), generator=rng) if self.num_classes else None
         augmentation = draw_augmentation(self.policy, self.batch_size, rng)
         mine = (None if x is None else x[self._mine].to(self.device) for x in (z, labels, augmentation))
         return [Draws(*parts) for parts in self._split(*mine)]
+
+    @property
+    def _seed(self) -> int:
+        return key(self.seed, "rollback", self.rollbacks) if self.rollbacks else self.seed
 
     @property
     def _mine(self) -> slice:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,21 @@ OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `best` is the best score so far, of `best_step`; `stale` scores since were no better."""
+    """Where a run stands. `best` is the best score so far, of `best_step`; `stale` scores since were no better.
+
+    For the sentinel: how often the run was rolled back, the factor of the learning rates that this led to, the first
+    step of those at which the discriminator is saturated, the best of each score that it watches.
+    """
 
     step: int
     best: float | None = None
     best_step: int | None = None
     stale: int = 0
     scaler: dict[str, Any] | None = None
+    rollbacks: int = 0
+    rate: float = 1.0
+    saturated_since: int | None = None
+    records: dict[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, gan: GAN, progress: Progress) -> None:
@@ -59,7 +67,18 @@ def load_checkpoint(folder: Path, gan: GAN) -> Progress:
             per_parameter.setdefault(int(index), {})[entry] = tensor
         groups = [{k: tuple(v) if k == "betas" else v for k, v in g.items()} for g in state["param_groups"][name]]
         getattr(gan, name).load_state_dict({"state": per_parameter, "param_groups": groups})
-    return Progress(state["step"], state["best"], state["best_step"], state.get("stale", 0), state["scaler"])
+    return progress_of(state)
+
+
+def progress_of(state: dict[str, Any]) -> Progress:
+    """The progress that a verified state.json tells of; what older checkpoints lack has its default."""
+    return Progress(**{entry.name: state[entry.name] for entry in fields(Progress) if entry.name in state})
+
+
+def mark_checkpoint(folder: Path, progress: Progress) -> None:
+    """Replace the progress in a checkpoint's state.json, in one rename; its tensors stay as they are."""
+    state = {**verify_checkpoint(folder), **asdict(progress)}
+    write_json(folder / STATE, {**state, "state_sha256": _digest(state)})
 
 
 def verify_checkpoint(folder: Path) -> dict[str, Any]:

@@ -55,28 +55,31 @@ class Evaluator:
     networks: Networks
     reference: Reference | None
 
-    def __call__(self, run: Path, progress: Progress, generator: Generator, say: Callable[[str], None]) -> Progress:
+    def __call__(
+        self, run: Path, progress: Progress, generator: Generator, say: Callable[[str], None]
+    ) -> tuple[Progress, dict[str, float]]:
         """Score samples of this step and append the card to metrics.jsonl; every process calls it.
 
-        Returns, on the first process, the progress with the best score so far and how many scores it has stood.
+        Returns, on the first process, the progress with the best score so far and how many scores it has stood, and
+        the scores by name.
         """
         settings = self.settings
         drawing = Drawing(settings.num, labels=settings.labels)
         samples = drawn_images(generator, drawing, self.reference, f"samples at step {progress.step}")
         found = score(samples, self.reference, settings.metrics, self.networks, settings.batch_size, drawing)
         if found is None:
-            return progress
+            return progress, {}
         append_json_line(run / "metrics.jsonl", {"step": progress.step, **found.card.to_dict()})
         if found.sheet is not None:
             save_png(run / "samples" / f"{progress.step:08d}-nearest.png", found.sheet)
         values = found.card.values
         say(f"step {progress.step}  " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
         if settings.best is None:
-            return progress
+            return progress, values
         value, sign = values[settings.best], DIRECTION[settings.best]
         if progress.best is not None and sign * value <= sign * progress.best:
-            return replace(progress, stale=progress.stale + 1)
-        return replace(progress, best=value, best_step=progress.step, stale=0)
+            return replace(progress, stale=progress.stale + 1), values
+        return replace(progress, best=value, best_step=progress.step, stale=0), values
 
 
 def check_evaluation(settings: EvaluateSettings, class_names: Sequence[str], num_classes: int) -> None:

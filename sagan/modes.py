@@ -7,9 +7,10 @@ import torch
 
 from sagan.checkpoint import verify_checkpoint
 from sagan.config import load_config
+from sagan.discriminator import Discriminator
 from sagan.errors import UserError
 from sagan.files import read_json
-from sagan.networks import Discriminator, Generator, bake, build_discriminator, build_generator
+from sagan.networks import Generator, bake, build_discriminator, build_generator
 from sagan.normalization import HeldState, Normalization
 from sagan.pretrained import load_exactly, read_tensors
 from sagan.randomness import torch_generator

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from sagan.blocks import GeneratorBlock
-from sagan.discriminator import Discriminator
 from sagan.errors import UserError
 from sagan.layers import initialize
 from sagan.network_settings import GeneratorSettings, NetworkSettings
@@ -20,8 +19,11 @@ from sagan.normalization import BatchNorm, ConditionalBatchNorm, Normalization
 from sagan.placement import PLACES, placed_attention
 from sagan.pretrained import MODEL_CARD, load_exactly, read_snapshot, write_snapshot
 from sagan.randomness import key
-from sagan.settings import Config
 from sagan.spectral_norm import baked_state, spectral_normalize
+
+if TYPE_CHECKING:
+    from sagan.discriminator import Discriminator
+    from sagan.settings import Config
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -129,7 +131,7 @@ class Generator(
         return generator.eval().requires_grad_(False)
 
 
-def build_generator(config: Config, num_classes: int, class_names: tuple[str, ...] = ()) -> Generator:
+def build_generator(config: "Config", num_classes: int, class_names: tuple[str, ...] = ()) -> Generator:
     """A new generator, initialised from the config's seed and normalised spectrally."""
     return _build(
         lambda: Generator(config.generator, config.data.resolution, num_classes, class_names),
@@ -137,8 +139,10 @@ def build_generator(config: Config, num_classes: int, class_names: tuple[str, ..
     )  # fmt: skip
 
 
-def build_discriminator(config: Config, num_classes: int) -> Discriminator:
+def build_discriminator(config: "Config", num_classes: int) -> "Discriminator":
     """A new discriminator, initialised from the config's seed and normalised spectrally."""
+    from sagan.discriminator import Discriminator  # here: its front-ends import torch's compiler, a second to draw with
+
     return _build(
         lambda: Discriminator(config.discriminator, config.data.resolution, num_classes),
         config.discriminator, key(config.seed, "discriminator"),

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -99,9 +96,17 @@ def _locate(path_or_id: str, name: str, hub: dict[str, Any]) -> Path:
         raise UserError(f"{folder}: a snapshot is a folder with {CONFIG} and {WEIGHTS}, this is a file")
     if "/" not in path_or_id:
         raise UserError(f"{path_or_id}: no such folder (an id on the Hub would be USER/NAME)")
-    hub_logging.set_verbosity_error()  # its retries are not the user's mistake
+    return _download(path_or_id, name, hub)
+
+
+def _download(repository: str, name: str, hub: dict[str, Any]) -> Path:
+    from huggingface_hub import hf_hub_download  # here: a folder needs no client of the Hub
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # its retries are not the user's mistake
     try:
-        return Path(hf_hub_download(path_or_id, name, **hub))
+        return Path(hf_hub_download(repository, name, **hub))
     except (HFValidationError, EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path_or_id}: no such folder, and not to be had from the Hub ({reason})") from None
+        raise UserError(f"{repository}: no such folder, and not to be had from the Hub ({reason})") from None

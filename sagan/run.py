@@ -4,7 +4,7 @@ import copy
 import gc
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from sagan.losses import LOSSES
 from sagan.networks import Generator, build_discriminator, build_generator
 from sagan.settings import Config
 
-# (run's folder, progress, generator, what tells the user) -> progress with the best score so far
-Evaluate = Callable[[Path, Progress, Generator, Callable[[str], None]], Progress]
+# (run's folder, progress, generator, what tells the user) -> progress with the best score so far, scores by name
+Evaluate = Callable[[Path, Progress, Generator, Callable[[str], None]], tuple[Progress, dict[str, float]]]
 
 
 @dataclass
@@ -112,10 +112,31 @@ def resume(run: Run) -> list[str]:
         if problems:
             raise UserError(f"{problems[0]}; no whole checkpoint is left, begin anew with another --out")
         return []
-    run.progress = load_checkpoint(folder, run.gan)
+    load(run, folder)
+    count = run.progress.rollbacks
+    return [*problems, f"resumed from step {run.progress.step}{f', rolled back {count} times' if count else ''}"]
+
+
+def load(run: Run, checkpoint: Path) -> None:
+    """Set the run to a checkpoint: tensors, progress, and the batches that follow from its roll-backs."""
+    run.progress = load_checkpoint(checkpoint, run.gan)
+    run.batches = replace(run.batches, rollbacks=run.progress.rollbacks)
     if run.progress.scaler and run.accelerator.scaler is not None:
         run.accelerator.scaler.load_state_dict(run.progress.scaler)
-    return [*problems, f"resumed from step {run.progress.step}"]
+
+
+def set_rates(run: Run) -> None:
+    """The learning rates of the next step: the config's, under its decay, lowered by the roll-backs so far."""
+    optim, factor = run.config.optim, run.progress.rate
+    if optim.decay == "linear":
+        steps = run.config.training.steps
+        factor *= min(1.0, (steps - run.progress.step) / max(steps - optim.decay_start, 1))
+    for optimizer, adam in (
+        (run.gan.generator_optimizer, optim.generator),
+        (run.gan.discriminator_optimizer, optim.discriminator),
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = adam.lr * factor
 
 
 def start_trackers(run: Run) -> Callable[[dict[str, float], int], None]:

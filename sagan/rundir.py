@@ -14,11 +14,14 @@ from sagan.settings import Config
 
 CONFIG, ABOUT = "config.yaml", "run.json"
 BINDING = ("checkpoints", "snapshots")
-OWN = (CONFIG, ABOUT, "log.jsonl", "metrics.jsonl", "samples", "tracking", *BINDING)
+STOPPED, ROLLBACKS, ABANDONED = "stopped.json", "rollbacks.jsonl", "abandoned"
+OWN = (
+    CONFIG, ABOUT, "log.jsonl", "metrics.jsonl", "samples", "tracking", STOPPED, ROLLBACKS, ABANDONED, *BINDING
+)  # fmt: skip
 HARMLESS = (
     "evaluate.", "data.source", "data.prepared", "data.skip_bad", "training.log_every", "training.sample_every",
     "training.snapshot_every", "training.checkpoint_every", "training.keep_checkpoints", "training.samples_per_class",
-    "training.trackers", "training.device", "training.init_from",
+    "training.trackers", "training.device", "training.init_from", "sentinel.",
 )  # fmt: skip
 
 

@@ -14,8 +14,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from sagan.drawing import drawing_form
 from sagan.errors import UserError
 from sagan.images import to_uint8
+from sagan.networks import Generator
 from sagan.randomness import key
 from sagan.selections import check_truncation
 
@@ -56,16 +58,19 @@ def generate(
 ) -> Iterator[Tensor]:
     """z (N, z_dim), labels (N,) or class weights (N, K) -> uint8 (b, H, W, 3) on the CPU, in order; b ≤ batch ≤ BATCH.
 
-    `generator` stands on `device` in eval mode; `keep` leaves the images there, so that a GPU waits for nobody.
+    `generator` stands on `device` in eval mode; a Generator draws in its `drawing_form`. `keep` leaves the images
+    there, so that a GPU waits for nobody.
+
     Equal bytes for every `batch`, number of threads and number of processes: on CPUs of one kind, and on GPUs of one
     kind with the same software; a GPU's differ from a CPU's.
     """
     assert 1 <= batch <= BATCH, batch
     device = torch.device(device)
+    draw = drawing_form(generator) if isinstance(generator, Generator) else generator
 
     def forward(start: int) -> Tensor:
         rows = slice(start, start + batch)
-        images = _forward(generator, z[rows], None if labels is None else labels[rows], device)
+        images = _forward(draw, z[rows], None if labels is None else labels[rows], device)
         return images if keep else images.cpu()
 
     starts = range(0, len(z), batch)

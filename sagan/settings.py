@@ -133,6 +133,30 @@ class EvaluateSettings(Settings):
         return self
 
 
+NeverNegative = Literal[  # scores of which a multiple means something: KID and hue_agreement can be below 0
+    "fid", "is", "precision", "recall", "density", "coverage", "intra_fid", "lpips_diversity", "coherence",
+    "two_objects", "shape_agreement",
+]  # fmt: skip
+
+
+class SentinelSettings(Settings):
+    """What counts as a collapse beside a value that is not finite, and what a run does then; null: not looked at.
+
+    `saturation`: for `patience` steps the discriminator's adversarial loss is at most this share of its loss where it
+    cannot tell reals from fakes. `spread`: the samples of one class differ by a standard deviation below this share of
+    the range of a pixel. `worse`: a score is this many times worse than its best. `rollback` goes back `times` times at
+    most, and each time trains on at `rate` times the learning rates.
+    """
+
+    action: Literal["stop", "rollback"] = "stop"
+    times: Positive = 3
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    saturation: Annotated[float, Field(gt=0, lt=1)] | None = None
+    patience: Count = 1000
+    spread: Annotated[float, Field(gt=0, lt=1)] | None = None
+    worse: dict[NeverNegative, Annotated[float, Field(gt=1)]] = Field(default_factory=dict)
+
+
 class Config(Settings):
     """Everything that decides what a run computes."""
 
@@ -147,6 +171,7 @@ class Config(Settings):
     ema: EmaSettings = EmaSettings()
     training: TrainingSettings = TrainingSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    sentinel: SentinelSettings = SentinelSettings()
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -173,7 +198,27 @@ class Config(Settings):
             raise ValueError(f"training.batch_size {batch} is not divisible by optim.accumulation {parts}")
         if self.training.compile and self.loss.r1:
             raise ValueError("training.compile and loss.r1 exclude each other: torch.compile has no double backward")
+        self._check_sentinel()
         return self
+
+    def _check_sentinel(self) -> None:
+        sentinel, evaluate = self.sentinel, self.evaluate
+        had = [*evaluate.metrics, *(("two_objects", "shape_agreement") if "coherence" in evaluate.metrics else ())]
+        for name in sentinel.worse:
+            if not evaluate.every or name not in had:
+                raise ValueError(f"sentinel.worse: {name} is not scored in training; set evaluate.every and metrics")
+        if sentinel.worse and sentinel.action == "rollback" and evaluate.best is None:
+            raise ValueError(
+                "sentinel.worse with action rollback needs evaluate.best, which keeps what it goes back to"
+            )
+        if sentinel.saturation is not None and self.loss.name == "wasserstein":
+            raise ValueError(
+                "sentinel.saturation: the wasserstein loss has no floor that it could reach; leave it null"
+            )
+        if sentinel.spread is not None and self.training.samples_per_class < 2:
+            raise ValueError(
+                "sentinel.spread compares samples of one class; training.samples_per_class must be above 1"
+            )
 
     @property
     def d_steps(self) -> int:

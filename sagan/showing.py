@@ -17,8 +17,11 @@ from sagan.sampling import default_labels, generate, latents
 MOST_ROWS, FIGURE_IMAGES, FIGURE_POINTS = 16, 6, 4
 
 
-def save_sheets(run: Path, step: int, generator: Generator, per_class: int) -> None:
-    """samples/<step>.png, one row a class from fixed seeds, and <step>-attention.png where there is attention."""
+def save_sheets(run: Path, step: int, generator: Generator, per_class: int) -> np.ndarray:
+    """samples/<step>.png, one row a class from fixed seeds, and <step>-attention.png where there is attention.
+
+    Returns the samples, uint8 (rows, per_class, R, R, 3).
+    """
     rows = min(generator.num_classes, MOST_ROWS) or per_class
     seeds = range(rows * per_class)
     labels = torch.arange(rows).repeat_interleave(per_class) if generator.num_classes else None
@@ -29,6 +32,7 @@ def save_sheets(run: Path, step: int, generator: Generator, per_class: int) -> N
         z, labels = latents(shown, generator.z_dim), default_labels(shown, generator.num_classes)
         recording = attention_of(generator, z, labels, shown, partial(salient_points, k=FIGURE_POINTS))
         save_png(run / "samples" / f"{step:08d}-attention.png", attention_figure(recording))
+    return images.reshape(rows, per_class, *images.shape[1:])
 
 
 def samples(generator: Generator, seeds: range, labels: torch.Tensor | None) -> np.ndarray:

@@ -57,6 +57,10 @@ class RunLog:
         elif not self.silent:
             print(message, file=sys.stderr, flush=True)
 
+    def restart(self, step: int) -> None:
+        """The run goes on from an earlier `step`: its pace is counted from there."""
+        self.start, self._since = step, time.monotonic()
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
@@ -71,17 +75,25 @@ class RunLog:
         return f"{rate:.1f} img/s  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
 
 
-def truncate_log(path: Path, step: int) -> None:
-    """Drop the lines after `step`, and a line that a kill cut short: what a resumed run will write again."""
+def truncate_log(path: Path, step: int, keep: Path | None = None) -> None:
+    """Drop the lines after `step`, and a line that a kill cut short: what a resumed run will write again.
+
+    `keep`: a file that gets what was dropped.
+    """
     if not path.exists():
         return
-    kept = []
+    kept, dropped = [], []
     for line in path.read_text().splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line.rstrip("\n") + "\n")
+                continue
         except (json.JSONDecodeError, KeyError, TypeError):
-            continue
+            pass
+        dropped.append(line)
+    if keep is not None and dropped:
+        with atomic_file(keep) as temporary:
+            temporary.write_text("".join(dropped))
     with atomic_file(path) as temporary:
         temporary.write_text("".join(kept))
 

@@ -20,7 +20,7 @@ MECHANISMS = [
     mechanism("em_attention", "gradient: none", "em_attention: gradient is 'none'; known: full, detached"),
     mechanism("em_attention", "ratio: 0.01", "em_attention: 8 channels times ratio 0.01 must be at least 1"),
     mechanism("dual_attention", "sign: 2", "dual_attention: sign is 2, must be 1 or -1"),
-    mechanism("augmented_conv", "value_ratio: 2", "augmented_conv: 4 key and 16 value channels of 8; at least 1 each and at most"),
+    mechanism("augmented_conv", "value_ratio: 2", "augmented_conv: 4 key and 16 value channels of 8;"),
     mechanism("augmented_conv", "heads: 3", "augmented_conv: 3 heads must divide its 4 key and 2 value channels"),
     mechanism("gated_positional", "heads: 3", "gated_positional: 3 heads must divide 8 channels"),
     mechanism("gated_positional", "locality: 0", "gated_positional: locality is 0, it must be above 0"),

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sagan.config import Config, load_config
-from sagan.networks import Discriminator, Generator, build_discriminator, build_generator
+from sagan.discriminator import Discriminator
+from sagan.networks import Generator, build_discriminator, build_generator
 
 Inputs = tuple[Tensor, Tensor | None]  # z or images, labels
 

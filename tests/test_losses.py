@@ -8,8 +8,8 @@ from tiny import tiny_batches, tiny_config, tiny_gan
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sagan.discriminator import Discriminator
 from sagan.losses import LOSSES, r1_penalty
-from sagan.networks import Discriminator
 from sagan.spectral_norm import hold_state
 
 REAL, FAKE = [2.0, 0.5, -1.5], [-3.0, 0.25, 1.5, 0.0]

@@ -77,7 +77,8 @@ def parameters_of(config: Config, classes: int) -> tuple[int, int]:
     """Parameters of generator and discriminator, built without memory. UserError where they cannot be built."""
     import torch
 
-    from sagan.networks import Discriminator, Generator
+    from sagan.discriminator import Discriminator
+    from sagan.networks import Generator
 
     with torch.device("meta"):
         networks = (

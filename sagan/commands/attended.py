@@ -16,13 +16,14 @@ from sagan.config import load_config
 from sagan.data.convert import Unusable, convert
 from sagan.data.folder import FolderSource
 from sagan.data.prepare import ensure_prepared
+from sagan.discriminator import Discriminator
 from sagan.errors import UserError
 from sagan.evaluation.image_set import from_prepared
 from sagan.inspection.health import shows_something
 from sagan.inspection.judged import judged_attention
 from sagan.inspection.maps import Points, Recording, attention_of
 from sagan.modes import load_discriminator, load_generators
-from sagan.networks import Discriminator, Generator
+from sagan.networks import Generator
 from sagan.resolutions import ATTENTION_RESOLUTION
 from sagan.sampling import default_labels, generate, latents
 from sagan.selections import parse_classes

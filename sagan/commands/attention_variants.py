@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sagan.attention import SelfAttention, make_attention
 from sagan.attention.functional import feature_map, tokens
@@ -31,7 +32,7 @@ def variants(names: list[str], channels: int, resolution: int, device: torch.dev
     """The convolution and each mechanism with its defaults, its gain not 0."""
     torch.manual_seed(0)
     macs = 9 * channels * channels * resolution * resolution
-    made = {CONVOLUTION: (nn.Conv2d(channels, channels, 3, padding=1), macs)}
+    made: dict[str, tuple[nn.Module, int]] = {CONVOLUTION: (nn.Conv2d(channels, channels, 3, padding=1), macs)}
     for name in names:
         mechanism = make_attention(name, channels, resolution)
         for gain in mechanism.gains().values():
@@ -147,4 +148,4 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

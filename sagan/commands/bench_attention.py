@@ -4,9 +4,12 @@ import json
 import sys
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagan.errors import UserError
+
+if TYPE_CHECKING:
+    from sagan.commands.attention_variants import Variant
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,7 @@ def bench_attention_command(options: Options) -> None:
     import torch
 
     from sagan.attention import ATTENTION
-    from sagan.commands.attention_variants import (
-        CONVOLUTION,
-        EXPLICIT,
-        explicit,
-        step_of,
-        variants,
-    )  # fmt: skip
+    from sagan.commands.attention_variants import CONVOLUTION, EXPLICIT, explicit, step_of, too_large, variants
     from sagan.commands.step_variants import peak_of, seconds_a_step
 
     names = list(ATTENTION) if options.names is None else [name.strip() for name in options.names.split(",")]
@@ -47,15 +44,13 @@ def bench_attention_command(options: Options) -> None:
     if options.explicit and "self_attention" not in names:
         raise UserError("--explicit is set beside self_attention; --names leaves it out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    skipped: dict[str, str] = {}
+    why: str | None = None
     try:
         each = variants(names, options.channels, options.resolution, device)
         if options.explicit:
             why = too_large(options.channels, options.resolution, options.batch_size, device)
             if why is None:
                 each[EXPLICIT] = explicit(options.channels, options.resolution, device)
-            else:
-                skipped[EXPLICIT] = why
     except ValueError as error:
         raise UserError(f"--channels {options.channels}, --resolution {options.resolution}: {error}") from None
     shape = (options.batch_size, options.channels, options.resolution, options.resolution)
@@ -63,35 +58,39 @@ def bench_attention_command(options: Options) -> None:
     steps = {name: step_of(variant.module, x) for name, variant in each.items()}
     seconds = seconds_a_step(steps, options.rounds, device)
     peaks = {name: peak_of(step, device) for name, step in steps.items()}
-    result: dict[str, Any] = {
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "channels": options.channels,
-        "resolution": options.resolution,
-        "batch_size": options.batch_size,
-        "rounds": options.rounds,
-    }
+    keys = ("channels", "resolution", "batch_size", "rounds")
+    result: dict[str, Any] = {"device": str(device), "threads": torch.get_num_threads()}
+    result |= {key: getattr(options, key) for key in keys}
     for name, variant in each.items():
-        result[f"parameters_{name}"] = variant.parameters
-        result[f"mega_macs_{name}"] = variant.macs / 1e6
-        result[f"peak_mib_{name}"] = peaks[name]
-        result[f"milliseconds_{name}"] = 1000 * median(seconds[name])
-        if name != CONVOLUTION:
-            result[f"ratio_macs_{name}"] = variant.macs / each[CONVOLUTION].macs
-            result[f"ratio_time_{name}"] = median(
-                a / b for a, b in zip(seconds[name], seconds[CONVOLUTION], strict=True)
-            )
+        result |= _measures(name, variant, peaks[name], seconds[name], each[CONVOLUTION], seconds[CONVOLUTION])
     if EXPLICIT in each:
         pairs = zip(seconds[EXPLICIT], seconds["self_attention"], strict=True)
         result["ratio_explicit"] = median(a / b for a, b in pairs)
-    result |= {f"skipped_{name}": why for name, why in skipped.items()}
+    if why is not None:
+        result[f"skipped_{EXPLICIT}"] = why
     if options.as_json:
         print(json.dumps(result))
         return
     print(_table(result, list(each)))
-    for name, why in skipped.items():
-        print(f"{name}: skipped, {why}")
+    if why is not None:
+        print(f"{EXPLICIT}: skipped, {why}")
     print("forward and backward; times and multiply-adds in multiples of the 3x3 convolution's", file=sys.stderr)
+
+
+def _measures(
+    name: str, variant: "Variant", peak: float | None, seconds: list[float], unit: "Variant", unit_seconds: list[float]
+) -> dict[str, Any]:
+    """What is told of one variant; its ratios are to `unit`, the convolution."""
+    found: dict[str, Any] = {
+        f"parameters_{name}": variant.parameters,
+        f"mega_macs_{name}": variant.macs / 1e6,
+        f"peak_mib_{name}": peak,
+        f"milliseconds_{name}": 1000 * median(seconds),
+    }
+    if variant is not unit:
+        found[f"ratio_macs_{name}"] = variant.macs / unit.macs
+        found[f"ratio_time_{name}"] = median(a / b for a, b in zip(seconds, unit_seconds, strict=True))
+    return found
 
 
 def _table(result: dict[str, Any], names: list[str]) -> str:

@@ -9,14 +9,23 @@ from typing import Any
 from sagan.errors import UserError
 
 
-def bench_evaluate_command(num: int, rounds: int, weights: Path | None, as_json: bool) -> None:
+def bench_evaluate_command(
+    num: int,
+    rounds: int,
+    weights: Path | None,
+    as_json: bool,
+    samples: Path | None = None,
+    reference: Path | None = None,
+) -> None:
     """Print images/s of features, seconds of a Fréchet distance, and ratios: how many times as fast ours are.
 
     `num`: random images of 32 pixels a round. `weights`: of Inception; None: torch hub's cache, or else random ones,
-    which change no speed.
+    which change no speed. `samples`, `reference`: folders of PNG files, whose FID both compute from the files on.
     """
     if num < 1 or rounds < 1:
         raise UserError(f"--num {num}, --rounds {rounds}: both are at least 1")
+    if (samples is None) != (reference is None):
+        raise UserError("--samples and --reference: give both folders, or neither")
     from sagan.commands.evaluate_variants import BATCH, SIZE, seconds_of_distances, seconds_of_features
 
     features = seconds_of_features(num, rounds, weights)
@@ -40,9 +49,30 @@ def bench_evaluate_command(num: int, rounds: int, weights: Path | None, as_json:
     result["distances_differ_by"] = distances.difference
     result["ratio_features"] = features.ratio
     result["ratio_frechet"] = distances.ratio
+    if samples is not None and reference is not None:
+        result |= _fid(samples, reference, weights)
     if as_json:
         print(json.dumps(result))
         return
     for name, value in result.items():
-        print(f"{name:34} {value:.3g}" if isinstance(value, float) else f"{name:34} {value}")
+        print(f"{name:36} {value:.3g}" if isinstance(value, float) else f"{name:36} {value}")
     print("torch-fidelity: its own loop over the same images, without worker processes", file=sys.stderr)
+
+
+def _fid(samples: Path, reference: Path, weights: Path | None) -> dict[str, Any]:
+    """Values and speed of the FID of two folders; `fid_differs_by` is absolute."""
+    from sagan.commands.evaluate_fid import count_of, fid_of_both
+    from sagan.commands.evaluate_variants import inception_tensors
+
+    count = count_of(samples, reference)
+    found = fid_of_both(samples, reference, inception_tensors(weights)[0])
+    ours, theirs = found["project"], found["torch_fidelity"]
+    return {
+        "fid_images": count,
+        "fid_torch_fidelity": theirs.fid,
+        "fid_project": ours.fid,
+        "fid_differs_by": abs(ours.fid - theirs.fid),
+        "images_per_second_fid_torch_fidelity": count / theirs.seconds,
+        "images_per_second_fid_project": count / ours.seconds,
+        "ratio_fid": theirs.seconds / ours.seconds,
+    }

@@ -30,12 +30,15 @@ def bench_step(config: Path | None, overrides: tuple[str, ...], variants: str, r
 @click.option("--num", type=click.IntRange(2), default=256, show_default=True, help="Images a round.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Interleaved rounds of both.")
 @inception_weights
+@click.option("--samples", type=Place(), metavar="DIR", help="PNG files: also their FID, from files to value.")
+@click.option("--reference", type=Place(), metavar="DIR", help="Of that FID: PNG files.")
 @as_json
-def bench_evaluate(num: int, rounds: int, inception_weights: Path | None, as_json: bool) -> None:
+def bench_evaluate(num: int, rounds: int, inception_weights: Path | None, samples: Path | None,
+                   reference: Path | None, as_json: bool) -> None:  # fmt: skip
     """Features and FID against torch-fidelity's own loop, on the same images."""
     from sagan.commands.bench_evaluate import bench_evaluate_command
 
-    bench_evaluate_command(num, rounds, inception_weights, as_json)
+    bench_evaluate_command(num, rounds, inception_weights, as_json, samples, reference)
 
 
 @bench.command("attention")
@@ -87,3 +90,24 @@ def bench_scaling(**options: Any) -> None:
     from sagan.commands.bench_scaling import Options, bench_scaling_command
 
     bench_scaling_command(Options(**options))
+
+
+@bench.command("sample")
+@click.argument("source", metavar="[SNAPSHOT|CONFIG]", required=False)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of both.")
+@as_json
+def bench_sample(source: str | None, rounds: int, as_json: bool) -> None:
+    """Drawing images against the plain form; default: the generator of studio32, random weights."""
+    from sagan.commands.bench_sample import bench_sample_command
+
+    bench_sample_command(source, rounds, as_json)
+
+
+@bench.command("startup")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of all.")
+@as_json
+def bench_startup(rounds: int, as_json: bool) -> None:
+    """`sagan --help` and `sagan sample` of 16 images against python and `import torch`, in processes of their own."""
+    from sagan.commands.bench_startup import bench_startup_command
+
+    bench_startup_command(rounds, as_json)

@@ -53,7 +53,8 @@ def _tables(config: Config, classes: int) -> "tuple[Table, Table]":
     """The layers of generator and discriminator, from a forward without memory or arithmetic."""
     import torch
 
-    from sagan.networks import Discriminator, Generator
+    from sagan.discriminator import Discriminator
+    from sagan.networks import Generator
 
     resolution = config.data.resolution
     with torch.device("meta"):

@@ -55,7 +55,7 @@ class Images(Dataset):
 
 def seconds_of_features(num: int, rounds: int, weights: Path | None) -> Timing:
     """Time Inception features of `num` random images; UserError where `weights` are named and wrong."""
-    tensors, kind = _weights(weights)
+    tensors, kind = inception_tensors(weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     extractor = build_extractor(as_file(tensors)).to(device)
     compute = fast_inception(build_extractor(as_file(tensors)), device, logits=False)
@@ -63,7 +63,8 @@ def seconds_of_features(num: int, rounds: int, weights: Path | None) -> Timing:
     images = torch.randint(256, (num, SIZE, SIZE, 3), generator=torch_generator(0, "bench"), dtype=torch.uint8)
 
     def theirs(images: Tensor) -> Tensor:
-        found = get_featuresdict_from_dataset(Images(images), extractor, BATCH, device.type == "cuda", True, False)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as ours
+            found = get_featuresdict_from_dataset(Images(images), extractor, BATCH, device.type == "cuda", True, False)
         return found["2048"]
 
     def ours(images: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def seconds_of_distances(rounds: int) -> Timing:
     return Timing(seconds, abs(found["project"] / found["torch_fidelity"] - 1))
 
 
-def _weights(given: Path | None) -> tuple[dict[str, Tensor], str]:
+def inception_tensors(given: Path | None) -> tuple[dict[str, Tensor], str]:
     """The tensors of Inception, and what they are: those that are named, or in torch hub's cache, or else random."""
     published = BACKBONES["inception"].published
     if given is not None or published.cached.is_file():

@@ -1,7 +1,7 @@
 """The training step in the variants that `sagan bench step` compares, and its time."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -23,7 +23,9 @@ from sagan.spectral_norm import hold_state
 STEPS_A_ROUND = 2
 
 
-def seconds_a_step(steps: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def seconds_a_step(
+    steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds a step of every variant, one number a round, the rounds interleaved after a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sagan.attention import AttentionMap, record_attention
+from sagan.discriminator import Discriminator
 from sagan.inspection.maps import Maps, Recording, recording_of
-from sagan.networks import Discriminator
 from sagan.spectral_norm import hold_state
 
 BATCH = 8

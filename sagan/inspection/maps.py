@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sagan.attention import AttentionMap, record_attention
+from sagan.drawing import drawing_form
 from sagan.files import atomic_file
 from sagan.inspection.health import module_gammas, module_of, resolutions
 from sagan.networks import Generator
@@ -118,6 +119,7 @@ def _record(
 ) -> Iterator[tuple[Tensor, Tensor, Maps]]:
     """Images (b, H, W, 3), points (b, k, 2) and maps of one batch after the other."""
     device = next(generator.parameters()).device
+    generator = drawing_form(generator)
     starts = range(0, len(z), BATCH)
     for start in track(starts, len(starts), "recording attention") if progress else starts:
         rows = slice(start, start + BATCH)

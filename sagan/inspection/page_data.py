@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sagan.attention import KINDS, AttentionMap, record_attention
+from sagan.drawing import drawing_form
 from sagan.errors import UserError
 from sagan.inspection.health import module_gammas, module_of, resolutions
 from sagan.inspection.maps import Maps, attention_of
@@ -99,6 +100,7 @@ def shown_on_page(kind: str) -> bool:
 def _batches(generator: Generator, z: Tensor, labels: Tensor | None) -> Iterator[tuple[Tensor, Maps]]:
     """Images (b, H, W, 3) and all rows of their maps, of the very forward that drew them."""
     device = next(generator.parameters()).device
+    generator = drawing_form(generator)
     for start in range(0, len(z), BATCH):
         rows = slice(start, start + BATCH)
         recorded: Maps = {}

@@ -7,7 +7,7 @@ import torch
 from command_line import sagan
 
 from sagan.attention import ATTENTION
-from sagan.commands.attention_variants import peak_mib, step_of, variants
+from sagan.commands.attention_variants import explicit, peak_mib, step_of, too_large, variants
 
 SMALL = ["--channels", 16, "--resolution", 8, "--batch-size", 2, "--rounds", 1]
 
@@ -60,3 +60,30 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--names: unknown mechanism 'cbma'; known: self_attention" in capsys.readouterr().err
     assert sagan("bench", "attention", "--channels", 3, "--names", "self_attention") == 2
     assert "--channels 3, --resolution 32: self_attention: 3 channels are too few" in capsys.readouterr().err
+
+
+def test_explicit_weights_are_the_same_attention_and_more_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks when the explicit form computes something else, holds no (N, M) weights, or its ratio is upside down."""
+    cpu = torch.device("cpu")
+    fused, formed = variants(["self_attention"], 16, 16, cpu)["self_attention"].module, explicit(16, 16, cpu).module
+    formed.attention.load_state_dict(fused.state_dict())
+    x = torch.randn(2, 16, 16, 16, requires_grad=True)
+    torch.testing.assert_close(formed(x), fused(x))
+    gradients = [torch.autograd.grad(module(x).square().sum(), x)[0] for module in (fused, formed)]
+    torch.testing.assert_close(*gradients)
+    assert peak_mib(step_of(formed, x)) > 2 * (2 * 256 * 64 * 4) / 2**20
+    options = [*SMALL, "--names", "self_attention,cbam", "--explicit", "--json"]
+    assert sagan("bench", "attention", *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    times = found["milliseconds_self_attention_explicit"] / found["milliseconds_self_attention"]
+    assert found["ratio_explicit"] == pytest.approx(times)
+
+
+def test_explicit_weights_that_do_not_fit_are_skipped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks when they are tried all the same, or nobody says how large they are."""
+    why = too_large(8, 256, 10**6, torch.device("cpu"))
+    assert why is not None
+    assert why.startswith(f"its weights need {4 * 4 * 10**6 * 256**2 * 128**2} bytes, ")
+    assert too_large(8, 8, 1, torch.device("cpu")) is None
+    assert sagan("bench", "attention", *SMALL, "--names", "cbam", "--explicit") == 2
+    assert "--explicit is set beside self_attention" in capsys.readouterr().err

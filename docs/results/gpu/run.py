@@ -6,70 +6,14 @@ repeated. `split` and `join` carry what is too large for one transfer. How to ru
 
 import argparse
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from parts import join, split
+from plan import ROOT, Plan
 
-ROOT = Path(__file__).resolve().parents[3]
-SAGAN = [sys.executable, "-c", "from sagan.cli import main; main()"]
-GRACE = 45  # seconds to save a checkpoint in
 STEP_VARIANTS = "plain,project,tf32,bf16"
-
-
-class Plan:
-    """Where everything lies, and how long this call may still take."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.work: Path = options.work
-        self.results = self.work / "results"
-        self.results.mkdir(parents=True, exist_ok=True)
-        self.end = time.monotonic() + options.seconds
-
-    @property
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
-    def sagan(self, *arguments: object, stdout: Path | None = None, done: Path | None = None, stop: bool = False) -> int:
-        """`sagan ARGUMENTS` within the time left, unless its result (`stdout` or `done`) is there; its exit code.
-
-        `stop`: end it by SIGTERM in time to save what it has, instead of at the limit.
-        """
-        result = stdout or done
-        words = [str(argument) for argument in arguments]
-        if result is not None and result.exists():
-            print(f"{result.name}: done before", flush=True)
-            return 0
-        if self.left < 2:
-            print(f"sagan {' '.join(words)}: no time left; the same command goes on", flush=True)
-            return 1
-        print(f"+ sagan {' '.join(words)}", flush=True)
-        partial = None if stdout is None else stdout.with_name(f".{stdout.name}")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        with open(partial, "wb") if partial else open(os.dup(1), "wb") as out:
-            process = subprocess.Popen([*SAGAN, *words], stdout=out, env=environment)
-            code = self._wait(process, stop)
-        if partial is not None and stdout is not None and code == 0:
-            os.replace(partial, stdout)
-        if code:
-            print(f"it left with {code}", flush=True)
-        return code
-
-    def _wait(self, process: subprocess.Popen, stop: bool) -> int:
-        try:
-            return process.wait(max(self.left - (GRACE if stop else 0), 1))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-        try:
-            return process.wait(GRACE if stop else 5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
 
 
 def throughput(plan: Plan) -> int:
@@ -78,7 +22,9 @@ def throughput(plan: Plan) -> int:
     command = ["bench", "throughput", o.config, *sets(o), "--json"]
     grid = [*command, "--batch-sizes", o.batch_sizes, "--precisions", o.precisions]
     out = plan.results / "throughput.jsonl"
-    code = plan.sagan(*grid, "--out", out, "--seconds", max(plan.left * 0.7, 1), stdout=plan.results / "throughput.json")
+    code = plan.sagan(
+        *grid, "--out", out, "--seconds", max(plan.left * 0.7, 1), stdout=plan.results / "throughput.json"
+    )
     one = ["--batch-sizes", o.batch_sizes.split(",")[0], "--precisions", o.compiled, "--compile", "--out", out]
     if code == 0 and o.compiled:
         limit = max(plan.left - 10, 1)
@@ -112,11 +58,12 @@ def train_part(plan: Plan) -> int:
         if o.steps is None:
             print("the first part needs --steps: images/s of the chosen cell x seconds / batch size", file=sys.stderr)
             return 2
-        file.write_text(json.dumps({"steps": o.steps, "sets": o.set, "config": str(o.config)}) + "\n")
+        changes = [f"optim.decay_start={o.steps // 4}", *o.set]
+        file.write_text(json.dumps({"steps": o.steps, "sets": changes, "config": str(o.config)}) + "\n")
     decided = json.loads(file.read_text())
     changes = [f"data.source={json.dumps(noted(plan)['data'])}", f"training.steps={decided['steps']}", *decided["sets"]]
     code = plan.sagan("train", decided["config"], "--out", plan.work / "run", *with_sets(changes), stop=True)
-    stopped = code in (143, -signal.SIGTERM)
+    stopped = code == 128 + signal.SIGTERM  # saved; -SIGTERM: ended before it trained at all
     log = plan.work / "run" / "log.jsonl"
     last = json.loads(log.read_text().splitlines()[-1]) if log.is_file() and log.stat().st_size else {}
     about = {"part": o.number, "exit": code, "steps": decided["steps"], "logged": last.get("step"),
@@ -124,7 +71,7 @@ def train_part(plan: Plan) -> int:
     with (plan.results / "parts.jsonl").open("a") as lines:
         lines.write(json.dumps(about) + "\n")
     print("stopped in time; the next part goes on" if stopped else f"part {o.number} ended with {code}", flush=True)
-    return 0 if stopped else code
+    return 0 if stopped else abs(code)
 
 
 def evaluate(plan: Plan) -> int:
@@ -201,11 +148,12 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--work", type=Path, default=Path("runs/gpu"), help="what the calls share")
     p.add_argument("--seconds", type=float, default=540, help="of this call")
+    p.add_argument("--grace", type=float, default=45, help="of them, to save a checkpoint in")
     p.add_argument("--config", type=Path, default=ROOT / "configs" / "cifar10-gpu.yaml")
     p.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
     commands = p.add_subparsers(dest="command", required=True)
 
-    def command(name: str, **options: object) -> None:
+    def command(name: str, /, **options: object) -> None:
         sub = commands.add_parser(name)
         for option, default in options.items():
             kind = str if default is None else type(default)
@@ -238,7 +186,10 @@ def main() -> int:
         print(*split(options.name, inside, options.out, options.part_bytes, options.most), sep="\n")
         return 0
     if options.command == "join":
-        print(*join(options.folders, options.out), sep="\n")
+        try:
+            print(*join(options.folders, options.out), sep="\n")
+        except ValueError as error:
+            sys.exit(str(error))
         return 0
     commands = {"throughput": throughput, "prepare": prepare, "train-part": train_part, "evaluate": evaluate,
                 "speed": speed, "collect": collect}  # fmt: skip

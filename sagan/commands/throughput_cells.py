@@ -1,0 +1,203 @@
+"""Cells of `sagan bench throughput`, measured in a process of their own, which may run out of memory, time or luck."""
+
+import gc
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from sagan.commands.bench import Variant
+from sagan.commands.bench_throughput import LOSSES, Cell
+from sagan.config import make_config, replaced
+from sagan.settings import Config
+
+Row = dict[str, Any]
+CHUNKS, CHUNK_SECONDS = 3, 0.5
+MATMUL = 8192  # side of the matrices whose product gives the device's rate
+
+
+def measured(
+    config: Config, cells: list[Cell], deadline: float, cell_seconds: float, about: dict[str, Any]
+) -> Iterator[tuple[Cell, Row]]:
+    """Every cell with what was measured, in order; `about` is given what the process says of its device.
+
+    A process that dies or takes too long over a cell is ended, and another goes on with the next one.
+    """
+    left = list(cells)
+    while left and time.monotonic() < deadline:
+        with _Worker(config, left) as worker:
+            greeting = worker.read(deadline - time.monotonic())
+            if isinstance(greeting, str):
+                why = worker.what_happened(greeting)
+                yield from ((left.pop(0), why) for _ in range(len(left)))
+                return
+            about |= greeting
+            while left:
+                row = worker.read(min(cell_seconds, deadline - time.monotonic()))
+                if isinstance(row, str) and time.monotonic() >= deadline:
+                    break
+                yield left.pop(0), worker.what_happened(row) if isinstance(row, str) else row
+                if isinstance(row, str):
+                    break
+    for cell in left:
+        yield cell, {"state": "not reached"}
+
+
+class _Worker:
+    """A process that measures cells and writes one line each."""
+
+    def __init__(self, config: Config, cells: list[Cell]) -> None:
+        task = json.dumps({"config": config.to_dict(), "cells": [asdict(cell) for cell in cells]})
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from sagan.commands.throughput_cells import work; work()"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        self.lines: queue.Queue[str | None] = queue.Queue()
+        self.errors: list[str] = []
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError), self.process.stdin as pipe:
+            pipe.write(task)
+        self.threads = [threading.Thread(target=target, daemon=True) for target in (self._listen, self._heed)]
+        for thread in self.threads:
+            thread.start()
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # with the compiler's own processes
+        self.process.wait()
+        for thread in self.threads:
+            thread.join()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+    def what_happened(self, state: str) -> Row:
+        """The row of a cell that gave none; of one that failed with the last line of stderr."""
+        return {"state": state} | ({"why": self.errors[-1][:200]} if state == "failed" and self.errors else {})
+
+    def read(self, seconds: float) -> Row | str:
+        """The next line, or why there is none."""
+        try:
+            line = self.lines.get(timeout=max(seconds, 0.0))
+        except queue.Empty:
+            return "out of time"
+        if line is None:
+            self.threads[1].join(timeout=5)
+            return "failed"
+        return json.loads(line)
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                self.lines.put(line)
+        self.lines.put(None)
+
+    def _heed(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if line.strip():
+                self.errors = [*self.errors[-20:], line.strip()]
+
+
+def work() -> None:
+    """The process: a line about the device, then one for each cell of the task on stdin."""
+    task = json.load(sys.stdin)
+    import torch
+
+    config = make_config(task["config"])
+    cuda = torch.cuda.is_available() and config.training.device != "cpu"
+    device = torch.device("cuda" if cuda else "cpu")
+    _tell(_device(device))
+    for cell in task["cells"]:
+        if cell["compiled"]:
+            torch._dynamo.reset()  # or the cells before count against its limit of compilations, and it stays eager
+        try:
+            _tell(_cell(config, Cell(**cell), device))
+        except (torch.OutOfMemoryError, MemoryError):
+            _tell({"state": "out of memory"})
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            _tell({"state": "out of memory"})
+        if cuda:
+            gc.collect()  # cells hold themselves in circles through their optimisers
+            torch.cuda.empty_cache()
+
+
+def _tell(row: Row) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def _device(device: Any) -> Row:
+    import torch
+
+    about: Row = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if device.type == "cuda":
+        about["device"] = torch.cuda.get_device_name(device)
+        a, b = (torch.randn(MATMUL, MATMUL, device=device, dtype=torch.bfloat16) for _ in range(2))
+        for _ in range(3):
+            torch.mm(a, b)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(10):
+            torch.mm(a, b)
+        torch.cuda.synchronize()
+        about["bf16_matmul_tflops"] = 10 * 2 * MATMUL**3 / (time.perf_counter() - start) / 1e12
+    return about
+
+
+def _cell(config: Config, cell: Cell, device: Any) -> Row:
+    """One cell: losses of the first steps, then time and peak memory of further ones."""
+    import torch
+
+    from sagan.commands.step_variants import peak_of, stepper, timed
+
+    if cell.precision == "tf32" and device.type != "cuda":
+        return {"state": "skipped", "why": "TF32 needs a CUDA device"}
+    variant = Variant(channels_last=cell.channels_last, precision=cell.precision, compiled=cell.compiled)
+    config = replaced(config, {"training": {"batch_size": cell.batch_size}, "optim": {"accumulation": 1}})
+    step = stepper(config, device, variant)
+    losses: list[list[float]] = []
+    first = timed(lambda: losses.append(_numbers(step())), 1, device)
+    while len(losses) < LOSSES:
+        losses.append(_numbers(step()))
+    one = timed(step, 1, device)
+    count = max(1, min(100, round(CHUNK_SECONDS / one)))
+    seconds = [timed(step, count, device) / count for _ in range(CHUNKS)]
+    eager = cell == cell.reference
+    return {
+        "state": "ok",
+        "images_per_second": cell.batch_size / median(seconds),
+        "spread": max(seconds) / min(seconds) - 1,
+        "seconds_first_step": first,
+        "peak_mib": peak_of(step, device, cell.compiled),
+        **({"allocated_mib": torch.cuda.max_memory_allocated() / 2**20} if device.type == "cuda" else {}),
+        "losses": losses,
+        **({"flops_an_image": _flops(step) / cell.batch_size} if eager else {}),
+    }
+
+
+def _numbers(losses: dict[str, Any]) -> list[float]:
+    return [float(losses[name]) for name in ("d_loss", "g_loss")]
+
+
+def _flops(step: Any) -> int:
+    """Operations of convolutions and matrix products in one step (two a multiply-add), as it computes them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()

@@ -46,6 +46,7 @@ def recover(run: Run, log: RunLog, trouble: Trouble) -> None:
         _go_back(run, trouble, checkpoint, number, run.progress.rate * settings.rate)
     run.accelerator.wait_for_everyone()
     load(run, checkpoint)
+    assert run.progress.rollbacks == number, "without the mark a run would be rolled back for ever"
     log.restart(run.progress.step)
     log.say(
         f"{trouble.reason} at step {trouble.step}; rolled back to step {run.progress.step}, learning rates times "

@@ -68,6 +68,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_plan(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when a command of the plan, an option or a file that one part leaves for the next is not what it was."""
     training = {**TINY["training"], "steps": 10**6, "snapshot_every": 5, "sample_every": 10**6}

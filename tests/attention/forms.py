@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sagan.attention import ATTENTION, AttentionModule, make_attention
 
@@ -51,3 +53,33 @@ def make(
 def draw(size: tuple[int, int] = (6, 8), batch: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, CHANNELS, *size, generator=generator, dtype=dtype).requires_grad_()
+
+
+def randomised(
+    name: str, channels: int, size: int | tuple[int, int], std: float, dtype: torch.dtype = torch.float64,
+    gamma: float = 0.7, **options,
+) -> AttentionModule:  # fmt: skip
+    """A module all of whose parameters are drawn anew, N(0, std), its gain not 0."""
+    torch.manual_seed(0)
+    module = make_attention(name, channels, size, **options).to(dtype)
+    for key, parameter in module.named_parameters():
+        nn.init.normal_(parameter, std=std) if key != "gamma" else nn.init.constant_(parameter, gamma)
+    return module
+
+
+class Sizes(TorchDispatchMode):
+    """Numbers of elements of every tensor that an operation gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    @property
+    def elements(self) -> int:
+        """Of the largest."""
+        return max(self.seen, default=0)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
+        return result

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from test_self_attention import LargestTensor
-from torch import Tensor, nn
+from forms import Sizes, randomised
+from torch import Tensor
 
 from sagan.attention import AttentionModule, make_attention
 
@@ -22,11 +22,7 @@ SIZES = [(4, 4), (5, 3), (2, 7)]
 
 def make(size: tuple[int, int], channels: int = 16, dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
     """A module with random parameters, gamma not 0."""
-    torch.manual_seed(0)
-    module = make_attention("augmented_conv", channels, size, **options).to(dtype)
-    for name, parameter in module.named_parameters():
-        nn.init.normal_(parameter, std=0.4) if name != "gamma" else nn.init.constant_(parameter, 0.7)
-    return module
+    return randomised("augmented_conv", channels, size, 0.4, dtype, **options)
 
 
 def reference_rows(q: Tensor, k: Tensor, p: Mapping[str, Tensor], mutant: str = "") -> Tensor:
@@ -131,10 +127,10 @@ def test_never_holds_all_pairs():
     """Breaks when the relative logits, or k rows of them, are laid out for all pairs of cells."""
     module = make((48, 40), dtype=torch.float32)
     x = torch.randn(1, 16, 48, 40, requires_grad=True)
-    with LargestTensor() as forward:
+    with Sizes() as forward:
         module(x).sum().backward()
     assert forward.elements <= 48 * 40 * (8 + 48 + 40)  # key channels, rows, columns
-    with LargestTensor() as rows, torch.no_grad():
+    with Sizes() as rows, torch.no_grad():
         module.attention_rows(x, torch.tensor([[0, 0], [47, 39], [5, 9]]))
     assert rows.elements <= 24 * 48 * 40
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from forms import randomised
+from torch import Tensor
 
 from sagan.attention import AttentionModule, make_attention
 
@@ -12,11 +13,7 @@ FORMS = [{}, {"kernel": 3}, {"gain": "none"}, {"reduction": 2}, {"norm": "batch"
 
 def make(**options) -> AttentionModule:
     """A module with random parameters, gamma not 0."""
-    torch.manual_seed(0)
-    module = make_attention("cbam", 12, 8, **options).double()
-    for name, parameter in module.named_parameters():
-        nn.init.normal_(parameter, std=0.7) if name != "gamma" else nn.init.constant_(parameter, 0.6)
-    return module
+    return randomised("cbam", 12, 8, 0.7, gamma=0.6, **options)
 
 
 def channel_gate(x: Tensor, state: dict[str, Tensor]) -> Tensor:

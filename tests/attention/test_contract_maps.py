@@ -57,8 +57,7 @@ def test_taps_are_documented_and_normalised(name: str, options: dict):
 @each_form
 def test_rows_of_some_points_are_those_of_all(name: str, options: dict):
     """Breaks when a row belongs to another cell, or points (B, k, 2) are read for another sample."""
-    module, x = make(name, options).eval(), draw((6, 5), 2)
-    module = make(name, options, (6, 5)).eval()
+    module, x = make(name, options, (6, 5)).eval(), draw((6, 5))
     every = module.attention_rows(x, torch.cartesian_prod(torch.arange(6), torch.arange(5)))
     points = torch.tensor([[[0, 1], [5, 4]], [[3, 2], [2, 0]]])
     for tap, found in module.attention_rows(x, points).items():

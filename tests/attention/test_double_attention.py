@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from forms import Sizes, randomised
+from torch import Tensor
 
 from sagan.attention import AttentionModule, make_attention, record_attention
 
@@ -24,11 +24,7 @@ POINTS = torch.tensor([[0, 0], [0, 2]])
 
 def make(size: tuple[int, int] = (4, 4), dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
     """A module with random parameters, gamma not 0."""
-    torch.manual_seed(0)
-    module = make_attention("double_attention", CHANNELS, size, **options).to(dtype)
-    for name, parameter in module.named_parameters():
-        nn.init.normal_(parameter, std=0.5) if name != "gamma" else nn.init.constant_(parameter, 0.7)
-    return module
+    return randomised("double_attention", CHANNELS, size, 0.5, dtype, **options)
 
 
 def draw(size: tuple[int, int] = (4, 4), batch: int = 2) -> Tensor:
@@ -139,24 +135,11 @@ def test_half_precision_keeps_small_weights():
     torch.testing.assert_close(gather.sum(dim=(3, 4)), torch.ones(2, 2, 1), rtol=0, atol=1e-5)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Watches every operation: `elements` of the largest tensor that one gave."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
-
-
 def test_never_holds_all_pairs():
     """Breaks when the products are taken in the order that forms N×N, forwards, backwards or for some rows."""
     module = make((64, 64), torch.float32)
     x = torch.randn(1, CHANNELS, 64, 64, requires_grad=True)
-    with LargestTensor() as seen, record_attention(module, torch.tensor([[0.5, 0.5], [0.1, 0.9]])):
+    with Sizes() as seen, record_attention(module, torch.tensor([[0.5, 0.5], [0.1, 0.9]])):
         module(x).sum().backward()
         module.attention_rows(x, POINTS)
     assert seen.elements <= 2 * CHANNELS * 64 * 64

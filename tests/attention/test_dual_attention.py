@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from forms import Sizes
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sagan.attention import AttentionModule, make_attention, record_attention
 
@@ -187,23 +187,11 @@ def test_large_energies_do_not_overflow(dtype: torch.dtype):
     torch.testing.assert_close(found[:, 0, 0].double(), expected, rtol=0, atol=1e-6)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Watches every operation: `elements` of the largest tensor that one gave."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            self.elements = max(self.elements, tensor.numel() if isinstance(tensor, Tensor) else 0)
-        return result
-
-
 def test_never_holds_all_pairs():
     """Breaks when forward, backward or recorded rows need the N×N weights."""
     module = make((64, 64), torch.float32)
     x = torch.randn(1, CHANNELS, 64, 64, requires_grad=True)
-    with LargestTensor() as watched, record_attention(module, torch.tensor([[0.5, 0.5], [0.1, 0.9]])):
+    with Sizes() as watched, record_attention(module, torch.tensor([[0.5, 0.5], [0.1, 0.9]])):
         module(x).sum().backward()
     assert watched.elements <= 16 * 64 * 64
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from em_reference import em_of_one_image, unit
+from forms import Sizes
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sagan.attention import AttentionModule, make_attention, record_attention
 from sagan.layers import initialize
@@ -112,22 +112,11 @@ def test_attention_rows_equal_the_full_map(options: dict, size: tuple[int, int])
     torch.testing.assert_close(from_taps @ image, z[0, cells] @ found[0], **close)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Watches every operation: `elements` of the largest tensor that one gave."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.elements = max([self.elements, *(t.numel() for t in [result] if isinstance(t, Tensor))])
-        return result
-
-
 def test_never_holds_all_pairs():
     """Breaks when forward, backward or a recorded row needs more than O(N·(C + K))."""
     module = make((48, 48), dtype=torch.float32, bases=16)
     x = torch.randn(1, CHANNELS, 48, 48, requires_grad=True)
-    with LargestTensor() as watched, record_attention(module, torch.tensor([[0.5, 0.5], [0.1, 0.9]])):
+    with Sizes() as watched, record_attention(module, torch.tensor([[0.5, 0.5], [0.1, 0.9]])):
         module(x).sum().backward()
     assert watched.elements <= 16 * 48 * 48
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from forms import Sizes, randomised
+from torch import Tensor
 
 from sagan.attention import AttentionModule, make_attention, record_attention
 from sagan.attention.non_local import mean_by_hinges
@@ -20,11 +20,7 @@ POINTS = torch.tensor([[0, 0], [3, 0], [1, 2]])
 
 def make(form: str, size: tuple[int, int] = (4, 4), dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
     """A module with random parameters, gamma not 0."""
-    torch.manual_seed(0)
-    module = make_attention("non_local", options.pop("channels", CHANNELS), size, form=form, **options).to(dtype)
-    for name, parameter in module.named_parameters():
-        nn.init.normal_(parameter, std=0.5) if name != "gamma" else nn.init.constant_(parameter, 0.7)
-    return module
+    return randomised("non_local", options.pop("channels", CHANNELS), size, 0.5, dtype, form=form, **options)
 
 
 def draw(size: tuple[int, int] = (4, 4)) -> Tensor:
@@ -189,25 +185,12 @@ def test_hinges_keep_their_precision(offset: float):
         assert (single - double).abs().max() < 1e-4 * double.abs().max()
 
 
-class LargestTensor(TorchDispatchMode):
-    """Watches every operation: `elements` of the largest tensor that one gave."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_never_holds_all_pairs(form: str):
     """Breaks when the N×N weights are formed, forwards, backwards or for some rows."""
     module = make(form, (64, 64), torch.float32, channels=16)
     x = torch.randn(1, 16, 64, 64, requires_grad=True)
-    with LargestTensor() as seen, record_attention(module, torch.tensor([[0.5, 0.5], [0.1, 0.9]])):
+    with Sizes() as seen, record_attention(module, torch.tensor([[0.5, 0.5], [0.1, 0.9]])):
         module(x).sum().backward()
         module.attention_rows(x, POINTS)
     assert seen.elements <= 64 * 16 * 64 * 64  # N·N is 4096 · 4096

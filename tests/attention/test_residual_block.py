@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import Tensor, nn
+from forms import randomised
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sagan.attention import AttentionModule, make_attention, record_attention
@@ -20,11 +21,7 @@ FORMS = [
 
 def make(size: tuple[int, int], **options) -> AttentionModule:
     """A module with random parameters, gamma not 0."""
-    torch.manual_seed(0)
-    module = make_attention("residual_block", 16, size, **options).double()
-    for name, parameter in module.named_parameters():
-        nn.init.normal_(parameter, std=0.5) if name != "gamma" else nn.init.constant_(parameter, 0.7)
-    return module
+    return randomised("residual_block", 16, size, 0.5, **options)
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from forms import randomised
+from torch import Tensor
 
 from sagan.attention import AttentionModule, make_attention
 from sagan.layers import initialize
@@ -21,11 +22,7 @@ FORMS = [
 
 def make(channels: int = 12, **options) -> AttentionModule:
     """A module with random parameters, gamma not 0."""
-    torch.manual_seed(0)
-    module = make_attention("selective_kernel", channels, 8, **options).double()
-    for name, parameter in module.named_parameters():
-        nn.init.normal_(parameter, std=0.5) if name != "gamma" else nn.init.constant_(parameter, 0.6)
-    return module
+    return randomised("selective_kernel", channels, 8, 0.5, gamma=0.6, **options)
 
 
 def dilated(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Tensor:

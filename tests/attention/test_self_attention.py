@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from forms import Sizes, randomised
 from reference import attention_maps, self_attention
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sagan.attention import ATTENTION, AttentionModule, make_attention, record_attention
 from sagan.attention.functional import dot_product_attention
@@ -24,11 +24,7 @@ SIZES = [(6, 6), (7, 5), (4, 9)]
 
 def make(size: tuple[int, int], channels: int = 16, dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
     """A module with random parameters, gamma not 0."""
-    torch.manual_seed(0)
-    module = make_attention("self_attention", channels, size, **options).to(dtype)
-    for name, parameter in module.named_parameters():
-        nn.init.normal_(parameter, std=0.5) if name != "gamma" else nn.init.constant_(parameter, 0.7)
-    return module
+    return randomised("self_attention", channels, size, 0.5, dtype, **options)
 
 
 def parts(module: AttentionModule) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
@@ -140,32 +136,19 @@ def test_fused_equals_explicit(widths: tuple[int, int], dtype: torch.dtype, tole
         torch.testing.assert_close(gradient, explicit, rtol=tolerance, atol=tolerance)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Watches every operation: `elements` of the largest tensor that one gave."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
-
-
 @pytest.mark.parametrize("pool", [True, False])
 def test_rows_and_forward_never_hold_all_pairs(pool: bool):
     """Breaks when k rows cost more than O(k·N), or no fused kernel is chosen and the N×M weights are materialised."""
     module = make((64, 64), dtype=torch.float32, pool=pool)
     x = torch.randn(1, 16, 64, 64, requires_grad=True)
     queries, keys = 64 * 64, 64 * 64 // (4 if pool else 1)
-    with LargestTensor() as rows, torch.no_grad():
+    with Sizes() as rows, torch.no_grad():
         module.attention_rows(x, torch.tensor([[0, 0], [63, 63], [5, 9]]))
     assert rows.elements <= 16 * queries
-    with LargestTensor() as forward:
+    with Sizes() as forward:
         module(x).sum().backward()
     assert forward.elements < queries * keys // 4
-    with LargestTensor() as recording, torch.no_grad(), record_attention(module, torch.tensor([[0.5, 0.5]])):
+    with Sizes() as recording, torch.no_grad(), record_attention(module, torch.tensor([[0.5, 0.5]])):
         module(x)
     assert recording.elements <= 16 * queries
 

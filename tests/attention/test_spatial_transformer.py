@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from forms import Sizes
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sagan.attention import AttentionModule, make_attention, record_attention
 
@@ -167,23 +167,10 @@ def test_a_warp_that_leaves_the_map_can_come_back(padding: str):
     assert all(bool(gradient.any()) == (padding == "reflection") for gradient in gradients)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Watches every operation: `elements` of the largest tensor that one gave."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
-
-
 def test_never_holds_all_pairs():
     """Breaks when forward or k footprints hold a weight for every pair of cells."""
     module, x = make((64, 64), torch.float32), torch.randn(1, 6, 64, 64, requires_grad=True)
-    with LargestTensor() as largest:
+    with Sizes() as largest:
         module(x).sum().backward()
         module.attention_rows(x, torch.tensor([[0, 0], [63, 63], [5, 9]]))
     assert largest.elements <= 32 * 64 * 64

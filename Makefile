@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
+# one thread a process: as many processes as cores
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not assets and not soak" -q -n auto --dist worksteal
 
 .PHONY: help setup demo test check slow soak clean
 
@@ -33,14 +35,14 @@ demo: setup
 	@echo "         $(DEMO)/samples/                 how training went"
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not assets and not soak" -q
+	$(FAST)
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow and not assets and not soak" -q
+	$(FAST)
 
 slow: setup
 	$(BIN)/python -m pytest -m "(slow or assets) and not soak" -q

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.blocks import GeneratorBlock
-from sagan.layers import UpsampleConv2d
+from sagan.layers import folded_once
 from sagan.networks import Generator
 from sagan.normalization import ConditionalBatchNorm, Normalization
 
@@ -40,8 +40,8 @@ class DrawingBlock(nn.Module):
     def __init__(self, block: GeneratorBlock):
         super().__init__()
         self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2, in_place=True)  # of conv1's own output
-        self.conv1, self.conv2 = FoldedUpsample(block.conv1), block.conv2
-        self.shortcut, self.branch = block.shortcut, block.branch
+        self.conv1 = folded_once(block.conv1).to(memory_format=torch.channels_last)
+        self.conv2, self.shortcut, self.branch = block.conv2, block.shortcut, block.branch
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         h = self.conv1(F.relu_(self.norm1(x, labels)))  # (B, D, 2H, 2W)
@@ -54,19 +54,6 @@ class DrawingBlock(nn.Module):
             cells.add_(shortcut)
             return h
         return (cells + shortcut).flatten(4).flatten(2, 3)
-
-
-class FoldedUpsample(nn.Module):
-    """UpsampleConv2d as a transposed convolution, at every size: its kernel is folded once."""
-
-    def __init__(self, conv: UpsampleConv2d):
-        super().__init__()
-        weight = conv.fold(conv.weight.transpose(0, 1)).contiguous(memory_format=torch.channels_last)  # (C, D, 4, 4)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = conv.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv_transpose2d(x, self.weight, self.bias, stride=2, padding=1)
 
 
 class DrawingNorm(nn.Module):

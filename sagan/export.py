@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from sagan.errors import UserError
 from sagan.images import to_uint8
-from sagan.layers import UpsampleConv2d
+from sagan.layers import UpsampleConv2d, folded_once
 from sagan.networks import Generator
 
 if TYPE_CHECKING:
@@ -52,16 +52,8 @@ def folded(generator: Generator) -> Generator:
     for name, module in list(generator.named_modules()):
         if isinstance(module, UpsampleConv2d):
             parent, _, attribute = name.rpartition(".")
-            setattr(generator.get_submodule(parent), attribute, _transposed(module))
+            setattr(generator.get_submodule(parent), attribute, folded_once(module))
     return generator.eval()
-
-
-@torch.no_grad()
-def _transposed(conv: UpsampleConv2d) -> nn.ConvTranspose2d:
-    weight = conv.fold(conv.weight.transpose(0, 1))  # (C, D, 4, 4)
-    transposed = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1, device="meta")
-    transposed.weight, transposed.bias = nn.Parameter(weight), conv.bias
-    return transposed.requires_grad_(False)
 
 
 def trace(generator: Generator, uint8: bool) -> ExportedProgram:

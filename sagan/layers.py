@@ -54,6 +54,15 @@ class UpsampleConv2d(ResamplingConv2d):
         return F.conv_transpose2d(input, self.fold(weight.transpose(0, 1)), self.bias, stride=2, padding=1)
 
 
+@torch.no_grad()
+def folded_once(conv: UpsampleConv2d) -> nn.ConvTranspose2d:
+    """The transposed convolution that equals `conv` at every size, its kernel folded now; the bias is shared."""
+    transposed = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1, device="meta")
+    transposed.weight = nn.Parameter(conv.fold(conv.weight.transpose(0, 1)), requires_grad=False)  # (C, D, 4, 4)
+    transposed.bias = conv.bias
+    return transposed
+
+
 class DownsampleConv2d(ResamplingConv2d):
     """Conv 3×3, then average pool 2: (B, C, H, W) -> (B, D, ⌊H/2⌋, ⌊W/2⌋). Folded: one conv 4×4 of stride 2."""
 

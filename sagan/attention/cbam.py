@@ -41,7 +41,6 @@ class CBAM(AttentionModule):
         super().__init__(channels, resolution, gain)
         require(reduction >= 1, f"cbam: reduction is {reduction}, it must be at least 1")
         require(kernel >= 1 and kernel % 2 == 1, f"cbam: kernel is {kernel}, it must be odd: 1, 3, 5, 7, …")
-        require(norm in ("none", "batch", "group"), f"cbam: norm is {norm!r}; known: none, batch, group")
         self.squeeze = nn.Linear(channels, max(channels // reduction, 4))
         self.excite = nn.Linear(self.squeeze.out_features, channels)
         self.spatial = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)

@@ -94,7 +94,6 @@ class EmAttention(AttentionModule):
         require(0 < lam < float("inf"), f"em_attention: lam is {lam}, must be above 0 and finite")
         require(0 <= momentum <= 1, f"em_attention: momentum is {momentum}, must lie in [0, 1]")
         require(gradient in ("full", "detached"), f"em_attention: gradient is {gradient!r}; known: full, detached")
-        require(norm in ("none", "batch", "group"), f"em_attention: norm is {norm!r}; known: none, batch, group")
         require(
             0 < ratio < float("inf") and int(channels * ratio) >= 1,
             f"em_attention: {channels} channels times ratio {ratio} must be at least 1",

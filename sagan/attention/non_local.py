@@ -65,7 +65,6 @@ class NonLocal(AttentionModule):
         super().__init__(channels, resolution, gain)
         require(form in FORMS, f"non_local: form is {form!r}; known: {', '.join(FORMS)}")
         require(pool in ("none", "before", "after"), f"non_local: pool is {pool!r}; known: none, before, after")
-        require(norm in ("none", "batch", "group"), f"non_local: norm is {norm!r}; known: none, batch, group")
         require(0 < ratio < inf, f"non_local: ratio is {ratio}, must be a positive part of the channels")
         require(not scale or "gaussian" in form, f"non_local: scale is for the Gaussian forms, form is {form!r}")
         self.form, self.pool = form, pool

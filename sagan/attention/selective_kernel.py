@@ -50,7 +50,6 @@ class SelectiveKernel(AttentionModule):
         require(paths >= 2, f"selective_kernel: paths is {paths}, there must be at least 2 to choose from")
         require(groups >= 1, f"selective_kernel: groups is {groups}, it must be at least 1")
         require(reduction >= 1, f"selective_kernel: reduction is {reduction}, it must be at least 1")
-        require(norm in ("none", "batch", "group"), f"selective_kernel: norm is {norm!r}; known: none, batch, group")
         self.groups = next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
         width = max(channels // reduction, 32)
         self.norm, self.relu = norm, relu

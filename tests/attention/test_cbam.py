@@ -119,5 +119,5 @@ def test_mistakes_are_named():
         make_attention("cbam", 64, 8, kernel=4)
     with pytest.raises(ValueError, match="cbam: reduction is 0, it must be at least 1"):
         make_attention("cbam", 64, 8, reduction=0)
-    with pytest.raises(ValueError, match="cbam: norm is 'layer'; known: none, batch, group"):
+    with pytest.raises(ValueError, match="norm is 'layer'; known: none, batch, group"):
         make_attention("cbam", 64, 8, norm="layer")

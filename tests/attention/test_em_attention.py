@@ -129,7 +129,6 @@ def test_never_holds_all_pairs():
         ({"lam": 0.0}, "lam is 0.0, must be above 0 and finite"),
         ({"momentum": 1.5}, r"momentum is 1.5, must lie in \[0, 1\]"),
         ({"gradient": "none"}, "gradient is 'none'; known: full, detached"),
-        ({"norm": "layer"}, "norm is 'layer'; known: none, batch, group"),
         ({"ratio": 0.1}, "6 channels times ratio 0.1 must be at least 1"),
     ],
 )

@@ -201,7 +201,7 @@ def test_mistakes():
     for options, message in [
         ({"form": "cosine"}, "non_local: form is 'cosine'; known: embedded_gaussian, gaussian, dot_product, conc"),
         ({"pool": "max"}, "non_local: pool is 'max'; known: none, before, after"),
-        ({"norm": "layer"}, "non_local: norm is 'layer'; known: none, batch, group"),
+        ({"norm": "layer"}, "norm is 'layer'; known: none, batch, group"),
         ({"ratio": 0.0}, "non_local: ratio is 0.0, must be a positive part"),
         ({"form": "dot_product", "scale": True}, "non_local: scale is for the Gaussian forms, form is 'dot_product'"),
     ]:

@@ -150,5 +150,5 @@ def test_mistakes_are_named():
     for option, value in (("paths", 1), ("groups", 0), ("reduction", 0)):
         with pytest.raises(ValueError, match=f"selective_kernel: {option} is {value}, .* at least"):
             make_attention("selective_kernel", 64, 8, **{option: value})
-    with pytest.raises(ValueError, match="selective_kernel: norm is 'layer'; known: none, batch, group"):
+    with pytest.raises(ValueError, match="norm is 'layer'; known: none, batch, group"):
         make_attention("selective_kernel", 64, 8, norm="layer")

@@ -92,8 +92,11 @@ def _words(value: Any) -> str:
         return "none"
     if isinstance(value, str):
         return value
-    if isinstance(value, dict) and "name" in value:
-        return ",".join([str(value["name"]), *(f"{key}={_words(v)}" for key, v in value.items() if key != "name")])
+    if isinstance(value, dict):
+        named = [str(value["name"])] if "name" in value else []
+        return ",".join([*named, *(f"{key}={_words(v)}" for key, v in value.items() if key != "name")]) or "none"
+    if isinstance(value, list):
+        return ",".join(map(_words, value)) or "none"
     return json.dumps(value, separators=(",", ":"))
 
 

@@ -57,6 +57,11 @@ def test_variants_have_short_names_that_folders_can_have() -> None:
     assert names(f"{PLACE}=self_attention,{{name: non_local, pool: after}},null,{{name: cbam}}") == [
         "self_attention", "non_local,pool=after", "none", "cbam",
     ]  # fmt: skip
+    assert names("generator.attention={},{8: cbam, 16: non_local}", "generator.widths=[4, 2],[8]") == [
+        f"attention={attention}+widths={widths}"
+        for attention in ("none", "8=cbam,16=non_local")
+        for widths in ("4,2", "8")
+    ]
     assert names("optim.generator.lr=0.1,1.0e-5") == ["lr=0.1", "lr=1e-05"]
     both = names("generator.attention.8=null,cbam", "discriminator.attention.8=null,cbam")
     assert both[:2] == ["generator=none+discriminator=none", "generator=none+discriminator=cbam"]

@@ -3,9 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 # one thread a process: as many processes as cores
-FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not assets and not soak" -q -n auto --dist worksteal
+WHICH := -m "not slow and not assets and not soak" -q --dist worksteal
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WHICH) -n auto
 
-.PHONY: help setup demo test check slow soak clean
+.PHONY: help setup demo test check slow soak oldest clean
 
 help:
 	@echo "make setup   create $(VENV) with everything"
@@ -14,6 +15,7 @@ help:
 	@echo "make check   format, lint, types, floors, fast tests"
 	@echo "make slow    the tests marked slow and assets (SAGAN_ASSETS names the folder of the assets)"
 	@echo "make soak    the longest tests"
+	@echo "make oldest  the fast tests with the oldest versions that pyproject.toml allows"
 
 setup: $(VENV)/ready
 
@@ -50,5 +52,10 @@ slow: setup
 soak: setup
 	$(BIN)/python -m pytest -m soak -q
 
+oldest:
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --editable ".[dev]" --constraint tests/oldest.txt
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest $(WHICH) -n auto
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest runs build *.egg-info

@@ -26,6 +26,8 @@ class Progress:
 
     For the sentinel: how often the run was rolled back, the factor of the learning rates that this led to, the first
     step of those at which the discriminator is saturated, the best of each score that it watches.
+
+    `scored`: what the scores are that `best` and `records` compare. `processes`: how many wrote it.
     """
 
     step: int
@@ -37,6 +39,8 @@ class Progress:
     rate: float = 1.0
     saturated_since: int | None = None
     records: dict[str, float] = field(default_factory=dict)
+    scored: str | None = None
+    processes: int | None = None
 
 
 def save_checkpoint(folder: Path, gan: GAN, progress: Progress) -> None:
@@ -88,9 +92,11 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
     state = read_json(folder / STATE)
     if not isinstance(state, dict) or state.get("state_sha256") != _digest(state):
         raise UserError(f"{folder}: damaged checkpoint, {STATE} does not have the SHA-256 it was written with")
+    if not {"step", "best_step", "param_groups", "sha256"} <= state.keys() or not isinstance(state["sha256"], dict):
+        raise UserError(f"{folder}: damaged checkpoint, {STATE} does not say what a checkpoint's says")
     for name, expected in state["sha256"].items():
         path = folder / name
-        if not path.is_file():
+        if path.parent != folder or not path.is_file():
             raise UserError(f"{folder}: damaged checkpoint, {name} is missing")
         if sha256(path) != expected:
             raise UserError(f"{folder}: damaged checkpoint, {name} does not have the SHA-256 it was written with")
@@ -100,7 +106,7 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
 def list_checkpoints(run: Path) -> list[Path]:
     """Checkpoint folders of a run, oldest first."""
     folder = run / "checkpoints"
-    return sorted(p for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    return sorted(p for p in folder.iterdir() if p.name.isascii() and p.name.isdigit()) if folder.is_dir() else []
 
 
 def newest_whole_checkpoint(run: Path) -> tuple[Path | None, list[str]]:

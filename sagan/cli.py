@@ -210,7 +210,8 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in OF_THE_SYSTEM:
             raise
-        code = _refuse(f"{error.filename or 'output'}: {OF_THE_SYSTEM[error.errno]}; nothing is half-written")
+        reason = f"{error.filename or 'output'}: {OF_THE_SYSTEM[error.errno]}; nothing is half-written"
+        code = _refuse(str(UserError(reason)))  # which escapes what the name may hold
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise

@@ -1,10 +1,12 @@
 """Reading a config: YAML and `--set a.b=value` into a complete, validated Config. Imports no torch.
 
 A file holds only what differs from the defaults of settings.py; what depends on the resolution (widths, attention
-placement) is filled in, so that a resolved config says everything.
+placement) is filled in, so that a resolved config says everything. A file is not trusted: safe YAML, bounded in size,
+depth and what its aliases expand to.
 """
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,45 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sagan.errors import UserError
+from sagan.files import read_text
 from sagan.resolutions import ATTENTION_RESOLUTION, DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS, RESOLUTIONS
 from sagan.settings import Config
 
+LARGEST_FILE, MOST_VALUES, DEEPEST = 1 << 18, 50_000, 40  # bytes, values with aliases written out, groups in groups
+LONGEST_VALUE = 200  # characters of a wrong value that a message shows
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML (no object tags) in which a setting written twice is an error."""
+    """Safe YAML (no object tags), bounded, in which a setting written twice is an error."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _written_out(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases expand to over {MOST_VALUES} values")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is written twice", node.start_mark)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is written twice", key.start_mark)
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _written_out(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
+    """How many values a document holds when every alias is replaced by what it stands for; a loop counts once."""
+    if depth > DEEPEST:
+        raise yaml.YAMLError(f"nested more than {DEEPEST} deep")
+    if id(node) not in known:
+        known[id(node)] = 1
+        if isinstance(node, yaml.MappingNode):
+            inner = [one for pair in node.value for one in pair]
+        else:
+            inner = node.value if isinstance(node, yaml.SequenceNode) else []
+        known[id(node)] = 1 + sum(_written_out(one, known, depth + 1) for one in inner)
+    return known[id(node)]
 
 
 def load_config(path: Path | str | None, overrides: list[str] | None = None) -> Config:
@@ -36,9 +64,11 @@ def load_config(path: Path | str | None, overrides: list[str] | None = None) -> 
     if path is None:
         return make_config({}, overrides)
     try:
-        raw = _copy(yaml.load(Path(path).read_text(), _Loader))
+        raw = _copy(_read_yaml(read_text(path, LARGEST_FILE)))
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file") from None
+    except UserError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable: {error}") from None
     except RecursionError:
@@ -63,9 +93,13 @@ def make_config(raw: dict[str, Any], overrides: list[str] | None = None, where: 
         if "attention" in keys[:-1]:
             _assign(raw, keys, value)
     try:
-        return Config.model_validate(raw)
+        config = Config.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: {describe_validation_error(error, Config)}") from None
+    for name, value in _flatten(raw).items():
+        if isinstance(value, str) and not _can_be_a_path(value):
+            raise UserError(f"{where}: {name} holds a NUL or half a character, which no path or name has: {value!r}")
+    return config
 
 
 def check_processes(config: Config, processes: int) -> None:
@@ -105,7 +139,18 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel]) ->
     message = finding["msg"].removeprefix("Value error, ")
     if finding["type"] == "value_error":
         return f"{name}: {message}" if name else message
-    return f"{name}: {message[:1].lower()}{message[1:]}, not {finding.get('input')!r}"
+    shown = repr(finding.get("input"))
+    shown = shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]}…"
+    return f"{name}: {message[:1].lower()}{message[1:]}, not {shown}"
+
+
+def _read_yaml(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError(f"nested more than {DEEPEST} deep") from None
+    except (TypeError, AttributeError, OverflowError) as error:  # of PyYAML, for tags that do not fit their values
+        raise yaml.YAMLError(str(error)) from None
 
 
 def _fill_in(raw: dict[str, Any]) -> None:
@@ -125,8 +170,8 @@ def _split_override(text: str) -> tuple[list[Any], Any]:
         raise UserError(f"--set {text}: expected NAME=VALUE, such as training.steps=1000")
     try:
         keys = [int(k) if k.isdigit() else k for k in name.strip().split(".")]
-        return keys, yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError, ValueError):
+        return keys, _read_yaml(value)
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"--set {text}: the value is not readable as YAML") from None
 
 
@@ -163,6 +208,13 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _can_be_a_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _copy(tree: Any) -> Any:

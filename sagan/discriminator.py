@@ -11,6 +11,7 @@ from sagan.frontends import CoarseToFine, FrontEnd, Judgement, Zoom
 from sagan.frontends.zoom import Proposal
 from sagan.network_settings import CoarseToFineSettings, DiscriminatorSettings, ZoomSettings
 from sagan.placement import PLACES, placed_attention
+from sagan.recomputation import recomputed
 from sagan.resolutions import discriminator_downs
 from sagan.spectral_norm import Projection
 
@@ -19,7 +20,10 @@ class Trunk(nn.Module):
     """Images (B, 3, R, R) -> features (B, C, h, w): residual blocks, the first `downs` of which halve the map.
 
     `widths`: output channels of the blocks. Attention wherever the settings name the resolution of a halved map.
+    `recompute`: blocks and attention keep their inputs alone for backward.
     """
+
+    recompute = False
 
     def __init__(self, settings: DiscriminatorSettings, resolution: int, widths: list[int], downs: int):
         super().__init__()
@@ -44,9 +48,9 @@ class Trunk(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images
         for block in self.blocks:
-            x = block(x)  # (B, C, H/2, W/2)
+            x = recomputed(block, x) if self.recompute else block(x)  # (B, C, H/2, W/2)
             if block.down and (place := f"{x.shape[2]}x{x.shape[3]}") in self.attention:
-                x = self.attention[place](x)
+                x = recomputed(self.attention[place], x) if self.recompute else self.attention[place](x)
         return x
 
 

@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside their place under a temporary name, then renamed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 from sagan.errors import UserError
 
 TEMPORARY = ".partial-"
+LARGEST_TEXT = 1 << 24  # bytes of a JSON file; what we write stays far below
 
 
 @contextmanager
@@ -63,19 +65,47 @@ def write_json(path: Path | str, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def read_text(path: Path | str, most: int = LARGEST_TEXT) -> str:
+    """The UTF-8 text of a file; UserError when it holds more than `most` bytes, UnicodeDecodeError for another kind."""
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path}: holds more than {most >> 10} KiB of text, none of ours does; is it the right file?")
+    return content.decode()
+
+
 def read_json(path: Path | str) -> Any:
     """Read a JSON file; a damaged one is a UserError that names it."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(read_text(path))
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
 
 
+def expand_home(path: Path | str) -> Path:
+    """`path` with ~ and ~NAME as home folders; UserError for a name that this machine does not know."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: no such user here, so no such home folder; write the path out") from None
+
+
 def append_json_line(path: Path | str, record: dict[str, Any]) -> None:
-    """Append one JSON object as one line, in one write."""
+    """Append one JSON object as one line, in one write. UserError for a link, which could lead to any file of yours."""
     make_folder(Path(path).parent)
-    with open(path, "a") as file:
-        file.write(json.dumps(record) + "\n")
+    try:
+        with open(path, "a", opener=_no_link) as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path}: is a link, nothing is written through it; put a file in its place") from None
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def make_folder(path: Path | str) -> Path:

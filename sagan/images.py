@@ -28,11 +28,11 @@ def save_png(path: Path | str, image: np.ndarray) -> None:
 
 
 def read_png(path: Path | str) -> np.ndarray:
-    """Read an image as uint8 (H, W, 3); a damaged one is a UserError that names it."""
+    """Read a PNG as uint8 (H, W, 3); a damaged one is a UserError that names it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:  # another decoder, such as EPS, may start programs
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not readable as an image ({error})") from None
 
 

@@ -79,6 +79,10 @@ class DownsampleConv2d(ResamplingConv2d):
 
 def upsample(x: Tensor) -> Tensor:
     """Nearest neighbour ×2: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        b, c, h, w = x.shape  # as a view: compiled, the gradient of `interpolate` is added up cell by cell
+        rows = x.permute(0, 2, 3, 1)[:, :, None, :, None]  # (B, H, 1, W, 1, C)
+        return rows.expand(b, h, 2, w, 2, c).reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 

@@ -55,6 +55,8 @@ def _of_run(checkpoint: Path) -> tuple[Config, int, tuple[str, ...]]:
     about = read_json(run / "run.json") if (run / "run.json").is_file() else {}
     if config.data.num_classes is None:
         raise UserError(f"{run / 'config.yaml'}: says nothing of data.num_classes, so it is not that of a run")
+    if not isinstance(about, dict):
+        raise UserError(f"{run / 'run.json'}: not the record of a run; restore it, or remove it")
     return config, config.data.num_classes, tuple(about.get("class_names", ())) if config.data.num_classes else ()
 
 

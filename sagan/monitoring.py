@@ -39,7 +39,8 @@ def _attention(gan: GAN, draws: Draws) -> dict[str, float]:
     points = grid_points(POINTS)
     labels = None if draws.labels is None else draws.labels[:IMAGES]
     measured = {}
-    with hold_state(gan.generator), hold_state(gan.discriminator):
+    eager = torch.compiler.set_stance("force_eager")  # a compiled step knows no listener
+    with eager, hold_state(gan.generator), hold_state(gan.discriminator):
         with record_attention(gan.generator, points) as g_maps:
             fakes = gan.generator(draws.z[:IMAGES], labels)
         with record_attention(gan.discriminator, points) as d_maps:

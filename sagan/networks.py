@@ -19,6 +19,7 @@ from sagan.normalization import BatchNorm, ConditionalBatchNorm, Normalization
 from sagan.placement import PLACES, placed_attention
 from sagan.pretrained import MODEL_CARD, load_exactly, read_snapshot, write_snapshot
 from sagan.randomness import key
+from sagan.recomputation import recomputed
 from sagan.spectral_norm import baked_state, spectral_normalize
 
 if TYPE_CHECKING:
@@ -41,9 +42,11 @@ class Generator(
 
     Linear to 4×4, residual blocks that double the map, batch norm, ReLU, conv 3×3, tanh; attention after the first
     block that outputs its resolution. `num_classes` 0: no labels, plain batch norm. `memory_format`: of its maps.
+    `recompute`: blocks and attention keep their inputs alone for backward.
     """
 
     memory_format = torch.contiguous_format
+    recompute = False
 
     def __init__(
         self, settings: GeneratorSettings, resolution: int, num_classes: int, class_names: tuple[str, ...] = ()
@@ -84,9 +87,9 @@ class Generator(
         x = self.linear(z).unflatten(1, (-1, 4, 4))  # (B, C0, 4, 4)
         x = x.contiguous(memory_format=self.memory_format)
         for block in self.blocks:
-            x = block(x, labels)  # (B, C, 2H, 2W)
+            x = recomputed(block, x, labels) if self.recompute else block(x, labels)  # (B, C, 2H, 2W)
             if (place := f"{x.shape[2]}x{x.shape[3]}") in self.attention:
-                x = self.attention[place](x)
+                x = recomputed(self.attention[place], x) if self.recompute else self.attention[place](x)
         return torch.tanh(self.conv(F.relu(self.norm(x))))
 
     def snapshot_config(self) -> dict[str, Any]:
@@ -122,8 +125,9 @@ class Generator(
             resolution, num_classes, names = config["resolution"], config["num_classes"], tuple(config["class_names"])
             if resolution != 4 << (len(settings.widths) - 1) or num_classes < 0:
                 raise ValueError(f"resolution {resolution}, {len(settings.widths)} widths, {num_classes} classes")
+            _check_size(settings, num_classes, sum(tensor.numel() for tensor in state.values()))
             generator = cls(settings, resolution, num_classes, names)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
             raise UserError(
                 f"{where}: its config.json does not describe a generator ({' '.join(str(error).split())[:150]})"
             ) from None
@@ -131,22 +135,36 @@ class Generator(
         return generator.eval().requires_grad_(False)
 
 
+def _check_size(settings: GeneratorSettings, num_classes: int, numbers: int) -> None:
+    """ValueError where stem, convolutions and class tables need far more numbers than there are, and many."""
+    widths = [settings.channels * w for w in settings.widths]
+    needed = 16 * widths[0] * settings.z_dim + sum(9 * a * b for a, b in pairwise(widths)) + num_classes * max(widths)
+    if needed > max(4 * numbers, 10_000_000):
+        raise ValueError(f"it needs at least {needed} numbers, its tensors hold {numbers}")
+
+
 def build_generator(config: "Config", num_classes: int, class_names: tuple[str, ...] = ()) -> Generator:
     """A new generator, initialised from the config's seed and normalised spectrally."""
-    return _build(
+    generator = _build(
         lambda: Generator(config.generator, config.data.resolution, num_classes, class_names),
         config.generator, key(config.seed, "generator"),
     )  # fmt: skip
+    generator.recompute = config.training.activation_checkpointing
+    return generator
 
 
 def build_discriminator(config: "Config", num_classes: int) -> "Discriminator":
     """A new discriminator, initialised from the config's seed and normalised spectrally."""
-    from sagan.discriminator import Discriminator  # here: its front-ends import torch's compiler, a second to draw with
+    from sagan.discriminator import Discriminator, Trunk  # here: its front-ends import torch's compiler, a second
 
-    return _build(
+    discriminator = _build(
         lambda: Discriminator(config.discriminator, config.data.resolution, num_classes),
         config.discriminator, key(config.seed, "discriminator"),
     )  # fmt: skip
+    for module in discriminator.modules():
+        if isinstance(module, Trunk):
+            module.recompute = config.training.activation_checkpointing
+    return discriminator
 
 
 def bake(generator: Generator) -> Generator:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 class HeldState(nn.Module):
     """A module with state that moves in training (running statistics, bases). While `held` it must not move."""
 
-    held = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = False  # of the instance: what appears later would make torch.compile compile a second time
 
 
 class Normalization(HeldState):

@@ -3,19 +3,19 @@
 Bytes are reproducible (no dates, paths or host names), and reading executes nothing.
 """
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from sagan.errors import UserError
 from sagan.files import read_json, write_json
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # nothing else is ever fetched from the Hub
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 FORMAT = "sagan-generator-1"
 MODEL_CARD = """---
 {{ card_data }}
@@ -48,8 +48,13 @@ def read_snapshot(path_or_id: str, **hub: Any) -> tuple[dict[str, Any], dict[str
     config = read_json(config_path)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise UserError(f"{config_path}: not a snapshot of this project (format {found!r}, expected {FORMAT!r})")
-    return config, read_tensors(weights_path)
+        raise UserError(
+            f"{config_path}: not a snapshot of this project (format {str(found)[:100]!r}, expected {FORMAT!r})"
+        )
+    _check_names(config_path, config)
+    state = read_tensors(weights_path)
+    _check_sizes(config_path, config, sum(tensor.numel() for tensor in state.values()))
+    return config, state
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -65,12 +70,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file; UserError when it is missing, damaged, or of another kind."""
     try:
         return load_file(path)
-    except (SafetensorError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except Exception as error:  # of damaged bytes anything may come
         raise UserError(f"{path}: missing, damaged, or not a safetensors file ({error})") from None
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load a state dict; a missing, unexpected or reshaped tensor is a UserError that names it."""
+    """Load a state dict; a missing, unexpected or reshaped tensor, or one of another type, is a UserError naming it.
+
+    Floats of any width are taken, if they are finite in the network's own width.
+    """
     own = module.state_dict()
     if missing := sorted(own.keys() - state.keys()):
         raise UserError(f"{where}: tensor {missing[0]} is missing ({len(missing)} in all)")
@@ -81,9 +89,30 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], where: str) -> Non
             raise UserError(
                 f"{where}: {name} has shape {tuple(tensor.shape)}, this network needs {tuple(own[name].shape)}"
             )
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        wanted = own[name].dtype
+        if tensor.dtype != wanted and not (tensor.is_floating_point() and wanted.is_floating_point):
+            raise UserError(f"{where}: {name} holds {tensor.dtype} values, this network needs {wanted}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor.to(wanted)).all():
             raise UserError(f"{where}: {name} holds values that are not finite")
     module.load_state_dict(state)
+
+
+def _check_names(path: Path, config: dict[str, Any]) -> None:
+    """Names of classes are shown on terminals, in figures and on pages, so they are names and nothing else."""
+    names, classes = config.get("class_names", []), config.get("num_classes")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise UserError(f"{path}: class_names is no list of printable names")
+    if names and isinstance(classes, int) and classes > 0 and len(names) != classes:
+        raise UserError(f"{path}: {len(names)} class_names for {str(classes)[:20]} classes")
+
+
+def _check_sizes(path: Path, tree: Any, numbers: int) -> None:
+    """UserError where a size exceeds all that the tensors hold: a few bytes of text would ask for terabytes."""
+    if isinstance(tree, dict | list):
+        for inner in tree.values() if isinstance(tree, dict) else tree:
+            _check_sizes(path, inner, numbers)
+    elif isinstance(tree, int | float) and tree > max(numbers, 1024):
+        raise UserError(f"{path}: says {str(tree)[:30]}, its tensors hold {numbers} numbers; one is not of the other")
 
 
 def _locate(path_or_id: str, name: str, hub: dict[str, Any]) -> Path:
@@ -96,6 +125,8 @@ def _locate(path_or_id: str, name: str, hub: dict[str, Any]) -> Path:
         raise UserError(f"{folder}: a snapshot is a folder with {CONFIG} and {WEIGHTS}, this is a file")
     if "/" not in path_or_id:
         raise UserError(f"{path_or_id}: no such folder (an id on the Hub would be USER/NAME)")
+    if HUB_ID.fullmatch(path_or_id) is None or ".." in path_or_id or "--" in path_or_id:
+        raise UserError(f"{path_or_id}: no such folder, and not to be had from the Hub (an id there is USER/NAME)")
     return _download(path_or_id, name, hub)
 
 

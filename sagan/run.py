@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
 
 from sagan.adversarial import GAN, Objective
 from sagan.batches import Batches
@@ -93,8 +93,8 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
         for n, s in ((generator, config.optim.generator), (discriminator, config.optim.discriminator))
     ]
     if config.training.compile:
-        generator.compile()
-        discriminator.compile()
+        generator.compile(dynamic=False)
+        discriminator.compile(dynamic=False)
     handles: Any = accelerator.prepare(generator, discriminator, *optimizers)
     gan = GAN(generator, discriminator, handles[0], handles[1], handles[2], handles[3], average)
     batches = Batches(
@@ -102,27 +102,76 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
         generator.z_dim, classes, config.augment.policy, config.data.flip, config.training.channels_last,
     )  # fmt: skip
     objective = Objective(LOSSES[config.loss.name], config.loss.r1, config.augment.policy)
-    return Run(folder, config, data, accelerator, gan, objective, batches, Progress(0))
+    return Run(folder, config, data, accelerator, gan, objective, batches, Progress(0, scored=_scored(config)))
 
 
 def resume(run: Run) -> list[str]:
     """Load the newest whole checkpoint of the run's folder, if any; returns what to tell the user."""
     folder, problems = newest_whole_checkpoint(run.folder)
+    steps = gather_object([None if folder is None else int(folder.name)])
+    if any(step != steps[0] for step in steps):
+        raise UserError(
+            f"{run.folder}: the processes see different checkpoints there (steps {', '.join(map(str, steps))}); "
+            "a run's folder must be one that all of them share"
+        )
     if folder is None:
         if problems:
             raise UserError(f"{problems[0]}; no whole checkpoint is left, begin anew with another --out")
-        return []
-    load(run, folder)
+        begun = (run.folder / "log.jsonl").is_file()
+        return ["an earlier start of this run left no checkpoint; it begins at step 0"] if begun else []
+    said = load(run, folder)
     count = run.progress.rollbacks
-    return [*problems, f"resumed from step {run.progress.step}{f', rolled back {count} times' if count else ''}"]
+    return [*problems, f"resumed from step {run.progress.step}{f', rolled back {count} times' if count else ''}", *said]
 
 
-def load(run: Run, checkpoint: Path) -> None:
-    """Set the run to a checkpoint: tensors, progress, and the batches that follow from its roll-backs."""
-    run.progress = load_checkpoint(checkpoint, run.gan)
-    run.batches = replace(run.batches, rollbacks=run.progress.rollbacks)
-    if run.progress.scaler and run.accelerator.scaler is not None:
-        run.accelerator.scaler.load_state_dict(run.progress.scaler)
+def load(run: Run, checkpoint: Path) -> list[str]:
+    """Set the run to a checkpoint: tensors, progress, and the batches that follow from its roll-backs.
+
+    Returns a line for everything that is not as it was when the checkpoint was written.
+    """
+    saved = load_checkpoint(checkpoint, run.gan)
+    run.batches = replace(run.batches, rollbacks=saved.rollbacks)
+    if saved.scaler and run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(saved.scaler)
+    run.progress, said = _compared_anew(saved, _scored(run.config))
+    return said + _other_processes(run, saved)
+
+
+def _scored(config: Config) -> str | None:
+    """What the scores are that decide anything (None: none do); those that differ in this cannot be compared."""
+    settings = config.evaluate
+    if not settings.every or (settings.best is None and not config.sentinel.worse):
+        return None
+    named = ("best", "num", "labels", "reference", "backbone", "lpips")
+    return ", ".join(f"{name} {getattr(settings, name)}" for name in named)
+
+
+def _compared_anew(saved: Progress, scored: str | None) -> tuple[Progress, list[str]]:
+    """The progress without its best scores where they are not those that are scored now; a line that says so."""
+    if scored is None or saved.scored in (scored, None):
+        return replace(saved, scored=scored or saved.scored), []
+    said = (
+        f"evaluate: scores are now ({scored}), before ({saved.scored}); they cannot be compared, so the best is looked "
+        f"for anew (it was step {saved.best_step})"
+    )
+    return replace(saved, scored=scored, best=None, best_step=None, stale=0, records={}), [said]
+
+
+def _other_processes(run: Run, saved: Progress) -> list[str]:
+    """What a changed number of processes changes."""
+    now, batch = run.accelerator.num_processes, run.config.training.batch_size // run.config.optim.accumulation
+    if saved.processes in (now, None):
+        return []
+    said = (
+        f"saved by {saved.processes} {'process' if saved.processes == 1 else 'processes'}, resumed by {now}: the same "
+        "global batch and order of data, but sums over the batch are rounded otherwise, so not the same to the bit"
+    )
+    if not run.config.generator.sync_norm:
+        said += (
+            f"; batch norm is taken over {batch // now} images, not {batch // saved.processes} "
+            "(generator.sync_norm: true would take it over all)"
+        )
+    return [said]
 
 
 def set_rates(run: Run) -> None:

@@ -2,18 +2,20 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sagan.config import differences, load_config
+from sagan.config import differences, load_config, replaced
 from sagan.errors import UserError
-from sagan.files import atomic_file, make_folder, read_json, write_json
+from sagan.files import TEMPORARY, atomic_file, make_folder, read_json, write_json
 from sagan.settings import Config
 
-CONFIG, ABOUT = "config.yaml", "run.json"
+CONFIG, ABOUT, LOCK = "config.yaml", "run.json", ".lock"
 BINDING = ("checkpoints", "snapshots")
+ORIGIN = "training.init_from"
 STOPPED, ROLLBACKS, ABANDONED = "stopped.json", "rollbacks.jsonl", "abandoned"
 OWN = (
     CONFIG, ABOUT, "log.jsonl", "metrics.jsonl", "samples", "tracking", STOPPED, ROLLBACKS, ABANDONED, *BINDING
@@ -21,15 +23,21 @@ OWN = (
 HARMLESS = (
     "evaluate.", "data.source", "data.prepared", "data.skip_bad", "training.log_every", "training.sample_every",
     "training.snapshot_every", "training.checkpoint_every", "training.keep_checkpoints", "training.samples_per_class",
-    "training.trackers", "training.device", "training.init_from", "sentinel.",
+    "training.trackers", "training.device", "sentinel.",
 )  # fmt: skip
 
 
 def open_run(run: Path, config: Config, about: dict[str, Any]) -> None:
-    """Create a run's folder with its config.yaml and run.json, or check that both agree with what is there."""
+    """Create a run's folder with its config.yaml and run.json, or check that both agree with what is there.
+
+    The caller holds the run's lock: what a kill left half-written is removed.
+    """
     bound = check_run(run, config, about)
     make_folder(run)
-    if not bound:
+    _remove_partial(run)
+    if bound:
+        config = _with_origin(run, config)
+    else:
         write_json(run / ABOUT, about)
     with atomic_file(run / CONFIG) as temporary:
         temporary.write_text(config.to_yaml())
@@ -72,8 +80,10 @@ def check_same_run(run: Path, config: Config) -> None:
     found = load_config(run / CONFIG)
     changed = differences(found, config)
     harmful = {
-        n: pair for n, pair in changed.items() if not n.startswith(HARMLESS) and not _only_longer(n, found, config)
-    }
+        n: pair for n, pair in changed.items()
+        if not n.startswith(HARMLESS) and not _only_longer(n, found, config)
+        and not (n == ORIGIN and config.training.init_from is None)  # said once, at the first start
+    }  # fmt: skip
     if harmful:
         lines = [f"  {name}: {_short(old)} in the run, {_short(new)} now" for name, (old, new) in harmful.items()]
         if len(lines) > 3:
@@ -84,9 +94,12 @@ def check_same_run(run: Path, config: Config) -> None:
 
 
 def final_snapshot(run: Path, steps: int) -> Path | None:
-    """The snapshot of the last step, when the run has come that far."""
-    folder = run / "snapshots" / f"{steps:08d}"
-    return folder if folder.is_dir() else None
+    """The snapshot of the last step, when the run is finished: its checkpoint is there too, or all were removed."""
+    name, checkpoints = f"{steps:08d}", run / "checkpoints"
+    if not (run / "snapshots" / name).is_dir():
+        return None
+    removed = not any(place.name.isdigit() for place in _entries(checkpoints))
+    return run / "snapshots" / name if removed or (checkpoints / name).is_dir() else None
 
 
 def _only_longer(name: str, found: Config, config: Config) -> bool:
@@ -98,13 +111,53 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def _with_origin(run: Path, config: Config) -> Config:
+    """The config with the weights that the run began from, where a command that goes on does not repeat them."""
+    origin = load_config(run / CONFIG).training.init_from
+    return config if config.training.init_from else replaced(config, {"training": {"init_from": origin}})
+
+
+def _remove_partial(run: Path) -> None:
+    for folder in (run, *(run / kind for kind in ("samples", *BINDING))):
+        for path in folder.glob(f"{TEMPORARY}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Hold the run's folder for this process; UserError when another process holds it."""
-    make_folder(run)
-    with open(run / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{run}: another process is training in this folder") from None
+    """Hold the run's folder for this process; UserError when another process holds it.
+
+    The folder is made where it is missing; one that we made and wrote nothing to is removed at the end.
+    """
+    made = not run.exists()
+    descriptor = _lock(run)
+    try:
         yield
+    finally:
+        if made and [path.name for path in _entries(run)] == [LOCK]:
+            (run / LOCK).unlink()
+            with suppress(OSError):  # another process is about to lock it
+                run.rmdir()
+        os.close(descriptor)
+
+
+def _lock(run: Path) -> int:
+    """A descriptor of the locked file; the lock goes with it, or with its process, however that ends."""
+    while True:
+        make_folder(run)
+        try:
+            descriptor = os.open(run / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+        except FileNotFoundError:  # the folder was removed by one that began nothing
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(f"{run}: another process is training in this folder") from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(run / LOCK), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sagan.data.archive import read_arrays
 from sagan.errors import UserError
 from sagan.files import atomic_file, make_folder, read_json, write_json
 from sagan.images import enlarge, name_rows, read_png, save_animation, save_png, sheet
@@ -22,7 +23,7 @@ from sagan.sampling import default_labels, generate, latents
 from sagan.snapshot import fingerprint
 
 RECORD, NPZ, GRID = "samples.json", "samples.npz", "grid.png"
-MOST_IN_GRID = 4096
+MOST_IN_GRID, MOST_SAMPLES = 4096, 10_000_000
 ANIMATION_SIDE, FRAMES_PER_SECOND, SHEET_COLUMNS = 256, 20, 8
 
 
@@ -43,6 +44,9 @@ def plan_samples(
     seeds: Sequence[int], classes: Sequence[int] | None, generator: Generator, grid: bool = False
 ) -> list[Sample]:
     """Every seed in each of `classes`, class by class; None: each seed in its own class, seed mod num_classes."""
+    count = len(seeds) * (1 if classes is None else len(classes))
+    if count > MOST_SAMPLES:
+        raise UserError(f"{count} images are more than one folder should hold; draw at most {MOST_SAMPLES} at a time")
     if classes is not None:
         samples = [Sample(seed, label, True) for label in classes for seed in seeds]
     else:
@@ -134,10 +138,22 @@ def write_npz(
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """images, seeds and labels of a samples.npz; a damaged one is a UserError."""
     try:
-        with np.load(path) as arrays:
-            return {name: arrays[name] for name in ("images", "seeds", "labels")}
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path}: not readable as samples ({error})") from None
+        found = read_arrays(path, ("images", "seeds", "labels"), most=None)
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as samples ({str(error).removeprefix(f'{path}: ')})") from None
+    images, count = found["images"], len(found["seeds"]) if found["seeds"].ndim == 1 else -1
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (count, 3):
+        raise UserError(f"{path}: not readable as samples (its images are {images.dtype} {images.shape})")
+    return found
+
+
+def _read_alike(paths: Sequence[Path]) -> np.ndarray:
+    """uint8 (N, H, W, 3); UserError for images of different sizes."""
+    images = [read_png(path) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            raise UserError(f"{path}: not readable as an image of these samples (its size is another); remove it")
+    return np.stack(images)
 
 
 def write_grid(out: Path, samples: Sequence[Sample], class_names: Sequence[str], npz: bool = False) -> None:
@@ -148,7 +164,7 @@ def write_grid(out: Path, samples: Sequence[Sample], class_names: Sequence[str],
     if npz:
         images = read_npz(out / NPZ)["images"]
     elif all((out / sample.name).exists() for sample in samples):
-        images = np.stack([read_png(out / sample.name) for sample in samples])
+        images = _read_alike([out / sample.name for sample in samples])
     else:
         return
     rows = list(dict.fromkeys(sample.label for sample in samples if sample.asked))

@@ -9,6 +9,7 @@ from itertools import pairwise
 from sagan.errors import UserError
 
 HIGHEST_SEED = 99_999_999  # file names have room for 8 digits
+MOST_LISTED = 10_000_000  # numbers that are held as a list
 
 
 def select_seeds(seeds: str | None, num: int | None) -> Sequence[int]:
@@ -84,6 +85,8 @@ def _without_repeats(ranges: list[range], option: str) -> list[int]:
     for one, following in pairwise(in_order):
         if following.start < one.stop:
             raise UserError(f"{option}: {following.start} is given twice")
+    if sum(map(len, ranges)) > MOST_LISTED:
+        raise UserError(f"{option}: over {MOST_LISTED} numbers are too many for a list; give one range, or fewer")
     return [number for one in ranges for number in one]
 
 

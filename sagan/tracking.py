@@ -82,20 +82,21 @@ def truncate_log(path: Path, step: int, keep: Path | None = None) -> None:
     """
     if not path.exists():
         return
-    kept, dropped = [], []
-    for line in path.read_text().splitlines(keepends=True):
+    kept, dropped, text = [], [], path.read_text(errors="replace")
+    for line in text.splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line.rstrip("\n") + "\n")
                 continue
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, RecursionError, KeyError, TypeError):
             pass
         dropped.append(line)
     if keep is not None and dropped:
         with atomic_file(keep) as temporary:
             temporary.write_text("".join(dropped))
-    with atomic_file(path) as temporary:
-        temporary.write_text("".join(kept))
+    if "".join(kept) != text:
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(kept))
 
 
 def _bar() -> Progress:

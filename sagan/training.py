@@ -1,5 +1,6 @@
 """The training loop: step, log, show, score, save, until the run is finished, told to stop, or collapsed."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from sagan.checkpoint import prune_checkpoints, save_checkpoint
 from sagan.data.prefetch import Prefetcher
 from sagan.ema import average_statistics, averaged_generator, decay_at, update_average
 from sagan.monitoring import attention_warning, measure
+from sagan.networks import Generator
 from sagan.rollback import clear_stop, recover
 from sagan.run import Run, set_rates
 from sagan.sentinel import Trouble, broken_state, broken_values, watch_discriminator, watch_samples, watch_scores
@@ -19,7 +21,7 @@ from sagan.signals import caught_signals
 from sagan.snapshot import save_snapshot
 from sagan.tracking import RunLog
 
-STEPS_BETWEEN_AGREEMENTS = 10
+STEPS_BETWEEN_AGREEMENTS, SECONDS_BETWEEN_AGREEMENTS = 10, 1.0
 
 
 def train(run: Run, log: RunLog) -> int | None:
@@ -28,6 +30,7 @@ def train(run: Run, log: RunLog) -> int | None:
     UserError when the sentinel ends it.
     """
     clear_stop(run)
+    _seal(run)
     with caught_signals() as received:
         while not run.finished:
             ended = _train_on(run, log, received)
@@ -41,7 +44,7 @@ def _train_on(run: Run, log: RunLog, received: list[int]) -> Trouble | int | Non
     """Train from the run's step until finished (None), a signal or a trouble."""
     settings, start = run.config.training, run.progress.step
     d_steps = run.config.d_steps
-    fetch = run.batches.fetch(run.data)
+    fetch, agreement = run.batches.fetch(run.data), _Agreement(run, received)
     with Prefetcher(fetch, start * d_steps, settings.steps * d_steps) as reader:
         while not run.finished:
             step = run.progress.step
@@ -56,7 +59,7 @@ def _train_on(run: Run, log: RunLog, received: list[int]) -> Trouble | int | Non
             decay = decay_at(run.config.ema, step + 1, settings.batch_size)
             update_average(run.gan.average, run.gan.generator, decay)
             run.progress = replace(run.progress, step=step + 1)
-            stop = _agreed(run, received) if (step + 1) % STEPS_BETWEEN_AGREEMENTS == 0 or _alone(run) else None
+            stop = agreement.reached(step + 1)
             trouble = _after_step(run, log, values, stopping=stop is not None)
             if trouble is not None or stop is not None:
                 return trouble or stop
@@ -78,7 +81,7 @@ def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping
             ("scores", run.config.evaluate.every),
         )
     }
-    trouble = None
+    trouble, average = None, None
     if stopping or any(due.values()):
         values = _averaged_over_processes(run, values)
         written = stopping or any(due[name] for name in due if name != "log")
@@ -87,10 +90,18 @@ def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping
     if trouble is None and due["log"]:
         trouble = _first_of_all(run, _log(run, log, values))
     if trouble is None and (due["sheet"] or due["snapshot"] or due["scores"]):
-        trouble = _show(run, log, due)
-    if trouble is None and (due["checkpoint"] or stopping or run.finished or run.progress.best_step == step):
+        trouble, average = _show(run, log, due)
+    if trouble is not None:
+        return trouble
+    best = run.progress.best_step == step
+    shown = average if due["snapshot"] or run.finished or best else None
+    if shown is not None and not run.finished:
+        _save_snapshot(run, shown)
+    if due["checkpoint"] or stopping or run.finished or best:
         save(run)
-    return trouble
+    if shown is not None and run.finished:  # last: it says that the run is finished
+        _save_snapshot(run, shown)
+    return None
 
 
 def _log(run: Run, log: RunLog, values: dict[str, torch.Tensor]) -> Trouble | None:
@@ -110,8 +121,8 @@ def _log(run: Run, log: RunLog, values: dict[str, torch.Tensor]) -> Trouble | No
     return trouble
 
 
-def _show(run: Run, log: RunLog, due: dict[str, bool]) -> Trouble | None:
-    """Scores of the averaged generator, which may end the run, then its sheet and, unless both betray it, snapshot."""
+def _show(run: Run, log: RunLog, due: dict[str, bool]) -> tuple[Trouble | None, Generator]:
+    """Scores of the averaged generator, which may end the run, and its sheet; what they betray, and the generator."""
     before, step, main = run.progress, run.progress.step, run.accelerator.is_main_process
     average, trouble = averaged_generator(run.gan.average), None
     if run.evaluate is not None and due["scores"]:
@@ -123,9 +134,20 @@ def _show(run: Run, log: RunLog, due: dict[str, bool]) -> Trouble | None:
     run.progress, trouble = broadcast_object_list([run.progress, trouble])  # all must agree on what is the best
     if trouble is not None:
         run.progress = before
-    elif main and (due["snapshot"] or run.finished or run.progress.best_step == step):
-        save_snapshot(average, run.folder / "snapshots" / f"{step:08d}")
-    return trouble
+    return trouble, average
+
+
+def _save_snapshot(run: Run, average: Generator) -> None:
+    if run.accelerator.is_main_process:
+        save_snapshot(average, run.folder / "snapshots" / f"{run.progress.step:08d}")
+
+
+def _seal(run: Run) -> None:
+    """The last snapshot of a run that was killed between its last checkpoint and that; every process calls it."""
+    if run.finished:
+        average = averaged_generator(run.gan.average)
+        if not (run.folder / "snapshots" / f"{run.progress.step:08d}").is_dir():
+            _save_snapshot(run, average)
 
 
 def save(run: Run) -> None:
@@ -134,7 +156,8 @@ def save(run: Run) -> None:
     average_statistics(run.gan.average)
     if run.accelerator.is_main_process:
         scaler = run.accelerator.scaler
-        progress = replace(run.progress, scaler=None if scaler is None else scaler.state_dict())
+        state, processes = None if scaler is None else scaler.state_dict(), run.accelerator.num_processes
+        progress = replace(run.progress, scaler=state, processes=processes)
         save_checkpoint(run.folder / "checkpoints" / f"{progress.step:08d}", run.gan, progress)
         prune_checkpoints(run.folder, run.config.training.keep_checkpoints, progress)
     run.accelerator.wait_for_everyone()
@@ -154,11 +177,32 @@ def _alone(run: Run) -> bool:
     return run.accelerator.num_processes == 1
 
 
-def _agreed(run: Run, received: list[int]) -> int | None:
-    """The signal that any process received: all must leave after the same step."""
-    number = received[0] if received else None
-    if _alone(run):
-        return number  # reading a tensor here would make a GPU wait in every step
-    largest = torch.tensor(number or 0, device=run.accelerator.device)
-    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-    return int(largest) or None
+class _Agreement:
+    """The signal that any process received: all must leave after the same step.
+
+    Asking makes a GPU wait, so several processes ask after about a second, and after 10 steps at the latest: a launcher
+    that told them to stop kills them half a minute later.
+    """
+
+    def __init__(self, run: Run, received: list[int]) -> None:
+        self.run, self.received = run, received
+        self.asked, self.since, self.next = run.progress.step, time.monotonic(), run.progress.step + 1
+
+    def reached(self, step: int) -> int | None:
+        """The signal, if the processes know of one when `step` is done."""
+        number = self.received[0] if self.received else 0
+        if _alone(self.run):
+            return number or None
+        if step < self.next:
+            return None
+        pace = (time.monotonic() - self.since) / (step - self.asked)
+        found = torch.tensor([number, pace], device=self.run.accelerator.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        number, pace = found.tolist()
+        self.asked, self.since, self.next = step, time.monotonic(), step + steps_to_agreement(pace)
+        return int(number) or None
+
+
+def steps_to_agreement(pace: float) -> int:
+    """After how many steps, of `pace` seconds each, the processes agree again."""
+    return max(1, min(STEPS_BETWEEN_AGREEMENTS, int(SECONDS_BETWEEN_AGREEMENTS / max(pace, 1e-3))))

@@ -34,6 +34,8 @@ ATTENTION = [
     attend("snapshot --mp4", "--mp4: is for an animation; add --animate snapshots or path"),
     attend("snapshot --animate snapshots", "--animate snapshots: needs a run, whose snapshots show how attention"),
     attend("run_cut_checkpoint --network both", "run_cut_checkpoint: this run has no whole checkpoint", late=True),
+    attend("snapshot_channels --html", "nothing to point at: no map lies on the image (channel", late=True),
+    attend("snapshot_huge_weights --html", "its weights are not finite, so training has diverged", late=True),
     attend("snapshot --tile 9", "9 is not in the range 64<=x<=1024"),
     Case("attend snapshot --out a_file", "a_file: is a file, a folder was expected"),
 ]

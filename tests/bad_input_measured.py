@@ -45,9 +45,17 @@ def build_for_evaluation() -> None:
 
 def _images() -> None:
     rng = np.random.default_rng(0)
-    for name, sizes in {"same": [40] * 3, "mixed": [40, 40, 48], "small": [24] * 3, "one": [40]}.items():
+    for name, sizes in {
+        "same": [40] * 3,
+        "mixed": [40, 40, 48],
+        "small": [24] * 3,
+        "one": [40],
+        "tiny": [8] * 3,
+    }.items():
         for number, size in enumerate(sizes):
             _image(f"images/{name}/{number}.png", rng.integers(256, size=(size, size, 3)).astype(np.uint8))
+    for number in range(3):
+        _image(f"images/wide/{number}.png", rng.integers(256, size=(20, 40, 3)).astype(np.uint8))
     for name in ("a/0", "a/1", "b/0"):
         _image(f"images/alone/{name}.png", rng.integers(256, size=(32, 32, 3)).astype(np.uint8))
     shutil.copytree("images/same", "images/cut")
@@ -56,7 +64,8 @@ def _images() -> None:
     np.savez("images/two_classes.npz", images=images, labels=np.array([0, 0, 1, 1]))
     for source, name in {"alone": "alone", "two_classes.npz": "two", "same": "plain", "one": "one"}.items():
         assert sagan("prepare", f"images/{source}", "--out", f"images/prepared_{name}") == 0
-    Path("images/folder.png").mkdir()
+    for name in ("folder.png", "folder.onnx"):
+        Path(f"images/{name}").mkdir()
 
 
 def _weights() -> None:
@@ -90,6 +99,7 @@ def _statistics() -> None:
         "other_backbone": (whole, {"backbone": "dinov2-vit-b-14"}), "other_size": (whole, {"size": [64, 64]}),
         "other_weights": (whole, {"backbone_sha256": "0" * 64}), "fewer_features": (few, {}),
         "nan": (Statistics(whole.count, mean * np.nan, covariance), {}),
+        "of_one": (Statistics(1, mean, covariance), {}),
         "huge": (Statistics(whole.count, mean + 1e200, covariance), {}),
         "no_covariance": (Statistics(whole.count, mean, np.triu(covariance) - np.eye(len(mean))), {}),
     }.items():  # fmt: skip

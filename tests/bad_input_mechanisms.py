@@ -32,5 +32,11 @@ MECHANISMS = [
     mechanism("spatial_transformer", "padding: wrap", "spatial_transformer: padding is 'wrap'; known: reflection"),
     mechanism("residual_block", "equal: time", "residual_block: equal is 'time'; known: macs, parameters"),
     mechanism("squeeze_excitation", "bases: 3", "squeeze_excitation has no option 'bases'; known: reduction"),
+    setting(
+        "generator={channels: 6, widths: [1, 1, 1, 1], "
+        "attention: {8: {name: transformer, heads: 1, position: sincos}}}",
+        "transformer: position sincos needs channels divisible by 4, not 6",
+        late=True,
+    ),
     setting("discriminator.attention.16={name: selective_kernel, place: conv}", "needs equal widths", late=True),
 ]

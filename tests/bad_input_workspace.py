@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from bad_input_ablation import build_ablations
 from bad_input_measured import build_for_evaluation
 from command_line import sagan
 from PIL import Image
@@ -28,6 +29,9 @@ def build_workspace() -> None:
     no_attention = [f"--set={name}.attention={{}}" for name in ("generator", "discriminator")]
     assert sagan("train", "c.yaml", "--out", "no_attention", *no_attention) == 0
     assert sagan("train", "c.yaml", "--out", "run_unconditional", "--set=data.num_classes=0") == 0
+    channels = "--set=generator.attention={8: squeeze_excitation}"
+    assert sagan("train", "c.yaml", "--out", "run_channels", channels) == 0
+    shutil.copytree(f"run_channels/snapshots/{STEP}", "snapshot_channels")
     assert sagan("prepare", "shapes:8", "--out", "data_64", "--resolution", "64") == 0
     assert sagan("sample", "snapshot", "--out", "samples", "--num", "2") == 0
     assert sagan("sample", "snapshot", "--out", "samples_npz", "--num", "2", "--npz") == 0
@@ -37,6 +41,7 @@ def build_workspace() -> None:
     _broken_runs(tiny)
     _broken_snapshots()
     build_for_evaluation()
+    build_ablations()
     Path("a_file").write_text("mine")
     for cache in ("data", "torchvision"):  # made when they are needed, if they are not there
         Path(f"home/.cache/sagan/{cache}").mkdir(parents=True)
@@ -46,7 +51,7 @@ def _broken_configs() -> None:
     for name, text in {
         "list": "- 1\n- 2", "text": "hello", "bracket": "a: [", "tag": "!!python/object:os.system {}", "nul": "a: \0",
         "date": "seed: 2001-99-99", "long_number": "seed: " + "9" * 5000, "loop": "data: &x {a: *x}",
-        "number_key": "1: 2",
+        "number_key": "1: 2", "huge": "#" * 300_000,
     }.items():  # fmt: skip
         _write(f"bad/{name}.yaml", text)
     Path("bad/latin.yaml").write_bytes("seed: 1 # für".encode("latin-1"))
@@ -75,6 +80,7 @@ def _broken_sources() -> None:
         "pickle": {"images": np.array([{}, {}])}, "names": {"images": images, "labels": [0, 1], "class_names": ["a"]},
     }.items():  # fmt: skip
         np.savez(f"src/{name}.npz", **{key: np.asarray(value) for key, value in arrays.items()})  # type: ignore[arg-type]
+    np.savez_compressed("src/trap.npz", images=images, labels=np.zeros(10_000_000, np.int64))
     with zipfile.ZipFile("src/one_label.npz") as whole:
         header = whole.read("images.npy")[:328]
     for name, member in (("no_array", b"hello"), ("short", header)):
@@ -130,10 +136,16 @@ def _broken_snapshots() -> None:
         "resolution": lambda s: _edit(s / "config.json", resolution=48),
         "minus_classes": lambda s: _edit(s / "config.json", num_classes=-1),
         "classes": lambda s: _edit(s / "config.json", num_classes=7, class_names=[]),
+        "odd_names": lambda s: _edit(s / "config.json", class_names=["\x1b[2J", "b", "c", "d"]),
+        "few_names": lambda s: _edit(s / "config.json", class_names=["a"]),
+        "whole_numbers": breaking(lambda t: t.update({"conv.bias": t["conv.bias"].long()})),
         "reshaped": breaking(lambda t: t.update({"conv.bias": t["conv.bias"][:2]})),
         "without_one": breaking(lambda t: t.pop("conv.bias")),
         "with_more": breaking(lambda t: t.update(more=t["conv.bias"].clone())),
         "nan": breaking(lambda t: t["conv.bias"].fill_(float("nan"))),
+        "huge_weights": breaking(
+            lambda t: [t[f"attention.8x8.{part}.weight"].fill_(3e38) for part in ("query", "key")]
+        ),
     }.items():
         breakage(_copy("snapshot", f"snapshot_{name}"))
     (_copy("samples", "samples_unknown") / "samples.json").unlink()

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from sagan.adversarial import GAN, LocalEngine, Objective, generator_step
 from sagan.ema import averaged_generator, decay_at, update_average
+from sagan.errors import UserError
 from sagan.losses import LOSSES
 from sagan.settings import EmaSettings
 
@@ -17,6 +18,14 @@ def test_fixed_decay_begins_at_start() -> None:
     """Breaks when the average is anything but a copy before `start`, or decays differently after it."""
     settings = EmaSettings.model_validate({"decay": 0.9, "start": 10})
     assert [decay_at(settings, step, 64) for step in (1, 9, 10, 1000)] == [0, 0, 0.9, 0.9]
+
+
+@pytest.mark.parametrize("ignored", ["ramp", "half_life"])
+def test_what_a_decay_would_leave_out_is_refused(ignored: str) -> None:
+    """Breaks when a setting beside `decay` is ignored without a word, or a resolved config (null there) is refused."""
+    with pytest.raises(UserError, match=ignored):
+        tiny_config("ema.decay=0.9", f"ema.{ignored}=0.1")
+    assert tiny_config("ema={decay: 0.9, half_life: null, ramp: null}") == tiny_config("ema.decay=0.9")
 
 
 def test_half_life_counts_images() -> None:

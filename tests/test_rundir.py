@@ -1,5 +1,6 @@
 """A run's folder: made once, resumed by what gives the same results, refused to anything else."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -168,11 +169,46 @@ def test_damaged_records_are_named(run: Path, name: str, content: str | None) ->
 
 
 def test_final_snapshot(run: Path) -> None:
-    """Breaks when a run is called finished before its last step, or never."""
+    """Breaks when a run is called finished before its last step, without its last checkpoint, or never; checkpoints
+    that were removed to save space are not missed."""
+    last = run / "snapshots" / "00000006"
     assert final_snapshot(run, 6) is None
-    (run / "snapshots" / "00000006").mkdir(parents=True)
-    assert final_snapshot(run, 6) == run / "snapshots" / "00000006"
+    last.mkdir(parents=True)
+    assert final_snapshot(run, 6) is None
+    (run / "checkpoints" / "00000006").mkdir()
+    assert final_snapshot(run, 6) == last
     assert final_snapshot(run, 7) is None
+    shutil.rmtree(run / "checkpoints")
+    assert final_snapshot(run, 6) == last
+
+
+def test_the_weights_that_a_run_began_from_are_its_own(tmp_path: Path) -> None:
+    """Breaks when a run that has begun is told to begin from other weights and goes on without a word, or when going on
+    without the option loses the record of where it came from."""
+    folder, origin = tmp_path / "run", "training.init_from=runs/first"
+    open_run(folder, tiny_config(origin), ABOUT)
+    (folder / "checkpoints").mkdir()
+    message = refusal(folder, "training.init_from=runs/second")
+    assert "  training.init_from: runs/first in the run, runs/second now" in message.splitlines()
+    for same in ([origin], []):
+        open_run(folder, tiny_config(*same), ABOUT)
+        assert load_config(folder / "config.yaml").training.init_from == "runs/first"
+
+
+def test_what_a_kill_left_is_removed(run: Path) -> None:
+    """Breaks when what was half-written stays for ever and fills the disk, or when anything else goes with it."""
+    kept = {"log.jsonl", "samples/00000001.png", "samples/.hidden", "checkpoints/00000001/state.json"}
+    left = {".partial-1-log.jsonl", "samples/.partial-2-00000002.png",
+            "checkpoints/.partial-3-00000002/state.json", "snapshots/.partial-4-00000002/config.json"}  # fmt: skip
+    for name in kept | left:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("")
+    open_run(run, tiny_config(), ABOUT)
+    assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == kept | {
+        "config.yaml",
+        "run.json",
+    }
+    assert not [*run.rglob(".partial-*")]
 
 
 def test_one_process_at_a_time(run: Path) -> None:
@@ -189,3 +225,56 @@ def test_one_process_at_a_time(run: Path) -> None:
         pass
     with lock_run(run):
         pass
+
+
+LOCKED = """
+import sys, time
+from pathlib import Path
+from sagan.errors import UserError
+from sagan.rundir import lock_run
+run, own = Path(sys.argv[1]), Path(sys.argv[1]) / "own"
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(300):
+    try:
+        with lock_run(run):
+            own.touch(exist_ok=False)  # FileExistsError where two hold the lock
+            time.sleep(0.0005)
+            own.unlink()
+            print("held", flush=True)
+    except UserError:
+        print("refused", flush=True)
+"""
+
+
+def test_a_new_folder_is_locked_by_one(tmp_path: Path) -> None:
+    """Breaks when two processes can hold a folder that neither found there, or one that wrote nothing takes it from
+    under another one."""
+    place = tmp_path / "new"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", LOCKED, str(place)], stdin=-1, stdout=-1, stderr=-1, text=True)
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [(process.returncode, err) for process, (_, err) in zip(processes, said, strict=True)] == [(0, "")] * 3
+    assert sum(out.count("held") for out, _ in said) > 0
+
+
+def test_a_folder_in_which_nothing_began_goes_again(tmp_path: Path) -> None:
+    """Breaks when a refused start leaves a folder, removes one that was there before, or one that holds something."""
+    with lock_run(tmp_path / "new"):
+        pass
+    assert [*tmp_path.iterdir()] == []
+    (tmp_path / "empty").mkdir()
+    with lock_run(tmp_path / "empty"):
+        pass
+    with lock_run(tmp_path / "used"):
+        (tmp_path / "used" / "log.jsonl").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "used"}

@@ -139,6 +139,14 @@ def test_a_log_that_was_cut_can_be_written_on(tmp_path: Path, cut: str, kept: li
     assert [line["step"] for line in lines(path)] == [*kept, 3]
 
 
+def test_a_log_with_nothing_to_drop_is_not_written(tmp_path: Path) -> None:
+    """Breaks when every start writes the whole log anew, which a full disk would refuse."""
+    path = write(tmp_path / "log.jsonl", '{"step": 1}\n{"step": 2}\n')
+    before = path.stat()
+    truncate_log(path, 2)
+    assert path.stat().st_ino == before.st_ino
+
+
 def test_no_log_is_no_problem(tmp_path: Path) -> None:
     """Breaks when a first start fails for want of a log, or makes an empty one."""
     truncate_log(tmp_path / "log.jsonl", 0)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +15,17 @@ from standin import register_standin
 from tiny import files_of, log_of, tiny_config, tiny_run, train_tiny
 
 from sagan.adversarial import LocalEngine, discriminator_step, generator_step
-from sagan.checkpoint import list_checkpoints, newest_whole_checkpoint
+from sagan.checkpoint import list_checkpoints, mark_checkpoint, newest_whole_checkpoint
 from sagan.commands.train import resolved
 from sagan.config import replaced
 from sagan.data.dataset import PreparedData
 from sagan.ema import decay_at, update_average
 from sagan.errors import UserError
+from sagan.files import read_json
 from sagan.run import make_accelerator, resume
+from sagan.rundir import final_snapshot
 from sagan.tracking import RunLog
-from sagan.training import save, train
+from sagan.training import save, steps_to_agreement, train
 
 RICH = ("optim.d_steps=2", "optim.accumulation=2", "data.flip=true", "augment.policy=[color, translation, cutout]",
         "loss.r1=0.5", "loss.name=non_saturating", "ema.half_life=30", "ema.start=2")  # fmt: skip
@@ -175,6 +178,63 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoints(tmp_path: Path, data: Pr
         train(run, RunLog(tmp_path, 2, 9, 8, lambda values, step: None))
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["00000002"]
     assert resume(tiny_run(tmp_path, run.config, data)) == ["resumed from step 2"]
+
+
+def test_a_finished_run_has_both_its_last_checkpoint_and_snapshot(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a run that is killed between the two counts as finished without one of them, or never gets it."""
+    config = tiny_config("training.steps=3")
+    train_tiny(tmp_path / "whole", config, data)
+    (tmp_path / "snapshots").write_text("in the way")
+    with pytest.raises(UserError, match="is a file"):
+        train_tiny(tmp_path, config, data)
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["00000003"]  # it came before the snapshot
+    assert final_snapshot(tmp_path, 3) is None
+    (tmp_path / "snapshots").unlink()
+    train_tiny(tmp_path, config, data)
+    assert final_snapshot(tmp_path, 3) is not None
+    assert_same_run(tmp_path / "whole", tmp_path, 3)
+    shutil.rmtree(tmp_path / "snapshots" / "00000003")  # as of a run that its patience ended: nothing is left to train
+    train_tiny(tmp_path, config, data)
+    assert_same_run(tmp_path / "whole", tmp_path, 3)
+
+
+@pytest.mark.parametrize("change", ["evaluate.best=two_objects", "evaluate.num=12", "evaluate.labels=uniform"])
+def test_scores_of_another_kind_are_not_compared(tmp_path: Path, data: PreparedData, change: str) -> None:
+    """Breaks when a best score, or the evaluations that it has stood, is held against scores of another metric or of
+    another number of samples; and when logging otherwise, or not evaluating for a while, loses it."""
+    config = [*SCORED, "evaluate.best=hue_agreement", "evaluate.patience=9"]
+    train_tiny(tmp_path, tiny_config(*config, "training.steps=2"), data)
+    (tmp_path / "checkpoints" / "00000002").rename(tmp_path / "checkpoints" / "00000009")
+    state = read_json(tmp_path / "checkpoints" / "00000009" / "state.json")
+    for harmless in ("training.log_every=2", "evaluate.every=0", "evaluate.batch_size=2"):
+        run = tiny_run(tmp_path, tiny_config(*config, harmless), data)
+        assert resume(run) == ["resumed from step 2"]
+        assert (run.progress.best, run.progress.best_step) == (state["best"], state["best_step"])
+    run = tiny_run(tmp_path, tiny_config(*config, change), data)
+    _, said = resume(run)
+    assert said.startswith("evaluate: scores are now (best ")
+    assert "looked for anew" in said
+    assert (run.progress.best, run.progress.best_step, run.progress.stale) == (None, None, 0)
+    run = train_tiny(tmp_path, tiny_config(*config, change, "training.steps=3"), data)
+    assert run.progress.best_step == 3
+
+
+@pytest.mark.parametrize("synchronised", [True, False])
+def test_another_number_of_processes_is_said(tmp_path: Path, data: PreparedData, synchronised: bool) -> None:
+    """Breaks when a run goes on with more or fewer processes and does not say what no longer is the same."""
+    config = tiny_config(f"generator.sync_norm={synchronised}", "training.steps=1")
+    train_tiny(tmp_path, config, data)
+    run = tiny_run(tmp_path, config, data)
+    assert resume(run) == ["resumed from step 1"]
+    mark_checkpoint(tmp_path / "checkpoints" / "00000001", replace(run.progress, processes=2))
+    _, said = resume(tiny_run(tmp_path, config, data))
+    assert said.startswith("saved by 2 processes, resumed by 1: the same global batch and order of data, but")
+    assert ("batch norm is taken over 8 images, not 4" in said) == (not synchronised)
+
+
+def test_slow_steps_are_agreed_on_sooner() -> None:
+    """Breaks when several processes hear of a signal later than a launcher waits, or ask in every fast step."""
+    assert [steps_to_agreement(pace) for pace in (0, 0.01, 0.3, 0.6, 1, 100)] == [10, 10, 3, 1, 1, 1]
 
 
 def test_the_best_checkpoint_is_kept(tmp_path: Path, data: PreparedData) -> None:

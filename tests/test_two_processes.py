@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import files_of, log_of, tiny_config, train_tiny, write_config
 
+from sagan.checkpoint import newest_whole_checkpoint
 from sagan.data.dataset import PreparedData
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +150,80 @@ def test_a_signal_to_the_launcher_saves(tmp_path: Path, data: PreparedData, numb
     step = json.loads((checkpoint / "state.json").read_text())["step"]
     assert checkpoint.name == f"{step:08d}"
     assert f"at step {step}, saved; the same command goes on" in said
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    """Return when the running process has written `path`."""
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_slow_steps_are_stopped_in_time(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when processes whose steps take seconds hear of a signal after ten: a launcher kills them before."""
+    slow = {"training": {"steps": 1000, "batch_size": 64}, "optim": {"d_steps": 60}}
+    config = write_config(tmp_path / "config.yaml", data, **slow)
+    with launch(config, tmp_path / "run") as process:
+        wait_for(process, tmp_path / "run" / "log.jsonl")
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=200)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert int(checkpoint.name) <= 3, said
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_other(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when the process that is left waits for the dead one, damages the checkpoint, or the run cannot go on."""
+    config = write_config(tmp_path / "config.yaml", data, training={"steps": 100_000, "checkpoint_every": 2})
+    with launch(config, tmp_path / "run") as process:
+        wait_for(process, tmp_path / "run" / "checkpoints" / "00000004")
+        workers = psutil.Process(process.pid).children()
+        (second,) = [worker for worker in workers if worker.environ().get("RANK") == "1"]
+        begun = time.monotonic()
+        second.kill()
+        _, said = process.communicate(timeout=120)
+        seconds = time.monotonic() - begun
+    assert process.returncode != 0
+    assert "Signal 9 (SIGKILL)" in said
+    assert seconds < 20, said
+    assert not any(worker.is_running() for worker in workers)
+    newest, problems = newest_whole_checkpoint(tmp_path / "run")
+    assert newest is not None
+    assert problems == []
+    with launch(config, tmp_path / "run") as process:
+        wait_for(process, newest.with_name(f"{int(newest.name) + 2:08d}"))
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    assert f"resumed from step {int(newest.name)}\n" in said
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_the_other(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when the main process cannot write and the other one waits for it in a barrier."""
+    config = write_config(tmp_path / "config.yaml", data, training={"steps": 100_000, "checkpoint_every": 3})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to("/proc/none")  # no folder can be made there
+    with launch(config, tmp_path / "run") as process:
+        _, said = process.communicate(timeout=200)  # gloo would wait for half an hour
+    assert process.returncode != 0
+    assert f"sagan: {tmp_path / 'run' / 'checkpoints'}: " in said
+
+
+@pytest.mark.slow
+def test_two_launchers_in_a_new_folder(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a second launcher trains in the same folder too, or a process of its waits for the refused one."""
+    config = write_config(tmp_path / "config.yaml", data, training={"steps": 30})
+    both = [launch(config, tmp_path / "run") for _ in range(2)]
+    said = [process.communicate(timeout=200)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(code == 0 for code in codes) == [False, True], said
+    refused = next(text for text, code in zip(said, codes, strict=True) if code)
+    assert refused.count("another process is training in this folder") == 1
+    assert [line["step"] for line in log_of(tmp_path / "run")] == [*range(1, 31)]
+    assert newest_whole_checkpoint(tmp_path / "run") == (tmp_path / "run" / "checkpoints" / "00000030", [])
 
 
 @pytest.mark.slow

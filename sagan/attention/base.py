@@ -67,7 +67,10 @@ class Observable(nn.Module):
     """
 
     taps: Mapping[str, str] = {}
-    listener: Listener | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listener: Listener | None = None  # of the instance from the start: torch.compile guards on what it finds
 
     def tap(self, name: str, rows: Callable[[Tensor], Tensor], size: torch.Size) -> None:
         """Give a listener the map `name` of a feature map of `size` (…, H, W)."""

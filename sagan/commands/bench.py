@@ -1,17 +1,23 @@
 """`sagan bench step`: the training step against its plain form, in interleaved rounds of one run."""
 
-import json
+import os
+import shutil
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sagan.commands.bench_result import show
 from sagan.config import load_config
 from sagan.errors import UserError
+from sagan.settings import Config
 
 DEFAULT = ["discriminator.widths=[2,2,2,2]", "optim.d_steps=1", "training.batch_size=32", "data.num_classes=10"]
 
+TRAINED = ("project", "compiled")  # forms that a run can have, in float32
+MATMUL = "matmul"  # the machine's own, timed among the variants
+ASSUMED_CLASSES = 10  # where the config takes them from its data
+PLAIN = "plain: two discriminator passes, convolutions unfolded, contiguous, eager"
 Precision = Literal["no", "tf32", "bf16"]
 
 
@@ -45,41 +51,91 @@ VARIANTS = {
 }
 
 
-def bench_step_command(config_path: Path | None, overrides: list[str], names: str, rounds: int, as_json: bool) -> None:
-    """Print images/s of every variant, and ratios to the plain form or else the project's: how many times as fast."""
-    chosen = [name.strip() for name in names.split(",")]
+def bench_step_command(
+    config_path: Path | None, overrides: list[str], names: str | None, rounds: int, as_json: bool, layers: bool = False
+) -> None:
+    """Print images/s of every variant, and ratios to the first: how many times as fast. `names` None: `default_names`.
+
+    `ratio_step`: the fastest form that the project trains in float32, compiled or not, to the plain form.
+    `warm_up_seconds_NAME`: of a compiled variant's first step, which is in no other figure.
+    `gflops_NAME`: what it does a second, by the formula of its layers; `ratio_of_matmul_NAME`: as a part of what this
+    machine's own float32 matrix product does, in the same rounds. `layers`: print those layers instead, untimed.
+    """
+    chosen = [name.strip() for name in (names or default_names()).split(",")]
     if unknown := [name for name in chosen if name not in VARIANTS]:
         raise UserError(f"--variants: unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
     config = load_config(config_path, [*DEFAULT, *overrides] if config_path is None else overrides)
+    if layers:
+        _show_layers(config, as_json)
+        return
     import torch
 
-    from sagan.commands.step_variants import peak_of, seconds_a_step, stepper
+    from sagan.commands.machine import product
+    from sagan.commands.step_variants import peak_of, seconds_a_step, stepper, warm_up
 
     device = torch.device("cuda" if torch.cuda.is_available() and config.training.device != "cpu" else "cpu")
     if device.type != "cuda" and (narrow := [name for name in chosen if VARIANTS[name].precision == "tf32"]):
         raise UserError(f"--variants: {narrow[0]} needs a CUDA device; leave it out")
+    multiply, operations = product(device)
     steps = {name: stepper(config, device, VARIANTS[name]) for name in chosen}
-    seconds = seconds_a_step(steps, rounds, device)
-    batch, first = config.training.batch_size, chosen[0]
+    warm = warm_up(steps, device)
+    seconds = seconds_a_step({**steps, MATMUL: multiply}, rounds, device)
     result: dict[str, Any] = {
         "device": str(device),
         "threads": torch.get_num_threads(),
         "resolution": config.data.resolution,
-        "batch_size": batch,
+        "batch_size": config.training.batch_size,
         "rounds": rounds,
+        "gflops_matmul": operations / statistics.median(seconds[MATMUL]) / 1e9,
     }
-    for name, times in seconds.items():
-        result[f"images_per_second_{name}"] = batch / statistics.median(times)
-        result[f"spread_{name}"] = max(times) / min(times) - 1
-        if (peak := peak_of(steps[name], device, VARIANTS[name].compiled)) is not None:
+    for name, step in steps.items():
+        result |= _speed(name, config, seconds, chosen[0])
+        result |= _share_of_matmul(name, config, seconds, operations)
+        if (peak := peak_of(step, device, VARIANTS[name].compiled)) is not None:
             result[f"peak_mib_{name}"] = peak
-        if name != first:
-            key = "ratio_step" if (first, name) == ("plain", "project") else f"ratio_{name}_to_{first}"
-            result[key] = statistics.median(a / b for a, b in zip(seconds[first], times, strict=True))
-    if as_json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:36} {value:.3f}" if isinstance(value, float) else f"{name:36} {value}")
-    if "plain" in chosen:
-        print("plain: two discriminator passes, convolutions unfolded, contiguous, eager", file=sys.stderr)
+    result |= {f"warm_up_seconds_{name}": warm[name] for name in chosen if VARIANTS[name].compiled}
+    if chosen[0] == "plain" and (trained := [key for key in map(ratio_to_plain, TRAINED) if key in result]):
+        result["ratio_step"] = max(result[key] for key in trained)
+    show(result, as_json, note=PLAIN if "plain" in chosen else "")
+
+
+def default_names() -> str:
+    """The plain form and the project's, compiled too where there is a compiler of C++ for it."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    return "plain,project,compiled" if compiler else "plain,project"
+
+
+def ratio_to_plain(name: str) -> str:
+    return f"ratio_{name}_to_plain"
+
+
+def _speed(name: str, config: Config, seconds: dict[str, list[float]], first: str) -> dict[str, float]:
+    times = seconds[name]
+    found = {
+        f"images_per_second_{name}": config.training.batch_size / statistics.median(times),
+        f"spread_{name}": max(times) / min(times) - 1,
+    }
+    if name != first:
+        found[f"ratio_{name}_to_{first}"] = statistics.median(a / b for a, b in zip(seconds[first], times, strict=True))
+    return found
+
+
+def _share_of_matmul(name: str, config: Config, seconds: dict[str, list[float]], operations: int) -> dict[str, float]:
+    from sagan.commands.layer_table import step_macs, tables
+
+    classes = ASSUMED_CLASSES if config.data.num_classes is None else config.data.num_classes
+    flops = 2 * step_macs(config, tables(config, classes, VARIANTS[name].folded))
+    pairs = zip(seconds[name], seconds[MATMUL], strict=True)
+    return {
+        f"gflops_{name}": flops / statistics.median(seconds[name]) / 1e9,
+        f"ratio_of_matmul_{name}": statistics.median((flops / a) / (operations / b) for a, b in pairs),
+    }
+
+
+def _show_layers(config: Config, as_json: bool) -> None:
+    from sagan.commands.layer_table import as_result, as_text, tables
+
+    classes = ASSUMED_CLASSES if config.data.num_classes is None else config.data.num_classes
+    result = as_result(config, tables(config, classes))
+    note = "R1's second derivatives are not in the step" if config.loss.r1 else ""
+    show(result, as_json, as_text(result), note)

@@ -1,15 +1,16 @@
 """`sagan bench attention`: every mechanism beside a 3×3 convolution of as many channels, in interleaved rounds."""
 
-import json
-import sys
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from sagan.commands.bench_result import aligned, show
 from sagan.errors import UserError
 
 if TYPE_CHECKING:
     from sagan.commands.attention_variants import Variant
+
+NOTE = "forward and backward; times and multiply-adds in multiples of the 3x3 convolution's"
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,8 @@ def bench_attention_command(options: Options) -> None:
         result["ratio_explicit"] = median(a / b for a, b in pairs)
     if why is not None:
         result[f"skipped_{EXPLICIT}"] = why
-    if options.as_json:
-        print(json.dumps(result))
-        return
-    print(_table(result, list(each)))
-    if why is not None:
-        print(f"{EXPLICIT}: skipped, {why}")
-    print("forward and backward; times and multiply-adds in multiples of the 3x3 convolution's", file=sys.stderr)
+    skipped = "" if why is None else f"\n{EXPLICIT}: skipped, {why}"
+    show(result, options.as_json, _table(result, list(each)) + skipped, NOTE)
 
 
 def _measures(
@@ -103,8 +99,4 @@ def _table(result: dict[str, Any], names: list[str]) -> str:
         rows.append(
             (name, f"{result[f'parameters_{name}']}", f"{macs:.2f}", f"{time:.2f}", f"{result[f'peak_mib_{name}']:.1f}")
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    return aligned(rows)

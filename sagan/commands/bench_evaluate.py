@@ -1,11 +1,10 @@
 """`sagan bench evaluate`: features and FID against torch-fidelity's own, in interleaved rounds of one run."""
 
-import json
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sagan.commands.bench_result import show
 from sagan.errors import UserError
 
 
@@ -51,12 +50,7 @@ def bench_evaluate_command(
     result["ratio_frechet"] = distances.ratio
     if samples is not None and reference is not None:
         result |= _fid(samples, reference, weights)
-    if as_json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:36} {value:.3g}" if isinstance(value, float) else f"{name:36} {value}")
-    print("torch-fidelity: its own loop over the same images, without worker processes", file=sys.stderr)
+    show(result, as_json, note="torch-fidelity: its own loop over the same images, without worker processes")
 
 
 def _fid(samples: Path, reference: Path, weights: Path | None) -> dict[str, Any]:

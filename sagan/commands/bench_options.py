@@ -16,14 +16,16 @@ def bench() -> None:
 @bench.command("step")
 @click.argument("config", type=click.Path(path_type=Path), required=False)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
-@click.option("--variants", default="plain,project", show_default=True, help="Compared to the first of them.")
+@click.option("--variants", help="Compared to the first. [default: plain,project, compiled with a C++ compiler]")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of all.")
+@click.option("--layers", is_flag=True, help="Instead: multiply-adds of every layer and of a step, untimed.")
 @as_json
-def bench_step(config: Path | None, overrides: tuple[str, ...], variants: str, rounds: int, as_json: bool) -> None:
+def bench_step(config: Path | None, overrides: tuple[str, ...], variants: str | None, rounds: int, layers: bool,
+               as_json: bool) -> None:  # fmt: skip
     """A training step against its plain form; default: studio32, 64 channels, batch 32."""
     from sagan.commands.bench import bench_step_command
 
-    bench_step_command(config, list(overrides), variants, rounds, as_json)
+    bench_step_command(config, list(overrides), variants, rounds, as_json, layers)
 
 
 @bench.command("evaluate")
@@ -111,3 +113,33 @@ def bench_startup(rounds: int, as_json: bool) -> None:
     from sagan.commands.bench_startup import bench_startup_command
 
     bench_startup_command(rounds, as_json)
+
+
+@bench.command("memory")
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@click.option("--resolutions", default="32,64,128,256", show_default=True, metavar="A,B")
+@click.option("--batch", type=click.IntRange(1), help="Images of a step; default: the config's.")
+@click.option("--limit-gib", type=click.FloatRange(0, min_open=True), help="For a step; default: 80 % of what is free.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
+              help="The most for one process.")  # fmt: skip
+@as_json
+def bench_memory(**options: Any) -> None:
+    """The most memory of a training step by resolution, with and without activation checkpointing."""
+    from sagan.commands.bench_memory import Options, bench_memory_command
+
+    bench_memory_command(Options(**options))
+
+
+@bench.command("data")
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@click.option("--images", type=click.IntRange(8), default=256, show_default=True, help="Pictures to prepare.")
+@click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Training steps to feed.")
+@click.option("--array-mib", type=click.IntRange(1), default=1024, show_default=True, help="Prepared data to read.")
+@as_json
+def bench_data(**options: Any) -> None:
+    """Preparing images against decoding them, feeding a training step, memory while reading a large array."""
+    from sagan.commands.bench_data import Options, bench_data_command
+
+    bench_data_command(Options(**options))

@@ -1,10 +1,10 @@
 """`sagan bench sample`: drawing images against the plain form, in interleaved rounds of one run."""
 
-import json
 import statistics
-import sys
 from functools import partial
 from typing import Any
+
+from sagan.commands.bench_result import show
 
 IMAGES = 64  # drawn at once
 
@@ -44,12 +44,7 @@ def bench_sample_command(source: str | None, rounds: int, as_json: bool) -> None
         result[f"images_per_second_{name}"] = IMAGES / statistics.median(times)
         result[f"spread_{name}"] = max(times) / min(times) - 1
     result["ratio_sample"] = statistics.median(a / b for a, b in zip(seconds["plain"], seconds["project"], strict=True))
-    if as_json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:30} {value:.3f}" if isinstance(value, float) else f"{name:30} {value}")
-    print("plain: spectral norm in every forward, convolutions unfolded, contiguous, eager", file=sys.stderr)
+    show(result, as_json, note="plain: spectral norm in every forward, convolutions unfolded, contiguous, eager")
 
 
 def _discard(draw: Any, name: str) -> None:

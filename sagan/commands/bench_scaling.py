@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sagan.commands.bench_result import show
 from sagan.config import load_config, replaced
 from sagan.errors import UserError
 from sagan.progress import track
@@ -63,11 +64,7 @@ def bench_scaling_command(options: Options) -> None:
         f"images_per_second_{options.processes}": median(many),
         "ratio_efficiency": median(n / (options.processes * a) for a, n in zip(one, many, strict=True)),
     }
-    if options.as_json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:24} {value:.3f}" if isinstance(value, float) else f"{name:24} {value}")
+    show(result, options.as_json)
 
 
 def timed_config(config: Config, processes: int, steps: int, data: Path, device: str) -> Config:

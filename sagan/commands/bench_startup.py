@@ -1,6 +1,5 @@
 """`sagan bench startup`: what commands cost before and beside their work, in interleaved rounds of real processes."""
 
-import json
 import os
 import resource
 import statistics
@@ -11,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sagan.commands.bench_result import show
 
 IMAGES = 16
 SAGAN = ["-c", "from sagan.cli import main; main()"]  # what the script `sagan` does
@@ -39,11 +40,7 @@ def bench_startup_command(rounds: int, as_json: bool) -> None:
         result[f"processor_seconds_{name}"] = statistics.median(one.processor for one in each)
     for name, base in (("help", "python"), ("sample", "import_torch")):
         result[f"ratio_{name}_to_{base}"] = _ratio(took[name], took[base])
-    if as_json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:36} {value:.3f}" if isinstance(value, float) else f"{name:36} {value}")
+    show(result, as_json)
 
 
 def time_processes(snapshot: Path, folder: Path, rounds: int) -> dict[str, list[Took]]:

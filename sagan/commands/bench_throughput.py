@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sagan.commands.bench import DEFAULT, Precision
+from sagan.commands.bench_result import show
 from sagan.config import load_config
 from sagan.errors import UserError
 from sagan.files import append_json_line, check_file_place
 from sagan.settings import Config
 
 LOSSES = 5  # steps whose losses are compared
+LEGEND = "loss 1, loss 5: largest difference to float32, eager, in the first step and in the first five"
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,7 @@ def bench_throughput_command(options: Options) -> None:
         print(_text(cell, row, found), file=say, flush=True)
         if options.out is not None and row["state"] != "not reached":
             append_json_line(options.out, {"config": key, **asdict(cell), **row})
-    if options.as_json:
-        print(json.dumps(_result(config, found, about)))
-    else:
-        print("loss 1, loss 5: largest difference to float32, eager, in the first step and in the first five")
+    show(_result(config, found, about), options.as_json, LEGEND)
 
 
 def cells(batch_sizes: list[int], precisions: list[Precision], compiled: bool) -> list[Cell]:

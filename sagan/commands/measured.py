@@ -1,13 +1,14 @@
 """What `sagan evaluate` and `sagan stats` are pointed at: runs, snapshots, folders, arrays, and references."""
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sagan.data.archive import member_names
 from sagan.data.dataset import PreparedData, is_prepared
 from sagan.data.prepare import ensure_prepared, to_stderr
 from sagan.errors import UserError
+from sagan.files import expand_home
 from sagan.resolutions import RESOLUTIONS
 from sagan.settings import DataSettings
 
@@ -34,7 +35,7 @@ class Source:
 
 def recognise(text: str) -> Source:
     """What SOURCE is, from what lies in it; a text that is no path is taken for a Hub id."""
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if (path / "snapshots").is_dir() or (path / "checkpoints").is_dir():
         return Source(str(path), "run", path)
     run = path.resolve().parent.parent
@@ -64,7 +65,7 @@ def open_reference(
     from sagan.evaluation.image_set import from_files, from_prepared
     from sagan.evaluation.reference import Reference, reference_from_file
 
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if holds_statistics(path):
         if backbone is None:
             raise UserError(f"{path}: statistics of features are for fid, which was not asked for")
@@ -85,10 +86,7 @@ def open_reference(
 
 def holds_statistics(path: Path) -> bool:
     """Whether this is an .npz of mean and covariance, of ours or of another project's."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return not {"mean.npy", "mu.npy"}.isdisjoint(archive.namelist())
+    return path.is_file() and not {"mean", "mu"}.isdisjoint(member_names(path))
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -2,27 +2,21 @@
 
 import gc
 import json
-import os
-import queue
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from statistics import median
 from typing import Any
 
 from sagan.commands.bench import Variant
 from sagan.commands.bench_throughput import LOSSES, Cell
+from sagan.commands.bench_worker import Row, Worker
 from sagan.config import make_config, replaced
 from sagan.settings import Config
 
-Row = dict[str, Any]
+WORK = "from sagan.commands.throughput_cells import work; work()"
 CHUNKS, CHUNK_SECONDS = 3, 0.5
-MATMUL = 8192  # side of the matrices whose product gives the device's rate
 
 
 def measured(
@@ -34,7 +28,7 @@ def measured(
     """
     left = list(cells)
     while left and time.monotonic() < deadline:
-        with _Worker(config, left) as worker:
+        with Worker(WORK, {"config": config.to_dict(), "cells": [asdict(cell) for cell in left]}) as worker:
             greeting = worker.read(deadline - time.monotonic())
             if isinstance(greeting, str):
                 why = worker.what_happened(greeting)
@@ -50,66 +44,6 @@ def measured(
                     break
     for cell in left:
         yield cell, {"state": "not reached"}
-
-
-class _Worker:
-    """A process that measures cells and writes one line each."""
-
-    def __init__(self, config: Config, cells: list[Cell]) -> None:
-        task = json.dumps({"config": config.to_dict(), "cells": [asdict(cell) for cell in cells]})
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", "from sagan.commands.throughput_cells import work; work()"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        self.lines: queue.Queue[str | None] = queue.Queue()
-        self.errors: list[str] = []
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError), self.process.stdin as pipe:
-            pipe.write(task)
-        self.threads = [threading.Thread(target=target, daemon=True) for target in (self._listen, self._heed)]
-        for thread in self.threads:
-            thread.start()
-
-    def __enter__(self) -> "_Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # with the compiler's own processes
-        self.process.wait()
-        for thread in self.threads:
-            thread.join()
-        for pipe in (self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
-
-    def what_happened(self, state: str) -> Row:
-        """The row of a cell that gave none; of one that failed with the last line of stderr."""
-        return {"state": state} | ({"why": self.errors[-1][:200]} if state == "failed" and self.errors else {})
-
-    def read(self, seconds: float) -> Row | str:
-        """The next line, or why there is none."""
-        try:
-            line = self.lines.get(timeout=max(seconds, 0.0))
-        except queue.Empty:
-            return "out of time"
-        if line is None:
-            self.threads[1].join(timeout=5)
-            return "failed"
-        return json.loads(line)
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                self.lines.put(line)
-        self.lines.put(None)
-
-    def _heed(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if line.strip():
-                self.errors = [*self.errors[-20:], line.strip()]
 
 
 def work() -> None:
@@ -144,18 +78,15 @@ def _tell(row: Row) -> None:
 def _device(device: Any) -> Row:
     import torch
 
+    from sagan.commands.machine import product
+    from sagan.commands.step_variants import timed
+
     about: Row = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if device.type == "cuda":
         about["device"] = torch.cuda.get_device_name(device)
-        a, b = (torch.randn(MATMUL, MATMUL, device=device, dtype=torch.bfloat16) for _ in range(2))
-        for _ in range(3):
-            torch.mm(a, b)
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(10):
-            torch.mm(a, b)
-        torch.cuda.synchronize()
-        about["bf16_matmul_tflops"] = 10 * 2 * MATMUL**3 / (time.perf_counter() - start) / 1e12
+        multiply, operations = product(device, torch.bfloat16)
+        timed(multiply, 3, device)
+        about["bf16_matmul_tflops"] = 10 * operations / timed(multiply, 10, device) / 1e12
     return about
 
 

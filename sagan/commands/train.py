@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,11 @@ def train_command(config_path: Path, out: Path, overrides: list[str]) -> int:
     config = resolved(config, data)
     check_processes(config, world)
     about = _about(data)
-    with ExitStack() as locked:
-        check_run(out, config, about)
-        if rank == 0 and out.is_dir():
-            locked.enter_context(lock_run(out))
+    check_run(out, config, about)
+    with lock_run(out) if rank == 0 else nullcontext():
+        check_run(out, config, about)  # again: another process may have begun a run there since
         if final_snapshot(out, config.training.steps) is None:
-            return _train(config, out, data, about, locked)
+            return _train(config, out, data, about)
     if rank == 0:
         print(f"{out}: finished, all {config.training.steps} steps are done", file=sys.stderr)
     return 0
@@ -48,7 +47,7 @@ def resolved(config: Config, data: PreparedData) -> Config:
     return replaced(config, {"optim": {"d_steps": config.d_steps}})
 
 
-def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any], locked: ExitStack) -> int:
+def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any]) -> int:
     from sagan.checkpoint import list_checkpoints
     from sagan.finetune import initialize_from
     from sagan.monitoring import quadratic_warnings
@@ -68,8 +67,6 @@ def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any],
     said += resume(run)
     main = accelerator.is_main_process
     if main:
-        if not out.is_dir():
-            locked.enter_context(lock_run(out))
         open_run(out, config, about)
         truncate_log(out / "metrics.jsonl", run.progress.step)
     accelerator.wait_for_everyone()

@@ -18,7 +18,7 @@ from sagan.data.convert import Unusable, convert
 from sagan.data.dataset import FORMAT, Manifest
 from sagan.data.doctor import CONVERTED, UNUSABLE, WARNINGS, Report, Tally, duplicates, imbalance, refusal
 from sagan.data.parallel import map_in_order
-from sagan.data.source import Item, Problem, Source
+from sagan.data.source import Item, Problem, Source, printable
 from sagan.data.writer import ImageWriter
 from sagan.errors import UserError
 from sagan.files import write_json
@@ -110,7 +110,7 @@ def _process(item: Item, resolution: int, resize: str) -> Outcome | Problem:
     try:
         pixels, label, notes = convert(item, resolution, resize)
     except Unusable as bad:
-        return Problem(bad.kind, item.name, bad.reason)
+        return Problem(bad.kind, item.name, printable(bad.reason))
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=8).digest()
     return Outcome(item.name, pixels, label, int.from_bytes(digest, "little"), notes)
 

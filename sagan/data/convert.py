@@ -1,6 +1,8 @@
 """From an image file to RGB pixels of one size: what has one obvious meaning is converted, the rest is refused."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -39,7 +41,7 @@ def convert(item: Item, resolution: int, resize: str) -> tuple[np.ndarray, int, 
     `resize`: "crop" takes the central square, "squash" ignores the aspect; both then scale with a Lanczos filter that
     widens with the reduction (antialiased). An RGB image of exactly R×R keeps its bytes. Raises Unusable.
     """
-    try:
+    with _decoding():
         image, label = item.read()
         with image:
             notes = _check(image, resolution)
@@ -50,18 +52,43 @@ def convert(item: Item, resolution: int, resize: str) -> tuple[np.ndarray, int, 
             image.load()
             turn = UPRIGHT.get(_orientation(image))
             image = _to_rgb(image, deep, notes)
+    if turn is not None:
+        notes.append("rotated")
+        image = image.transpose(turn)
+    return np.asarray(_resized(image, resolution, resize)), label, notes
+
+
+def look(item: Item) -> tuple[tuple[int, int], int]:
+    """(width, height) and label of an item, from its header. Raises Unusable."""
+    with _decoding():
+        image, label = item.read()
+        with image:
+            _check(image, resolution=0)
+            return image.size, label
+
+
+def decode(item: Item) -> np.ndarray:
+    """The pixels of an item, uint8 (H, W, 3), at the size and the way up in which they are stored. Raises Unusable."""
+    with _decoding(), item.read()[0] as image:
+        notes = _check(image, resolution=0)
+        deep = _has_sixteen_bits(image)
+        image.load()
+        return np.asarray(_to_rgb(image, deep, notes))
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Whatever Pillow raises becomes Unusable."""
+    try:
+        yield
     except (Unusable, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unusable("huge", str(error)) from None
     except UnidentifiedImageError:
         raise Unusable("undecodable", "not an image, whatever its name says") from None
     except Exception as error:  # a decoder raises anything on a damaged file
         raise Unusable("undecodable", f"{type(error).__name__}: {' '.join(str(error).split())[:100]}") from None
-    if turn is not None:
-        notes.append("rotated")
-        image = image.transpose(turn)
-    return np.asarray(_resized(image, resolution, resize)), label, notes
 
 
 def _check(image: Image.Image, resolution: int) -> list[str]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from sagan.errors import UserError
-from sagan.files import read_json
+from sagan.files import expand_home, read_json
 from sagan.settings import Count, Positive, Settings
 
 FORMAT = 1
@@ -40,6 +40,17 @@ class Manifest(Settings):
     fingerprint: str
     content_hash: str
 
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        for name in (self.source, self.resize, self.content_hash, *self.class_names):
+            if not name.isprintable():  # they are shown on terminals and in figures
+                raise ValueError(f"{name!r} is not printable")
+        if not self.num_classes == len(self.class_names) == len(self.class_counts) <= self.count:
+            raise ValueError(
+                f"{self.num_classes} classes, {len(self.class_names)} names and {len(self.class_counts)} counts of them"
+            )
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedData:
@@ -53,7 +64,7 @@ class PreparedData:
     @classmethod
     def open(cls, folder: Path | str) -> "PreparedData":
         """Raises UserError for a folder that was not prepared, or whose files are damaged or contradict it."""
-        folder = Path(folder).expanduser()
+        folder = expand_home(folder)
         if not is_prepared(folder):
             raise UserError(f"{folder}: not a folder of prepared data (sagan prepare makes one)")
         manifest = _read_manifest(folder / "manifest.json")
@@ -83,7 +94,7 @@ class PreparedData:
 
 def is_prepared(path: Path | str) -> bool:
     """Whether this is a folder of prepared data, sound or damaged."""
-    folder = Path(path).expanduser()
+    folder = expand_home(path)
     return (folder / "manifest.json").is_file() and any((folder / f"{n}.npy").is_file() for n in ("images", "labels"))
 
 
@@ -91,18 +102,20 @@ def _read_manifest(path: Path) -> Manifest:
     raw = read_json(path)
     if isinstance(raw, dict) and raw.get("format") != FORMAT:
         raise UserError(
-            f"{path}: its format is {raw.get('format')}, this version of sagan reads {FORMAT}; prepare it again"
+            f"{path}: its format is {str(raw.get('format'))[:20]}, "
+            f"this version of sagan reads {FORMAT}; prepare it again"
         )
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         finding = error.errors()[0]
-        where = ".".join(map(str, finding["loc"]))
-        raise UserError(f"{path}: not a manifest of prepared data ({where}: {finding['msg']})") from None
+        where = ".".join(map(str, finding["loc"]))[:100]
+        reason = finding["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: not a manifest of prepared data ({f'{where}: ' if where else ''}{reason})") from None
 
 
 def _map(path: Path) -> np.memmap:
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of damaged bytes anything may come
         raise UserError(f"{path}: missing, truncated or damaged ({error}); prepare it again") from None

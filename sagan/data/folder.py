@@ -2,11 +2,12 @@
 
 The layout is checked before any image is read, because the classic mistakes are silent: a path one level too high
 makes every label 0, a path one level too low leaves one class, and `train` beside `test` look like two classes.
-Classes are the sub-folders sorted by name.
+Classes are the sub-folders sorted by name. Links that leave the folder are never followed.
 """
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from sagan.data.source import FORMATS, Item, Problem, Source, printable
 from sagan.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+DEEPEST = 32  # folders in folders; only the first level can hold images
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
 
 
@@ -81,11 +83,13 @@ class _Tree:
             ) from None
         for entry in visible:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(self.root):
+            if entry.is_symlink() and not self._holds(entry.path):
                 self.problems.append(Problem("outside", printable(path), "a link that leaves the data folder"))
             elif entry.is_dir():
                 # A linked folder is followed at the top alone: links to their own parents would never end.
-                if not folder or not entry.is_symlink():
+                if path.count("/") > DEEPEST:
+                    self.problems.append(Problem("nested", printable(path)[:200], f"lies over {DEEPEST} folders deep"))
+                elif not folder or not entry.is_symlink():
                     if not folder:
                         self.folders.append(entry.name)
                     self._walk(path)
@@ -94,13 +98,23 @@ class _Tree:
             else:
                 self.ignored.append(path)
 
+    def _holds(self, link: str) -> bool:
+        """Whether a link, followed to its end, stays under the root; links in a circle have no end."""
+        try:
+            return Path(link).resolve().is_relative_to(self.root)
+        except (OSError, RuntimeError):
+            return False
+
     def _add_image(self, folder: str, path: str, entry: os.DirEntry[str]) -> None:
         try:
-            stat = entry.stat()
+            about = entry.stat()
         except OSError as error:
             self.problems.append(Problem("undecodable", printable(path), error.strerror or "not readable"))
             return
-        self.digest.update(b"%s\0%d\0%d\0" % (os.fsencode(path), stat.st_size, stat.st_mtime_ns))
+        if not stat.S_ISREG(about.st_mode):  # to open a pipe would wait for ever
+            self.problems.append(Problem("undecodable", printable(path), "a pipe, a socket or a device, no file"))
+            return
+        self.digest.update(b"%s\0%d\0%d\0" % (os.fsencode(path), about.st_size, about.st_mtime_ns))
         self.images.setdefault(folder, []).append(path)
 
 

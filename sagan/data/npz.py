@@ -6,22 +6,18 @@ one by one, so an archive larger than memory, compressed or not, costs no memory
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image
 
+from sagan.data.archive import Member, check_expansion, open_archive, read_table
 from sagan.data.source import Item, Problem, Source, printable
 from sagan.errors import UserError
 
 IMAGE_KEYS, LABEL_KEYS = ("images", "arr_0"), ("labels", "arr_1")
-LARGEST_TABLE = 1 << 30  # bytes of labels or class names, which are read whole
 
 
 class NpzSource(Source):
@@ -32,12 +28,12 @@ class NpzSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, printable(path.name)
-        with _archive(path) as archive:
+        with open_archive(path) as archive:
             members = {name.removesuffix(".npy") for name in archive.namelist()}
             image_key = next((key for key in IMAGE_KEYS if key in members), None)
             if image_key is None:
                 raise UserError(f"{path}: holds no array `images`, only {', '.join(sorted(members)[:5]) or 'nothing'}")
-            self._images = _Member.of(archive, path, image_key)
+            self._images = Member.of(archive, path, image_key)
             _check_images(path, self._images)
             label_key = next((key for key in LABEL_KEYS if key in members), None)
             self._labels = np.zeros(len(self), np.int64)
@@ -48,7 +44,7 @@ class NpzSource(Source):
             if label_key is not None and "class_names" in members:
                 self._names = _read_names(archive, path, len(self._names))
         self.num_classes = len(self._names)
-        empty = sorted(set(range(self.num_classes)) - set(self._labels.tolist()))
+        empty = sorted(set(range(self.num_classes)) - set(np.unique(self._labels).tolist()))
         self.problems = tuple(Problem("empty_class", self._names[i], "no image has this label") for i in empty)
         if self.num_classes == 1 or (self.problems and self.num_classes - len(empty) == 1):
             raise UserError(f"{path}: all labels are the same; leave `labels` out to train without labels")
@@ -63,9 +59,14 @@ class NpzSource(Source):
     def class_names(self) -> tuple[str, ...]:
         return self._names
 
+    def check_expansion(self) -> None:
+        """UserError where the images, read whole and not one by one, would be a trap for memory."""
+        with open_archive(self.path) as archive:
+            check_expansion(archive, self.path, self._images.key)
+
     def items(self) -> Iterator[Item]:
         shape = self._images.shape[1:3] if self._images.shape[3:] == (1,) else self._images.shape[1:]
-        with _archive(self.path) as archive, archive.open(f"{self._images.key}.npy") as stream:
+        with open_archive(self.path) as archive, archive.open(f"{self._images.key}.npy") as stream:
             stream.read(self._images.offset)
             for index, label in enumerate(self._labels.tolist()):
                 pixels = stream.read(math.prod(shape))
@@ -78,41 +79,7 @@ def _read(pixels: bytes, shape: tuple[int, ...], label: int) -> tuple[Image.Imag
     return Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(shape)), label
 
 
-@dataclass(frozen=True)
-class _Member:
-    """An array of the archive as its header describes it, before its data is read."""
-
-    key: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    offset: int  # where the data begin
-
-    @classmethod
-    def of(cls, archive: zipfile.ZipFile, path: Path, key: str) -> "_Member":
-        with archive.open(f"{key}.npy") as stream:
-            shape, fortran_order, dtype = _read_header(stream, path, key)
-            member = cls(key, shape, dtype, stream.tell())
-        size = archive.getinfo(f"{key}.npy").file_size
-        if dtype.hasobject:
-            raise UserError(f"{path}: {key} holds Python objects, which are not read; save a plain array")
-        if fortran_order and len(shape) > 1:
-            raise UserError(f"{path}: {key} is stored in Fortran order; save np.ascontiguousarray({key})")
-        if member.offset + math.prod(shape) * dtype.itemsize != size:
-            raise UserError(f"{path}: {key} claims shape {shape} {dtype}, which does not fit its {size} bytes")
-        return member
-
-
-def _read_header(stream: IO[bytes], path: Path, key: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    try:
-        version = np.lib.format.read_magic(stream)
-        shape, fortran_order, dtype = readers[version](stream)
-    except (ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path}: {key} is not a NumPy array ({' '.join(str(error).split())[:100]})") from None
-    return shape, fortran_order, dtype
-
-
-def _check_images(path: Path, images: _Member) -> None:
+def _check_images(path: Path, images: Member) -> None:
     shape = images.shape
     fits = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
     if images.dtype != np.uint8 or not fits:
@@ -122,16 +89,8 @@ def _check_images(path: Path, images: _Member) -> None:
         raise UserError(f"{path}: {images.key} is empty, its shape is {shape}")
 
 
-def _read_table(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
-    member = _Member.of(archive, path, key)
-    if math.prod(member.shape) * member.dtype.itemsize > LARGEST_TABLE:
-        raise UserError(f"{path}: {key} has {member.shape} {member.dtype}, more than this table can need")
-    with archive.open(f"{key}.npy") as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)
-
-
 def _read_labels(archive: zipfile.ZipFile, path: Path, key: str, count: int) -> np.ndarray:
-    labels = _read_table(archive, path, key)
+    labels = read_table(archive, path, key)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise UserError(f"{path}: {key} is {labels.dtype} {labels.shape}, expected one integer an image: ({count},)")
     if labels.min() < 0 or labels.max() >= count:
@@ -142,17 +101,7 @@ def _read_labels(archive: zipfile.ZipFile, path: Path, key: str, count: int) -> 
 
 
 def _read_names(archive: zipfile.ZipFile, path: Path, num_classes: int) -> tuple[str, ...]:
-    names = _read_table(archive, path, "class_names")
+    names = read_table(archive, path, "class_names")
     if names.dtype.kind != "U" or names.ndim != 1 or len(names) < num_classes:
         raise UserError(f"{path}: class_names is {names.dtype} {names.shape}, expected {num_classes} strings")
     return tuple(printable(str(name)) for name in names)
-
-
-@contextmanager
-def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The open archive; what a damaged one raises, now or while it is read, becomes a UserError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
-        raise UserError(f"{path}: not readable as .npz ({error})") from None

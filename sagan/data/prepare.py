@@ -13,7 +13,7 @@ from sagan.data.lock import exclusive
 from sagan.data.source import cache_folder
 from sagan.data.sources import open_source
 from sagan.errors import UserError
-from sagan.files import TEMPORARY, atomic_folder, make_folder
+from sagan.files import TEMPORARY, atomic_folder, expand_home, make_folder
 from sagan.resolutions import RESOLUTIONS
 from sagan.settings import DataSettings
 
@@ -50,7 +50,7 @@ def prepare(
     """
     job = _job(source, resolution, resize, skip_bad)
     check_classes(num_classes, job.source.num_classes, source)
-    return _prepare(job, Path(out).expanduser().resolve(), report)
+    return _prepare(job, expand_home(out).resolve(), report)
 
 
 def ensure_prepared(
@@ -73,7 +73,7 @@ def ensure_prepared(
             if settings.prepared
             else (default_folder or cache_folder() / "data") / job.folder_name
         )
-        data = _prepare(job, folder.expanduser().resolve(), report)
+        data = _prepare(job, expand_home(folder).resolve(), report)
     if data.manifest.resolution != settings.resolution:
         raise UserError(
             f"{settings.source}: prepared at {data.manifest.resolution}x{data.manifest.resolution}, "

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from PIL import Image
 
@@ -12,6 +11,7 @@ from sagan.data.npz import NpzSource
 from sagan.data.source import Item, Source
 from sagan.data.torchvision_sets import TorchvisionSource
 from sagan.errors import UserError
+from sagan.files import expand_home
 
 DEFAULT_SHAPES = 20_000
 
@@ -27,7 +27,7 @@ def open_source(text: str, resolution: int) -> Source:
         return ShapesSource(rest, resolution)
     if kind == "torchvision":
         return TorchvisionSource(rest)
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if path.is_dir():
         return FolderSource(path)
     if path.is_file() and path.suffix.lower() == ".npz":
@@ -48,7 +48,7 @@ class ShapesSource(Source):
     def __init__(self, count: str, resolution: int) -> None:
         from sagan.data.shapes import CLASSES
 
-        if count and not (count.isascii() and count.isdigit() and int(count) > 0):
+        if count and not (count.isascii() and count.isdigit() and len(count) <= 15 and int(count) > 0):
             raise UserError(
                 f"shapes:{count}: expected shapes:COUNT with a positive number of images, such as shapes:5000"
             )

@@ -1,4 +1,7 @@
-"""Data sets that torchvision downloads, by name: `torchvision:cifar10`."""
+"""Data sets that torchvision downloads, by name: `torchvision:cifar10`.
+
+They are read by torchvision's code. CIFAR's files are pickles: torchvision opens them only with the MD5 it knows.
+"""
 
 import contextlib
 import difflib
@@ -7,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -25,6 +29,7 @@ class Entry:
     downloads: bool = True
 
 
+KEYS = "_cache_*"
 TRAIN, WHOLE = ({"split": "train"},), ({"split": "train"}, {"split": "val"}, {"split": "test"})
 SETS = {
     "cifar10": Entry("CIFAR10", 10),
@@ -89,12 +94,27 @@ class TorchvisionSource(Source):
         download = {"download": True} if self._entry.downloads else {}
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), _no_pickled_keys(self._entry):
                 return [make(str(root), **options, **download) for options in self._entry.parts]
         except (OSError, RuntimeError, ImportError) as error:
             what = "download" if self._entry.downloads else "find (torchvision does not download it)"
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{self.name}: could not {what} in {root}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _no_pickled_keys(entry: Entry) -> Iterator[None]:
+    """For LSUN, torchvision unpickles _cache_… of the working folder unseen, and writes it: neither happens here."""
+    if entry.dataset != "LSUN":
+        yield
+        return
+    if found := next(Path.cwd().glob(KEYS), None):
+        raise UserError(f"{found}: torchvision would unpickle this file, which could run any program; remove it")
+    try:
+        yield
+    finally:
+        for written in Path.cwd().glob(KEYS):
+            written.unlink()
 
 
 def _read(dataset: Any, index: int, labelled: bool) -> tuple[Image.Image, int]:

@@ -2,16 +2,18 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from sagan.data.convert import Unusable, decode, look
 from sagan.data.dataset import PreparedData
 from sagan.data.folder import FolderSource
 from sagan.data.npz import NpzSource
@@ -103,7 +105,7 @@ def _from_folder(path: Path) -> ImageSet:
         digest.update(f"{item.name}\0{sha256(path / item.name)}\0".encode())
 
     def read(indices: np.ndarray) -> Tensor:
-        with ThreadPoolExecutor() as pool:
+        with _without_warnings(), ThreadPoolExecutor() as pool:
             return torch.from_numpy(np.stack(list(pool.map(_pixels, [items[i] for i in indices]))))
 
     lossy = any(item.name.lower().endswith(LOSSY) for item in items)
@@ -112,6 +114,7 @@ def _from_folder(path: Path) -> ImageSet:
 
 def _from_npz(path: Path) -> ImageSet:
     source = NpzSource(path)
+    source.check_expansion()
     images, labels = zip(*((_pixels(item), item.read()[1]) for item in source.items()), strict=True)
     pixels = torch.from_numpy(np.stack(images))
     return ImageSet(
@@ -128,13 +131,12 @@ def _from_npz(path: Path) -> ImageSet:
 def _opened(items: Sequence[Item]) -> list[tuple[tuple[int, int], int]]:
     """(width, height) and label of every item, from the headers."""
     found = []
-    for item in items:
-        try:
-            image, label = item.read()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{item.name}: not readable as an image ({error})") from None
-        with image:
-            found.append((image.size, label))
+    with _without_warnings():
+        for item in items:
+            try:
+                found.append(look(item))
+            except Unusable as error:
+                raise UserError(f"{item.name}: not readable as an image ({error.reason})") from None
     return found
 
 
@@ -160,7 +162,14 @@ def _labels_in_names(items: Sequence[Item]) -> np.ndarray | None:
 def _pixels(item: Item) -> np.ndarray:
     """uint8 (H, W, 3)."""
     try:
-        with item.read()[0] as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{item.name}: not readable as an image ({error})") from None
+        return decode(item)
+    except Unusable as error:
+        raise UserError(f"{item.name}: not readable as an image ({error.reason})") from None
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """What Pillow warns of is judged by `convert`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
+from sagan.data.archive import read_arrays
 from sagan.errors import UserError
 from sagan.files import atomic_file
 
@@ -186,8 +186,8 @@ def load_statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
     else:
         if arrays["sha256"].tolist() != _digest(arrays):
             raise UserError(f"{path}: damaged, its checksum is of other numbers; make or fetch it again")
-        mean, covariance, count = arrays["mean"], arrays["covariance"], int(arrays["count"])
-        about = json.loads(str(arrays["about"]))
+        mean, covariance = arrays["mean"], arrays["covariance"]
+        count, about = _told(path, arrays)
     shapes = f"{mean.dtype} {mean.shape} and {covariance.dtype} {covariance.shape}"
     if {mean.dtype.kind, covariance.dtype.kind} != {"f"} or mean.ndim != 1 or covariance.shape != (mean.size or 1,) * 2:
         raise UserError(f"{path}: mean and covariance are {shapes}, expected floats (D,) and (D, D)")
@@ -207,15 +207,25 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             found = {name.removesuffix(".npy") for name in archive.namelist()}
         for names in ((*STORED, "sha256"), ("mu", "sigma")):
             if found.issuperset(names):
-                with np.load(path, allow_pickle=False) as arrays:
-                    if not all(isinstance(arrays[name], np.ndarray) for name in names):
-                        raise ValueError("its members are no arrays")
-                    return {name: arrays[name] for name in names}
-    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
+                return read_arrays(path, names)
+    except UserError:
+        raise
+    except Exception as error:  # of damaged bytes anything may come
         raise UserError(f"{path}: not readable as statistics (.npz): {error}") from None
     raise UserError(
         f"{path}: holds neither `mean` and `covariance` of ours nor `mu` and `sigma`; a file of statistics is needed"
     )
+
+
+def _told(path: Path, arrays: dict[str, np.ndarray]) -> tuple[int, dict[str, Any]]:
+    """The count, and what is said about the statistics."""
+    try:
+        count, about = int(arrays["count"]), json.loads(str(arrays["about"]))
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        count, about = -1, None
+    if count < 2 or not isinstance(about, dict) or not str(about.get("name", "")).isprintable():
+        raise UserError(f"{path}: what it says of itself (count, about) is not what this program writes; make it again")
+    return count, about
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

@@ -116,6 +116,42 @@ def test_a_second_process_is_refused(undisturbed: Path, capfd: pytest.CaptureFix
     assert "another process is training" in capfd.readouterr().err
 
 
+def test_two_at_once_in_a_new_folder(undisturbed: Path, tmp_path: Path) -> None:
+    """Breaks when the second one trains too, waits, mixes anything into the first one's run, or leaves a folder that it
+    wrote nothing to."""
+    config, out = undisturbed / "config.yaml", tmp_path / "run"
+    command = [sys.executable, str(SCRIPT), str(config), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    said = {process.returncode: text for process, (_, text) in [(p, p.communicate(timeout=120)) for p in both]}
+    assert sorted(said) == [0, 2], said
+    assert said[2] == f"sagan: {out}: another process is training in this folder\n"
+    for part in ("checkpoints", "snapshots", "samples"):
+        assert files_of(out / part) == files_of(undisturbed / "run" / part)
+    assert log_of(out) == log_of(undisturbed / "run")
+
+
+def test_a_refused_start_leaves_no_folder(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a mistake that is found late leaves an empty folder, or removes one that was there before."""
+    config = write_config(tmp_path / "config.yaml", data, evaluate={"every": 1})  # no metrics
+    assert sagan_train(config, tmp_path / "run") == 2
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "empty").mkdir()
+    assert sagan_train(config, tmp_path / "empty") == 2
+    assert (tmp_path / "empty").is_dir()
+
+
+def test_a_run_that_has_begun_takes_no_other_weights(
+    undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when --init-from on a run that has begun without it is ignored without a word."""
+    config, longer = undisturbed / "config.yaml", ["--set", "training.steps=41"]
+    before = files_of(undisturbed / "run")
+    assert sagan_train(config, undisturbed / "run", *longer, "--init-from", str(tmp_path)) == 2
+    assert f"training.init_from: None in the run, {str(tmp_path)[:37]}" in capfd.readouterr().err
+    assert files_of(undisturbed / "run") == before
+
+
 def test_an_unprepared_source_is_prepared_first(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when training needs a command before it, or what the data decides is not written down."""
     prepared = {"source": "shapes:24", "prepared": str(tmp_path / "prepared")}

@@ -1,0 +1,27 @@
+"""What this machine has to give: the rate of its matrix product, its free memory."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SIDES = {"cuda": 8192, "cpu": 1024}  # of matrices whose product keeps the device busy without taking long
+
+
+def product(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Callable[[], torch.Tensor], int]:
+    """A matrix product, and its operations (two a multiply-add)."""
+    side = SIDES[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return lambda: torch.mm(a, b), 2 * side**3
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be taken without swapping; on Linux what the kernel could give back counts."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    told = Path("/proc/meminfo")
+    for line in told.read_text().splitlines() if told.is_file() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

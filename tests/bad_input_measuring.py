@@ -1,0 +1,125 @@
+"""Networks that measure, scores while training, and `sagan stats`. They meet what bad_input_measured.py builds."""
+
+from typing import Any
+
+from bad_input_cases import Case, setting, train
+from bad_input_evaluation import FILES, evaluate
+from bad_input_measured import CACHED
+from standin import NAME
+
+
+def weights(name: str, says: str, options: str = f"--reference {FILES} --inception-weights") -> Case:
+    return evaluate(f"{FILES} {options} weights/{name}.pth", f"weights/{name}.pth: {says}", late=True)
+
+
+def while_training(changes: str, says: str, **more: Any) -> Case:
+    settings = " ".join(
+        f"--set {'' if '.' in change else 'evaluate.'}{change}" for change in ["every=1", *changes.split()]
+    )
+    return train(settings, says, late=True, **more)
+
+
+def stats(options: str, says: str, **more: Any) -> Case:
+    return Case(f"stats {options}", says, **more)
+
+
+LPIPS = "--metrics lpips_diversity --lpips-weights"
+NETWORKS = [
+    evaluate(f"{FILES} --backbone incepton", "unknown backbone 'incepton'; did you mean inception? known: ", late=True),
+    evaluate(f"{FILES} --backbone speed", "unknown backbone 'speed'; known: inception, vgg16, clip-rn50", late=True),
+    evaluate(f"{FILES} --metrics is --backbone vgg16", "vgg16: has no logits of classes, which Inception", late=True),
+    evaluate(FILES, f"{CACHED}: not the published file (SHA-256 6726825d…); delete it, or name", late=True),
+    evaluate(f"{FILES} --metrics lpips_diversity", "cannot be downloaded (", late=True),
+    evaluate(f"{FILES} --backbone vgg16", "vgg16-397923af.pth: not there, and https://download", late=True),
+    weights("nope", "no such file of weights"),
+    Case(f"evaluate {FILES} --inception-weights a_file", "a_file: damaged, cut short, or not a file of", late=True),
+    weights("pickle", "damaged, cut short, or not a file of tensors alone; nothing was executed"),
+    weights("list", "holds no named tensors, weights are a dictionary of them"),
+    weights("words", "a is not a tensor, weights are a dictionary of tensors"),
+    weights("nan", "a holds values that are not finite"),
+    weights("other", "not the weights of inception: Missing key(s) in state_dict"),
+    weights("inception_empty", "its last layer (fc) is all zero", "--metrics is --inception-weights"),
+    evaluate(
+        f"{FILES} --reference {FILES} --inception-weights weights/inception_huge.pth",
+        "inception: the features of 3 of 3 images are not finite; take other weights", late=True,
+    ),
+    weights("other", "its SHA-256 is ", "--backbone clip-vit-b-32 --backbone-weights"),
+    evaluate(
+        f"{FILES} --backbone dinov2-vit-b-14 --backbone-weights weights/other.pth",
+        "dinov2-vit-b-14: runs the code of facebookresearch/dinov2, which is not fetched", late=True,
+    ),
+    weights("other", "not the weights of torchvision's alexnet: tensor features.0.bias is missing", LPIPS),
+    weights("alexnet_other", "not the weights of torchvision's alexnet: features.0.weight has shape (2,)", LPIPS),
+    weights("pickle", "damaged, cut short, or not a file of tensors alone; nothing was executed", LPIPS),
+    evaluate(
+        f"images/small {LPIPS} weights/alexnet.pth", "LPIPS alex: images are 24x24, it needs at least 31x31", late=True
+    ),
+]  # fmt: skip
+
+TRAINING = [
+    train("--set evaluate.metrics=[fidd]", "evaluate.metrics: unknown metric 'fidd'; did you mean fid?"),
+    train("--set evaluate.metrics=[is,is]", "evaluate.metrics: is is given twice"),
+    while_training("metrics=[is] num=9", "is: needs at least 10 images, evaluate.num has 9"),
+    while_training("metrics=[intra_fid] data.num_classes=0", "intra_fid needs classes, this data has none"),
+    while_training("metrics=[]", "evaluate.every is set, evaluate.metrics is empty; name some, such as [fid]"),
+    while_training(
+        "metrics=[coherence] best=fid", "evaluate.best: 'fid' is not among the scores of evaluate.metrics ("
+    ),
+    while_training("metrics=[nearest] best=nearest", "evaluate.best: 'nearest' is not among the scores"),
+    train("--set evaluate.patience=2", "evaluate: patience needs best, the score that should improve"),
+    train("--set evaluate.num=0", "evaluate.num: input should be greater than 0, not 0"),
+    train("--set evaluate.lpips=squeeze", "evaluate.lpips: input should be 'alex' or 'vgg', not 'squeeze'"),
+    while_training("metrics=[coherence] data.source=pair_data", "coherence is defined on the shapes data alone"),
+    while_training(
+        "metrics=[intra_fid] data.source=images/prepared_plain", "intra_fid needs classes, this data has none"
+    ),
+    while_training("metrics=[fid] backbone=incepton", "unknown backbone 'incepton'; did you mean inception?"),
+    while_training("metrics=[fid]", f"{CACHED}: not the published file"),
+    while_training("metrics=[fid] backbone_weights=nope", "nope: no such file of weights"),
+    while_training(f"metrics=[fid] backbone={NAME} reference=nope", "nope: no such folder or file"),
+    while_training(
+        f"metrics=[fid] backbone={NAME} reference=data_64", "data_64: prepared at 64x64, data.resolution is"
+    ),
+]
+
+ROLL_BACK = "sentinel.action=rollback sentinel.spread=0.99 training.samples_per_class=2"
+SENTINEL = [
+    setting("sentinel.worse.fid=2", "sentinel.worse: fid is not scored in training; set evaluate.every and metrics"),
+    setting("sentinel.worse.fidd=2", "sentinel.worse.fidd.[key]: input should be 'fid', "),
+    setting("sentinel.worse.fid=1", "sentinel.worse.fid: input should be greater than 1, not 1"),
+    setting("sentinel.action=wait", "sentinel.action: input should be 'stop' or 'rollback', not 'wait'"),
+    while_training("metrics=[coherence] sentinel.worse.coherence=2 sentinel.action=rollback",
+                   "sentinel.worse with action rollback needs evaluate.best, which keeps what it goes back to"),
+    train("--set sentinel.saturation=0.1 --set loss.name=wasserstein", "the wasserstein loss has no floor"),
+    setting("sentinel.spread=0.5", "sentinel.spread compares samples of one class; training.samples_per_class must be"),
+    while_training("training.samples_per_class=2 training.sample_every=1 sentinel.spread=0.99 every=0",
+                   "is below 0.99 at step 1; stopped, the last checkpoint is from before (stopped.json", began=True),
+    while_training(f"{ROLL_BACK} training.sample_every=1 every=0",
+                   "at step 1, no whole checkpoint to go back to; stopped, the last checkpoint is", began=True),
+    while_training(f"{ROLL_BACK} training.sample_every=2 training.checkpoint_every=1 sentinel.times=1 every=0",
+                   "at step 2 after 1 roll-backs; stopped, the last checkpoint is from before", began=True),
+]  # fmt: skip
+
+STATISTICS = [
+    stats("data", "Missing option '--out'"),
+    stats("data --out out.txt", "out.txt: a file of statistics is an .npz"),
+    stats("src/pair --out out.npz", "src/pair: not prepared; --resolution says at which size its images are taken"),
+    stats("src/pair --out out.npz --resolution 33", "--resolution 33: expected one of 32, 64, 128, 256"),
+    stats("data --out out.npz --resolution 64", "data: prepared at 32x32, --resolution says 64"),
+    stats("data --out out.npz --batch-size 0", "0 is not in the range x>=1"),
+    stats("data_truncated --out out.npz", "data_truncated/images.npy: missing, truncated or damaged"),
+    stats(
+        f"stats/whole.npz --out out.npz --resolution 32 --backbone {NAME}",
+        "stats/whole.npz: holds statistics already",
+    ),
+    stats("data --out out.npz --backbone speed", "unknown backbone 'speed'; known: inception", late=True),
+    stats("data --out out.npz", f"{CACHED}: not the published file", late=True),
+    stats(f"nope --out out.npz --resolution 32 --backbone {NAME}", "nope: no such folder or file", late=True),
+    stats(f"data --out a_file/out.npz --backbone {NAME}", "a_file/out.npz: cannot be written, "),
+    stats(
+        f"images/prepared_one --out out.npz --backbone {NAME}",
+        "fid: needs at least 2 images, ", late=True,
+    ),
+]  # fmt: skip
+
+MEASURING = [*NETWORKS, *TRAINING, *SENTINEL, *STATISTICS]

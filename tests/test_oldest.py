@@ -1,0 +1,33 @@
+"""tests/oldest.txt pins every dependency to the lower bound of pyproject.toml; `make oldest` tests with them."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BOUND = re.compile(r'"([a-z0-9-]+)(?:>=([0-9.]+))?",?')
+NEWEST = {  # what no test imports: the newest is as good
+    "ruff", "pyright", "import-linter", "playwright",
+}  # fmt: skip
+UNBOUNDED = {"torchvision": "torch requires its own version of it"}
+
+
+def lower_bounds() -> dict[str, str | None]:
+    """Name -> lower bound of every dependency in pyproject.toml; the standard library of Python 3.10 reads no TOML."""
+    text = (ROOT / "pyproject.toml").read_text()
+    lists = re.findall(r"^(?:dependencies|export|dev) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
+    assert len(lists) == 3
+    return {name: bound or None for entries in lists for name, bound in BOUND.findall(entries)}
+
+
+def test_the_oldest_versions_are_the_lower_bounds() -> None:
+    """Breaks when a bound is raised or a dependency added, and `make oldest` would go on testing something else."""
+    lines = (ROOT / "tests" / "oldest.txt").read_text().splitlines()
+    bounds = lower_bounds().items()
+    assert sorted(line for line in lines if not line.startswith("#")) == sorted(
+        f"{name}=={bound}" for name, bound in bounds if bound is not None and name not in NEWEST
+    )
+
+
+def test_every_dependency_has_a_lower_bound() -> None:
+    """Breaks when a dependency is added of which any version would do, so that no oldest one can be tested."""
+    assert {name for name, bound in lower_bounds().items() if bound is None} == set(UNBOUNDED)

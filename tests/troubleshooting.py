@@ -1,0 +1,48 @@
+"""The messages that docs/troubleshooting.md explains, and which of them its cases cannot provoke."""
+
+import re
+from pathlib import Path
+
+TABLE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
+
+# row -> the test that provokes it, and words of the message there: they need minutes, or another installation
+ELSEWHERE = {
+    "ONNX needs …, not installed here: …": ("commands/test_export.py", "not installed here"),
+    "weights of … GiB: an ONNX file holds 2; …": ("commands/test_export.py", "an ONNX file holds 2"),
+    "torch … cannot write this generator as ONNX (…); …": ("commands/test_export.py", "cannot write this generator"),
+    "…: all rows of its map are … million weights an image, the page takes … million; …": (
+        "inspection/test_page.py", "million weights an image"
+    ),
+    "the maps of … images need about … MB, a page holds …; …": ("inspection/test_page.py", "MB, a page holds"),
+    "… …: holds the sheet …, which torch-fidelity would score too; remove it": (
+        "commands/test_bench_evaluate.py", "holds the sheet"
+    ),
+    "training in … processes failed: …": ("commands/test_bench_scaling.py", "processes failed"),
+}  # fmt: skip
+
+# row -> why no test provokes it
+NOWHERE = {
+    "…: is a link, nothing is written through it; …": "newly refused; its own tests are in tests/trust",
+    "…: says …, its tensors hold … numbers; one is not of the other": "newly refused; its own tests are in tests/trust",
+    "… images are more than one folder should hold; …": "newly refused; its own tests are in tests/trust",
+    "…: over … numbers are too many for a list; …": "newly refused; its own tests are in tests/trust",
+    "…: the processes see different checkpoints there (steps …); …": "two machines without a shared folder",
+    "…: its images differ from the generator's by up to … of 255 grey levels, …": "an exporter that is wrong",
+    "--opset …: torch … cannot write it; …": "a torch whose exporter has no such version, and does not say so",
+    "…: … claims … bytes, more than can be packed into this file": "a file of over 64 MB made by hand",
+    "…: … has … …, more than this table can need": "a table of over 1 GiB",
+    "…: torchvision would unpickle this file, …": "a file in the working folder, which other cases need without it",
+    "… …: no such folder; give a folder of PNG files or of prepared data": "a minute of measuring comes first",
+    "--samples …: its images are not of the size of those in …": "a minute of measuring comes first",
+    "…: measured on …, this is …; name another --out": "two kinds of devices",
+}
+
+
+def rows() -> list[str]:
+    """The messages of the table, in its order; … stands for anything."""
+    return re.findall(r"^\| `{1,2} ?(.+?) ?`{1,2} \|", TABLE.read_text(), re.MULTILINE)
+
+
+def pattern(row: str) -> str:
+    """A regular expression for the messages that a row explains."""
+    return ".*".join(map(re.escape, row.split("…")))

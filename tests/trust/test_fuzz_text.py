@@ -1,0 +1,121 @@
+"""What is written on the command line or into a config, drawn at random: a value or one line, in seconds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from damage import FAST, HOSTILE, SOAK, fuzzing, taken_or_refused
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagan.commands.attend_options import Options as AttendOptions
+from sagan.commands.attend_options import check_options, parse_pixels
+from sagan.commands.measured import Source
+from sagan.config import load_config, make_config
+from sagan.data.sources import open_source
+from sagan.evaluation.choices import parse_metrics
+from sagan.selections import check_interpolation, check_truncation, parse_classes, parse_seeds
+
+SYMBOLS = st.text("0123456789-,:;.{}[]()&*!|>%@'\"\\#~= \n\t\x1b\ud800\u0663ae_", max_size=14)
+NUMBERS = st.integers(-(10**25), 10**25).map(str) | st.integers(0, 40).map(str) | st.floats().map(str)
+PARTS = st.sampled_from(["cat", "dog", "0-3", "7-", "-1", "1-1", "8,8", "0,0;", "random", "grid", "fid", "kid",
+                         "shapes:", "torchvision:", "cifar10", "disc", "%", "", " "])  # fmt: skip
+TEXTS = (
+    st.text(max_size=10) | SYMBOLS | NUMBERS
+    | st.builds(lambda mark, parts: mark.join(parts), st.sampled_from(",;:- "),
+                st.lists(PARTS | NUMBERS | SYMBOLS, max_size=5))
+)  # fmt: skip
+NAMED = Source("run", "run", Path("run"))
+READERS: dict[str, Any] = {  # what the text is given to
+    "--seeds": parse_seeds,
+    "--classes": lambda text: parse_classes(text, ["cat", "dog", "3", "a-b", "ä"], 5),
+    "--points": lambda text: check_options(AttendOptions("run", Path("out"), points=text), NAMED),
+    "--at": parse_pixels,
+    "--metrics": parse_metrics,
+    "--set": lambda text: make_config({}, [text]),
+    "--set of a setting": lambda text: make_config({}, [f"training.steps={text}"]),
+    "--set of attention": lambda text: make_config({}, [f"generator.attention.16={text}"]),
+    "source": lambda text: open_source(f"shapes:{text}", 32),
+    "source of torchvision": lambda text: open_source(f"torchvision:{text}", 32),
+}
+GROUPS = make_config({}).to_dict()
+KEYS = sorted({*GROUPS, *(name for group in GROUPS.values() if isinstance(group, dict) for name in group)})
+LEAVES = st.sampled_from(HOSTILE) | SYMBOLS | st.integers() | st.floats() | st.binary(max_size=4) | st.dates()
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(KEYS) | st.sampled_from([8, 16, 1.5, None]) | SYMBOLS, inner, max_size=4)
+    ),
+    max_leaves=14,
+)
+LINES = st.builds("{}{}: {}".format, st.sampled_from(["", "  ", "- ", "? ", "&a ", "!!python/object:os.x "]),
+                  st.sampled_from(KEYS) | SYMBOLS, SYMBOLS | NUMBERS | st.sampled_from(
+                      ["*a", "&a [*a]", "{<<: *a}", "|", ">", "!!set {a}", "!!omap [a: 1]", "!!float x", "!!binary x",
+                       "!!timestamp 2001-99-99", "!!int ''", "1:60:60", "0x", "0b", "0o9", ".inf", "[[[[",
+                       "---"]))  # fmt: skip
+
+
+def fuzz_text(name: str, examples: int) -> None:
+    @fuzzing(examples)
+    @given(TEXTS)
+    def run(text: str) -> None:
+        taken_or_refused(lambda: READERS[name](text))
+
+    run()
+
+
+def fuzz_config(path: Path, examples: int) -> None:
+    """A file of some text, or of what is YAML for sure."""
+
+    @fuzzing(examples)
+    @given(st.lists(LINES, max_size=6).map("\n".join) | TREES.map(written))
+    def run(text: str) -> None:
+        path.write_bytes(text.encode(errors="surrogatepass"))
+        taken_or_refused(lambda: load_config(path))
+
+    run()
+
+
+def fuzz_numbers(examples: int) -> None:
+    @fuzzing(examples)
+    @given(st.floats() | st.none(), st.tuples(st.integers(), st.integers()), st.integers())
+    def run(truncation: float | None, ends: tuple[int, int], frames: int) -> None:
+        taken_or_refused(lambda: check_truncation(truncation))
+        taken_or_refused(lambda: check_interpolation(ends, frames, []))
+
+    run()
+
+
+def written(tree: Any) -> str:
+    return yaml.safe_dump(tree, allow_unicode=True)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_any_text_is_taken_or_refused(name: str) -> None:
+    """Breaks when some text is neither a value nor one printable line."""
+    fuzz_text(name, FAST)
+
+
+def test_any_config_is_taken_or_refused(tmp_path: Path) -> None:
+    """Breaks when some YAML, or what is hardly YAML, is neither a config nor one printable line."""
+    fuzz_config(tmp_path / "a.yaml", FAST)
+
+
+def test_any_numbers_are_taken_or_refused() -> None:
+    """Breaks when numbers of `sagan sample` that cannot be meant end in a traceback."""
+    fuzz_numbers(FAST)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", READERS)
+def test_any_text_at_length(name: str) -> None:
+    """As above, with many more inputs."""
+    fuzz_text(name, SOAK)
+
+
+@pytest.mark.soak
+def test_any_config_at_length(tmp_path: Path) -> None:
+    """As above, with many more inputs."""
+    fuzz_config(tmp_path / "a.yaml", SOAK)

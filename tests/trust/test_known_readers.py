@@ -1,0 +1,84 @@
+"""Every place that reads a file is known: a new one fails here until it is in the table; then it needs traps, too."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+READING = {
+    "torch.load", "np.load", "numpy.load", "yaml.load", "yaml.safe_load", "yaml.load_all", "json.load", "json.loads",
+    "Image.open", "zipfile.ZipFile", "tarfile.open", "load_file", "safe_open", "hf_hub_download", "snapshot_download",
+    "torch.hub.load", "torch.jit.load", "torch.export.load", "onnxruntime.InferenceSession", "onnx.load",
+    "np.lib.format.read_array", "np.lib.format.open_memmap", "np.fromfile", "np.loadtxt", "np.genfromtxt", "np.memmap",
+    "iio.imread", "imageio.imread", "opener.open", "urlopen", "eval", "exec", "compile", "__import__",
+    "importlib.import_module", "os.system",
+}  # fmt: skip
+NEVER = ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle")
+KNOWN = {
+    "sagan/commands/ablate_vary.py": {"yaml.safe_load"},  # the command line
+    "sagan/comparison/runs.py": {"json.loads"},  # logs and scores
+    "sagan/config.py": {"yaml.load"},  # with a safe loader
+    "sagan/data/archive.py": {"zipfile.ZipFile", "np.lib.format.read_array"},
+    "sagan/data/build.py": {"np.lib.format.open_memmap"},  # what it has just written
+    "sagan/data/dataset.py": {"np.lib.format.open_memmap"},
+    "sagan/data/folder.py": {"Image.open"},
+    "sagan/evaluation/extraction.py": {"np.load"},  # its own cache
+    "sagan/evaluation/extractors.py": {"torch.hub.load"},  # DINOv2's code, where the user has put it
+    "sagan/evaluation/reference.py": {"np.load"},  # its own cache
+    "sagan/evaluation/statistics.py": {"json.loads", "zipfile.ZipFile"},
+    "sagan/evaluation/weights.py": {"torch.load", "opener.open"},
+    "sagan/export.py": {"torch.export.load", "onnxruntime.InferenceSession"},  # what it has just written
+    "sagan/files.py": {"json.loads"},
+    "sagan/images.py": {"Image.open"},
+    "sagan/pretrained.py": {"load_file", "hf_hub_download"},
+    "sagan/tracking.py": {"json.loads"},  # logs
+}
+REQUIRED = {
+    "torch.load": "weights_only=True", "np.load": "allow_pickle=False",
+    "np.lib.format.read_array": "allow_pickle=False", "Image.open": "formats=",
+}  # fmt: skip
+
+
+FILES = sorted([*(ROOT / "sagan").rglob("*.py"), ROOT / "train.py", ROOT / "sample.py"])
+
+
+@pytest.fixture(scope="module")
+def calls() -> dict[str, list[tuple[str, str]]]:
+    """(name, source) of every call, by file; but of benchmarks, and of what a command reads of its own processes."""
+    found = {}
+    for path in FILES:
+        if path.name.startswith("bench") or path.name.endswith(("_variants.py", "_cells.py")):
+            continue
+        name, nodes = str(path.relative_to(ROOT)), ast.walk(ast.parse(path.read_text()))
+        made = [(ast.unparse(n.func), ast.unparse(n)) for n in nodes if isinstance(n, ast.Call)]
+        found[name] = [
+            call for call in made if not (name.startswith("sagan/commands/") and call[0].startswith("json."))
+        ]
+    return found
+
+
+def test_every_reader_is_known(calls: dict[str, list[tuple[str, str]]]) -> None:
+    """Breaks when a file begins, or ceases, to read something: then the table, the traps and the fuzzing follow."""
+    found = {path: {name for name, _ in made} & READING for path, made in calls.items()}
+    assert {path: names for path, names in found.items() if names} == KNOWN
+
+
+def test_readers_are_called_safely(calls: dict[str, list[tuple[str, str]]]) -> None:
+    """Breaks when a pickle is allowed where NumPy or torch would open one, or Pillow may take any decoder it has."""
+    wrong = [
+        source
+        for path, made in calls.items()
+        for name, source in made
+        if name in REQUIRED and REQUIRED[name] not in source
+    ]
+    assert wrong == []
+
+
+def test_nothing_imports_an_unpickler() -> None:
+    """Breaks when a file imports pickle or its kin."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                assert not [name for name in names if name.split(".")[0] in NEVER], path

@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 # one thread a process: as many processes as cores
-WHICH := -m "not slow and not assets and not soak" -q --dist worksteal
+WHICH := -m "not slow and not assets and not soak" -q --dist loadfile
 FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WHICH) -n auto
 
 .PHONY: help setup demo test check slow soak oldest clean

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sagan.data.archive import read_arrays
+from sagan.archive import read_arrays
 from sagan.errors import UserError
 from sagan.files import atomic_file, make_folder, read_json, write_json
 from sagan.images import enlarge, name_rows, read_png, save_animation, save_png, sheet

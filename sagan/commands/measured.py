@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sagan.data.archive import member_names
+from sagan.archive import member_names
 from sagan.data.dataset import PreparedData, is_prepared
 from sagan.data.prepare import ensure_prepared, to_stderr
 from sagan.errors import UserError

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sagan.data.archive import Member, check_expansion, open_archive, read_table
+from sagan.archive import Member, check_expansion, open_archive, read_table
 from sagan.data.source import Item, Problem, Source, printable
 from sagan.errors import UserError
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
-from sagan.data.archive import read_arrays
+from sagan.archive import read_arrays
 from sagan.errors import UserError
 from sagan.files import atomic_file
 

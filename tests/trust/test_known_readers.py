@@ -19,7 +19,7 @@ KNOWN = {
     "sagan/commands/ablate_vary.py": {"yaml.safe_load"},  # the command line
     "sagan/comparison/runs.py": {"json.loads"},  # logs and scores
     "sagan/config.py": {"yaml.load"},  # with a safe loader
-    "sagan/data/archive.py": {"zipfile.ZipFile", "np.lib.format.read_array"},
+    "sagan/archive.py": {"zipfile.ZipFile", "np.lib.format.read_array"},
     "sagan/data/build.py": {"np.lib.format.open_memmap"},  # what it has just written
     "sagan/data/dataset.py": {"np.lib.format.open_memmap"},
     "sagan/data/folder.py": {"Image.open"},

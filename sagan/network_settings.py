@@ -59,6 +59,15 @@ class NetworkSettings(Settings):
             raw = raw | {"attention": {k: v for k, v in placed.items() if v is not None}}
         return raw
 
+    def check_batch(self, network: str, images: int) -> None:
+        """ValueError where a mechanism takes the variance over more images than `images`, those of a micro-batch."""
+        for place, spec in self.attention.items():
+            if images == 1 and spec.name == "selective_kernel" and spec.options.get("norm") == "batch":
+                raise ValueError(
+                    f"{network}.attention.{place}: selective_kernel with norm batch needs at least 2 images at once, "
+                    "training.batch_size gives 1; use norm group or none"
+                )
+
 
 class GeneratorSettings(NetworkSettings):
     """`widths`: of the 4×4 stem, then of each block. `class_norm`: how labels reach the batch norm (see layers.py)."""

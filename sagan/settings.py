@@ -200,9 +200,16 @@ class Config(Settings):
                     )
         if self.discriminator.frontend is not None:
             self.discriminator.frontend.check(resolution, self.discriminator.attention)
+        self._check_step()
+        self._check_sentinel()
+        return self
+
+    def _check_step(self) -> None:
         batch, parts = self.training.batch_size, self.optim.accumulation
         if batch % parts:
             raise ValueError(f"training.batch_size {batch} is not divisible by optim.accumulation {parts}")
+        self.generator.check_batch("generator", batch // parts)
+        self.discriminator.check_batch("discriminator", batch // parts)
         if self.training.compile and self.loss.r1:
             raise ValueError("training.compile and loss.r1 exclude each other: torch.compile has no double backward")
         if self.training.compile and self.training.activation_checkpointing:
@@ -210,8 +217,6 @@ class Config(Settings):
                 "training.compile and training.activation_checkpointing exclude each other: a compiled step decides by "
                 "itself what it keeps; switch one off"
             )
-        self._check_sentinel()
-        return self
 
     def _check_sentinel(self) -> None:
         sentinel, evaluate = self.sentinel, self.evaluate

@@ -65,6 +65,7 @@ OPTIONS = [
 ]
 
 SOURCES = [
+    evaluate("run_linked --num 8", "metrics.jsonl: is a link, nothing is written through it", late=True),
     evaluate("nope", "nope: no such folder (an id on the Hub would be USER/NAME)", late=True),
     evaluate("nope/nope/nope", "nope/nope/nope: no such folder, and not to be had from the Hub", late=True),
     evaluate("a_file", "a_file: expected a folder of images or an .npz with `images`", late=True),

@@ -38,5 +38,9 @@ MECHANISMS = [
         "transformer: position sincos needs channels divisible by 4, not 6",
         late=True,
     ),
+    setting(
+        "generator.attention.8={name: selective_kernel, norm: batch}' --set 'training.batch_size=1",
+        "generator.attention.8: selective_kernel with norm batch needs at least 2 images at once",
+    ),
     setting("discriminator.attention.16={name: selective_kernel, place: conv}", "needs equal widths", late=True),
 ]

@@ -60,6 +60,11 @@ DRAWING = [
     sample("snapshot --num 1 --interpolate 0 1", "--interpolate goes with none of --seeds, --num, --grid and --npz"),
     sample("snapshot --interpolate -1 2", "--interpolate -1 2: seeds are 0 to 99999999"),
     sample("snapshot --interpolate 0 100000000", "--interpolate 0 100000000: seeds are 0 to 99999999"),
+    Case(
+        "sample snapshot --out x --seeds 0-49999999,60000000-99999999",
+        "--seeds: over 10000000 numbers are too many for a list",
+    ),
+    Case("sample snapshot --out x --seeds 0-9999999 --classes 0,1", "20000000 images are more than one", late=True),
     Case("sample snapshot --out out --interpolate 0", "Option '--interpolate' requires 2 arguments"),
     sample("snapshot --interpolate 0 1 --frames 1", "--frames 1: expected at least 2"),
     sample("snapshot --interpolate 0 1 --classes 0-2", "goes between two classes, not 3", late=True),

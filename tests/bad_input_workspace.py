@@ -113,6 +113,7 @@ def _broken_runs(tiny: dict[str, Any]) -> None:
     _cut(_copy("run", "run_cut_checkpoint") / "checkpoints" / STEP / "generator.safetensors", 1000)
     shutil.rmtree(_copy("run", "run_no_snapshot") / "snapshots" / STEP)
     _copy("run", "run_locked")
+    (_copy("run", "run_linked") / "metrics.jsonl").symlink_to("../elsewhere")
 
 
 def _broken_snapshots() -> None:

@@ -33,7 +33,7 @@ NOT_FOR_USERS = {  # file -> words of messages that a command never comes to, be
     "attention/self_attention.py": ("pools 2x2",),
     "attention/base.py": ("points are fractions of height and width",),
     "inspection/points.py": ("points asked for, an image of", "query points asked for"),
-    # … it is no UserError yet: one image a step ends in a traceback
+    # … the check of the settings comes first
     "attention/selective_kernel.py": ("norm batch needs at least 2 images",),
     # … click or the check of the options comes first
     "commands/bench_evaluate.py": ("both are at least 1",),

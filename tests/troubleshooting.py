@@ -17,23 +17,22 @@ ELSEWHERE = {
     "… …: holds the sheet …, which torch-fidelity would score too; remove it": (
         "commands/test_bench_evaluate.py", "holds the sheet"
     ),
+    "…: torchvision would unpickle this file, …": ("trust/test_hostile_files.py", "would unpickle this file"),
+    "…: … claims … bytes, more than can be packed into this file": (
+        "trust/test_hostile_files.py", "more than can be packed"
+    ),
+    "…: says …, its tensors hold … numbers; one is not of the other": (
+        "trust/test_hostile_files.py", "its tensors hold"
+    ),
     "training in … processes failed: …": ("commands/test_bench_scaling.py", "processes failed"),
 }  # fmt: skip
 
 # row -> why no test provokes it
 NOWHERE = {
-    "…: is a link, nothing is written through it; …": "newly refused; its own tests are in tests/trust",
-    "…: says …, its tensors hold … numbers; one is not of the other": "newly refused; its own tests are in tests/trust",
-    "… images are more than one folder should hold; …": "newly refused; its own tests are in tests/trust",
-    "…: over … numbers are too many for a list; …": "newly refused; its own tests are in tests/trust",
     "…: the processes see different checkpoints there (steps …); …": "two machines without a shared folder",
     "…: its images differ from the generator's by up to … of 255 grey levels, …": "an exporter that is wrong",
     "--opset …: torch … cannot write it; …": "a torch whose exporter has no such version, and does not say so",
-    "…: … claims … bytes, more than can be packed into this file": "a file of over 64 MB made by hand",
     "…: … has … …, more than this table can need": "a table of over 1 GiB",
-    "…: torchvision would unpickle this file, …": "a file in the working folder, which other cases need without it",
-    "… …: no such folder; give a folder of PNG files or of prepared data": "a minute of measuring comes first",
-    "--samples …: its images are not of the size of those in …": "a minute of measuring comes first",
     "…: measured on …, this is …; name another --out": "two kinds of devices",
 }
 

@@ -25,8 +25,10 @@ def bench_evaluate_command(
         raise UserError(f"--num {num}, --rounds {rounds}: both are at least 1")
     if (samples is None) != (reference is None):
         raise UserError("--samples and --reference: give both folders, or neither")
+    from sagan.commands.evaluate_fid import count_of
     from sagan.commands.evaluate_variants import BATCH, SIZE, seconds_of_distances, seconds_of_features
 
+    count = 0 if samples is None or reference is None else count_of(samples, reference)
     features = seconds_of_features(num, rounds, weights)
     distances = seconds_of_distances(rounds)
     result: dict[str, Any] = {
@@ -49,16 +51,15 @@ def bench_evaluate_command(
     result["ratio_features"] = features.ratio
     result["ratio_frechet"] = distances.ratio
     if samples is not None and reference is not None:
-        result |= _fid(samples, reference, weights)
+        result |= _fid(samples, reference, count, weights)
     show(result, as_json, note="torch-fidelity: its own loop over the same images, without worker processes")
 
 
-def _fid(samples: Path, reference: Path, weights: Path | None) -> dict[str, Any]:
-    """Values and speed of the FID of two folders; `fid_differs_by` is absolute."""
-    from sagan.commands.evaluate_fid import count_of, fid_of_both
+def _fid(samples: Path, reference: Path, count: int, weights: Path | None) -> dict[str, Any]:
+    """Values and speed of the FID of two folders of `count` images in all; `fid_differs_by` is absolute."""
+    from sagan.commands.evaluate_fid import fid_of_both
     from sagan.commands.evaluate_variants import inception_tensors
 
-    count = count_of(samples, reference)
     found = fid_of_both(samples, reference, inception_tensors(weights)[0])
     ours, theirs = found["project"], found["torch_fidelity"]
     return {

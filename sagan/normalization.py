@@ -110,23 +110,23 @@ def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
     mean, var = mean.double(), var.double()  # so that E[x²] - E[x]² does not cancel
     count = torch.full((1,), x.numel() / x.shape[1], dtype=torch.float64, device=x.device)
-    sums = _AllReduceSum.apply(torch.cat([mean * count, (var + mean * mean) * count, count]))
+    sums = _sum_over_processes(torch.cat([mean * count, (var + mean * mean) * count, count]))
     channels, total = x.shape[1], sums[-1]
     mean = sums[:channels] / total
     return mean, sums[channels:-1] / total - mean * mean, total.detach()
 
 
-class _AllReduceSum(torch.autograd.Function):
-    """Sum over processes; its gradient is the sum of the processes' gradients."""
+@torch.library.custom_op("sagan::sum_over_processes", mutates_args=())
+def _sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of every process's x; an operation that torch.compile does not look into."""
+    x = x.clone()
+    dist.all_reduce(x)
+    return x
 
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
 
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
-        grad = grad.clone()
-        dist.all_reduce(grad)
-        return grad
+@_sum_over_processes.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+_sum_over_processes.register_autograd(lambda _, grad: _sum_over_processes(grad.contiguous()))

@@ -64,14 +64,23 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
         raise UserError(
             f"training.trackers: {missing[0]} is unknown or not installed; available: {', '.join(available) or 'none'}"
         )
-    return Accelerator(
-        cpu=device == "cpu",
+    # not told of the CPU, Accelerate takes processes without a GPU for runs of one process each
+    on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    accelerator = Accelerator(
+        cpu=on_cpu,
         mixed_precision=precision,
         log_with=list(trackers) or None,
         project_dir=str(run),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours is in the steps
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise UserError(
+            f"{started} processes were started, Accelerate sees {accelerator.num_processes} on {accelerator.device}; "
+            "several need CUDA devices, or training.device: cpu"
+        )
+    return accelerator
 
 
 def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Accelerator) -> Run:

@@ -3,6 +3,7 @@
 import ast
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ class Message(NamedTuple):
     text: str
 
 
+@cache
 def messages() -> list[Message]:
     """In the order of files and lines."""
     return [message for path in sorted(SAGAN.rglob("*.py")) for message in _of_file(path)]

@@ -83,7 +83,7 @@ def test_the_whole_plan(tmp_path: Path, data: PreparedData) -> None:
     found = json.loads((tmp_path / "work" / "results" / "throughput.json").read_text())
     assert [cell["state"] for cell in found["cells"]] == ["ok"] * 8
     plan(*work, "prepare", "--data", tmp_path / "in" / "data", "--weights", weights)
-    part = [*work, "--seconds", 80, "--grace", 20, "train-part"]
+    part = [*work, "--seconds", 45, "--grace", 15, "train-part"]
     assert "stopped in time" in plan(*part, 1, "--steps", 10**6)
     assert "resumed from step" in plan(*part, 2)
     lines = [json.loads(line) for line in (tmp_path / "work" / "results" / "parts.jsonl").read_text().splitlines()]

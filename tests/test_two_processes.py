@@ -18,7 +18,7 @@ from sagan.checkpoint import newest_whole_checkpoint
 from sagan.data.dataset import PreparedData
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # and nothing that tells Accelerate where
 # The default rates: at 1e-3 and 2e-3 differences of rounding grow to 1e-3 of a loss within three steps.
 RATES = {"generator": {"lr": 1e-4}, "discriminator": {"lr": 4e-4}}
 SYNCHRONISED = {"generator": {"sync_norm": True}, "training": {"steps": 4}, "optim": RATES}
@@ -70,6 +70,17 @@ def test_two_processes_are_one(tmp_path: Path, data: PreparedData) -> None:
     assert_same_losses(tmp_path / "two", tmp_path / "one", rel=1e-4)
     assert {p.name for p in (tmp_path / "two" / "checkpoints").iterdir()} >= {"00000004"}
     assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto takes the GPUs")
+def test_processes_without_a_gpu_know_each_other(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when Accelerate is not told of the CPU: then each process is the first of its own run, in one folder."""
+    config = write_config(tmp_path / "config.yaml", data, training={"steps": 2, "device": "auto"})
+    with launch(config, tmp_path / "run") as process:
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert said.count("step 2/2") == 1
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ ELSEWHERE = {
 
 # row -> why no test provokes it
 NOWHERE = {
+    "… processes were started, Accelerate sees … on …; …": "several processes on a Mac's GPU",
     "…: the processes see different checkpoints there (steps …); …": "two machines without a shared folder",
     "…: its images differ from the generator's by up to … of 255 grey levels, …": "an exporter that is wrong",
     "--opset …: torch … cannot write it; …": "a torch whose exporter has no such version, and does not say so",

@@ -99,12 +99,11 @@ def _train(config: Path, out: Path, processes: int, options: Options) -> None:
     if processes > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--no-python"]
         launcher = [sys.executable, *torchrun, *launcher]
+    command = [*launcher, "train", str(config), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    if options.device == "cpu":
-        environment["ACCELERATE_USE_CPU"] = "1"
-    done = subprocess.run(
-        [*launcher, "train", str(config), "--out", str(out)], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("sagan: ")] or done.stderr.splitlines()
+        said = [line for line in done.stderr.splitlines() if line.startswith("sagan: ")] or [
+            line for line in done.stderr.splitlines() if "Error: " in line
+        ]
         raise UserError(f"training in {processes} processes failed: {said[-1] if said else done.returncode}")

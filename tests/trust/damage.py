@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sagan.errors import UserError
 
-FAST, SOAK = 200, 2_000  # inputs a kind of file: in every test run, and in `make soak`
+FAST, SOAK = 100, 2_000  # inputs a kind of file: in every test run, and in `make soak`
 SECONDS = 5.0
 TOKENS = [
     b"", b"\0" * 8, b"\xff" * 8, b"\xff\xff\xff\x7f", b"\xff" * 4, b"\x00\x00\x00\x80", b"-1", b"1e400", b"NaN",

@@ -10,16 +10,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-import yaml
-from accelerate.state import AcceleratorState
 from bad_input_ablation import ABLATION, EXPORT, FRONT_ENDS
 from bad_input_attention import ATTENTION
 from bad_input_bench import BENCH
@@ -32,15 +28,8 @@ from bad_input_measuring import MEASURING
 from bad_input_mechanisms import MECHANISMS
 from bad_input_sampling import SAMPLING
 from bad_input_workspace import build_workspace
-from command_line import sagan
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tiny import tiny_config
+from command_line import cut_off, sagan
 from troubleshooting import ELSEWHERE, NOWHERE, pattern, rows
-
-from sagan.config import differences, load_config, make_config
-from sagan.errors import UserError
-from sagan.selections import HIGHEST_SEED, parse_classes, parse_seeds
 
 CASES = [
     *OTHER_CASES, *DATA, *SAMPLING, *EVALUATION, *MEASURING, *COMPARISON, *ATTENTION, *MECHANISMS, *ABLATION, *EXPORT,
@@ -48,7 +37,6 @@ CASES = [
 ]  # fmt: skip
 MOST_LINES = 5
 Tree = dict[str, bytes | None]
-FUZZ = settings(max_examples=200, derandomize=True, database=None, deadline=None)
 EARLY = """
 import json, shlex, sys
 from sagan.cli import main
@@ -73,20 +61,11 @@ class Outcome(NamedTuple):
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of broken things, as working folder; one run in it is locked, as by another process."""
     root = tmp_path_factory.mktemp("workspace")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("HOME", str(root / "home"))
-        for name in ("RANK", "WORLD_SIZE", "TORCH_HOME", "XDG_CACHE_HOME", "no_proxy", "NO_PROXY"):
-            patch.delenv(name, raising=False)
-        for name in ("http_proxy", "https_proxy"):  # nothing is downloaded, and that is found out at once
-            patch.setenv(name, "http://127.0.0.1:9")
-        urllib.request.install_opener(None)  # an earlier one would not know of these
-        AcceleratorState._reset_state(reset_partial_state=True)
+    with cut_off(root):
         build_workspace()
         with open("run_locked/.lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield root
-    urllib.request.install_opener(None)
 
 
 @pytest.fixture(scope="module")
@@ -165,117 +144,3 @@ def test_every_row_of_the_table_is_met(row: str, outcomes: dict[Case, Outcome]) 
 def test_every_message_is_in_the_table(case: Case, outcomes: dict[Case, Outcome]) -> None:
     """Breaks when a user looks a message up in docs/troubleshooting.md and does not find it."""
     assert [row for row in rows() if re.search(pattern(row), outcomes[case].message)]
-
-
-def names(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    """Every dotted name of a nested config, groups included."""
-    inner = [name for key, value in tree.items() if isinstance(value, dict) for name in names(value, f"{prefix}{key}.")]
-    return [*(f"{prefix}{key}" for key in tree), *inner]
-
-
-NAMES = names(tiny_config().to_dict())
-KEYS = sorted({part for name in NAMES for part in name.split(".")})
-TEXTS = st.text(max_size=8) | st.text("0123456789-,:.{}[]&*!|>%@'\"\\#~ \n\tae_", max_size=12)
-VALUES = st.sampled_from(
-    ["0", "-1", "1e400", ".inf", ".nan", "~", "yes", "[]", "{}", "[[1]]", "{a: 1}", "!!binary /w==", "2001-01-01",
-     "!!set {a}", "&x [*x]", "&x {name: *x}", "*x", "{name: self_attention, pool: &x [*x]}", "9" * 25, "self_attention"]
-)  # fmt: skip
-SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.dates(date(1, 1, 1)) | st.binary(max_size=4)
-    | TEXTS | st.sampled_from(["self_attention", "shapes", "cpu"])
-)  # fmt: skip
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} -> {"a": {"b": 1}}; a name below one that has a value of its own is left out."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *groups, last = name.split(".")
-        inner = tree
-        for group in groups:
-            inner = inner.setdefault(group, {}) if isinstance(inner, dict) else inner
-        if isinstance(inner, dict):
-            inner[last] = value
-    return tree
-
-
-TREES = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(KEYS) | st.sampled_from([8, 16, 32]) | SCALARS, inner, max_size=4)
-    ),
-    max_leaves=12,
-)
-SETTINGS = st.dictionaries(st.sampled_from(NAMES), SCALARS | TREES, max_size=4).map(nested)
-
-
-@FUZZ
-@given(TEXTS | st.lists(st.from_regex(r"[0-9]{1,4}(-[0-9]{1,5})?", fullmatch=True), max_size=3).map(",".join))
-def test_any_seeds_are_taken_or_refused(text: str) -> None:
-    """Breaks when some text is neither seeds nor a UserError."""
-    try:
-        seeds = parse_seeds(text)
-    except UserError:
-        return
-    assert len(set(seeds)) == len(seeds) > 0
-    assert 0 <= min(seeds) <= max(seeds) <= HIGHEST_SEED
-
-
-@FUZZ
-@given(TEXTS | st.lists(st.sampled_from(["cat", "3", "0-2", "7", "9-9", "a-b", " ", "٣"]), max_size=4).map(",".join),
-       st.integers(0, 10))  # fmt: skip
-def test_any_classes_are_taken_or_refused(text: str, num_classes: int) -> None:
-    """Breaks when some text is neither classes nor a UserError."""
-    class_names = ["cat", "dog", "3", "a-b", "", "ä"][:num_classes]
-    try:
-        classes = parse_classes(text, class_names, num_classes)
-    except UserError:
-        return
-    assert len(set(classes)) == len(classes) > 0
-    assert all(0 <= label < num_classes for label in classes)
-
-
-def must_be_usable(raw: dict[str, Any], overrides: list[str]) -> None:
-    """Whatever is not refused must survive being written as config.yaml and read again."""
-    try:
-        config = make_config(raw, overrides)
-    except UserError:
-        return
-    assert differences(make_config(yaml.safe_load(config.to_yaml())), config) == {}
-
-
-@FUZZ
-@given(st.lists(st.builds("{}={}".format, st.sampled_from(NAMES) | TEXTS, VALUES | TEXTS) | TEXTS, max_size=3))
-def test_any_override_is_taken_or_refused(overrides: list[str]) -> None:
-    """Breaks when `--set` with some text is neither a config nor a UserError."""
-    must_be_usable({}, overrides)
-
-
-@FUZZ
-@given(TREES | SETTINGS)
-def test_any_config_is_taken_or_refused(workspace: Path, raw: Any) -> None:
-    """Breaks when a file that is YAML is neither a config nor a UserError."""
-    path = workspace / "fuzz.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    try:
-        load_config(path)
-    except UserError:
-        return
-    must_be_usable(raw or {}, [])
-
-
-@FUZZ
-@given(
-    TEXTS
-    | st.lists(TEXTS | VALUES | st.sampled_from([f"{key}: " for key in KEYS]) | st.just("\n"), max_size=8).map("".join)
-)
-def test_any_file_is_taken_or_refused(workspace: Path, text: str) -> None:
-    """Breaks when a file that is hardly YAML is neither a config nor a UserError."""
-    path = workspace / "fuzz.yaml"
-    path.write_text(text)
-    try:
-        load_config(path)
-    except UserError:
-        return
-    must_be_usable(yaml.safe_load(path.read_text()) or {}, [])

@@ -47,10 +47,15 @@ def assert_same_run(a: Path, b: Path, step: int) -> None:
     assert sheets.items() <= files_of(b / "samples").items()
 
 
+STATEFUL = tuple(  # bases of EM attention and running statistics in both networks
+    f"{name}.attention={{8: {{name: em_attention, norm: batch}}}}" for name in ("generator", "discriminator")
+)
+
+
 @pytest.mark.parametrize(
     "settings",
-    [(), ("data.num_classes=0",), RICH, (*RICH, "optim.decay=linear", "optim.decay_start=1")],
-    ids=["plain", "unconditional", "rich", "decay"],
+    [(), ("data.num_classes=0",), RICH, (*RICH, "optim.decay=linear", "optim.decay_start=1"), STATEFUL],
+    ids=["plain", "unconditional", "rich", "decay", "bases"],
 )
 def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, data: PreparedData, settings: tuple[str, ...]) -> None:
     """Breaks when anything that decides the next step is not in the checkpoint, or not a function of the step."""

@@ -19,7 +19,7 @@ ELSEWHERE = {
     ),
     "…: torchvision would unpickle this file, …": ("trust/test_hostile_files.py", "would unpickle this file"),
     "…: … claims … bytes, more than can be packed into this file": (
-        "trust/test_hostile_files.py", "more than can be packed"
+        "trust/test_hostile_archives.py", "more than can be packed"
     ),
     "…: says …, its tensors hold … numbers; one is not of the other": (
         "trust/test_hostile_files.py", "its tensors hold"

@@ -1,7 +1,6 @@
 """A folder with small sound things of every kind, in which hostile files are planted. It is the working folder."""
 
 import shutil
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
-from command_line import sagan
+from command_line import cut_off, sagan
 from PIL import Image
 from standin import register_standin
 from tiny import TINY
@@ -48,14 +47,5 @@ def place(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     """A copy of it as working folder and home, without a network."""
     root = tmp_path_factory.mktemp("place") / "work"
     shutil.copytree(sound, root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("HOME", str(root / "home"))
-        for name in ("RANK", "WORLD_SIZE", "TORCH_HOME", "XDG_CACHE_HOME", "no_proxy", "NO_PROXY"):
-            patch.delenv(name, raising=False)
-        for name in ("http_proxy", "https_proxy"):  # nothing is downloaded, and that is found out at once
-            patch.setenv(name, "http://127.0.0.1:9")
-        urllib.request.install_opener(None)  # an earlier one would not know of these
-        AcceleratorState._reset_state(reset_partial_state=True)
+    with cut_off(root):
         yield root
-    urllib.request.install_opener(None)

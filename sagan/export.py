@@ -8,7 +8,9 @@ traced (paths, addresses) is removed.
 import copy
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,9 +94,10 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, str], o
     names = ["z", "labels"][: len(program.graph_signature.user_inputs)]
     program = program.run_decompositions({torch.ops.aten.searchsorted.Tensor: _count_below})
     try:
-        exported = torch.onnx.export(
-            program, dynamo=True, opset_version=opset, input_names=names, output_names=["images"], verbose=False
-        )
+        with redirect_stdout(sys.stderr):  # older rewriters tell what they did; stdout is for our answer
+            exported = torch.onnx.export(
+                program, dynamo=True, opset_version=opset, input_names=names, output_names=["images"], verbose=False
+            )
     except torch.onnx.OnnxExporterError as error:
         while error.__cause__ is not None:
             error = error.__cause__

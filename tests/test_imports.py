@@ -43,9 +43,16 @@ def test_sample_imports_only_what_it_uses(tmp_path: Path) -> None:
 
 
 def imported_by_torch() -> set[str]:
-    """What `import torch` imports itself, which differs between its versions."""
+    """What torch and huggingface_hub's part of a snapshot import themselves, which differs between their versions."""
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, torch; print(*sys.modules)"], capture_output=True, text=True, check=True
+        [
+            sys.executable,
+            "-c",
+            "import sys, torch, huggingface_hub; huggingface_hub.PyTorchModelHubMixin; print(*sys.modules)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return set(done.stdout.split())
 

@@ -44,16 +44,8 @@ def test_sample_imports_only_what_it_uses(tmp_path: Path) -> None:
 
 def imported_by_torch() -> set[str]:
     """What torch and huggingface_hub's part of a snapshot import themselves, which differs between their versions."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys, torch, huggingface_hub; huggingface_hub.PyTorchModelHubMixin; print(*sys.modules)",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    program = "import sys, torch, huggingface_hub; huggingface_hub.PyTorchModelHubMixin; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sagan.adversarial import GAN
 from sagan.errors import UserError
-from sagan.files import TEMPORARY, atomic_folder, read_json, sha256, write_json
+from sagan.files import TEMPORARY, atomic_folder, read_json, remove_folder, sha256, write_json
 from sagan.pretrained import load_exactly, read_tensors, save_tensors
 
 STATE = "state.json"
@@ -139,7 +139,7 @@ def prune_checkpoints(run: Path, keep: int, progress: Progress) -> None:
     abandoned = [folder for folder in folders if int(folder.name) > progress.step]
     older = [folder for folder in folders if folder not in abandoned][:-keep]
     for folder in [*abandoned, *(f for f in older if int(f.name) != progress.best_step)]:
-        shutil.rmtree(folder)
+        remove_folder(folder)
     for leftover in (run / "checkpoints").glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 

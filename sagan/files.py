@@ -59,6 +59,13 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         raise
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that a kill leaves none of its parts under its name."""
+    retired = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-old-{path.name}")
+    os.replace(path, retired)
+    shutil.rmtree(retired)
+
+
 def write_json(path: Path | str, content: Any) -> None:
     """Write `content` as indented JSON with sorted keys, atomically."""
     with atomic_file(path) as temporary:

@@ -9,6 +9,7 @@ from sagan.adversarial import GAN, Draws
 from sagan.attention import AttentionModule, record_attention
 from sagan.inspection.health import attention_health, module_gammas
 from sagan.inspection.points import grid_points
+from sagan.memory import peak_resident_mib
 from sagan.settings import Config, TrainingSettings
 from sagan.spectral_norm import hold_state, singular_values
 
@@ -88,7 +89,7 @@ def memory_mib(device: torch.device) -> float:
     """Peak memory so far: allocated on a CUDA device, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_resident_mib(resource.getrusage(resource.RUSAGE_SELF))
 
 
 def _gradient_norm(network: nn.Module) -> Tensor:

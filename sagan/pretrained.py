@@ -53,7 +53,7 @@ def read_snapshot(path_or_id: str, **hub: Any) -> tuple[dict[str, Any], dict[str
         )
     _check_names(config_path, config)
     state = read_tensors(weights_path)
-    _check_sizes(config_path, config, sum(tensor.numel() for tensor in state.values()))
+    _check_numbers(config_path, config, sum(tensor.numel() for tensor in state.values()))
     return config, state
 
 
@@ -106,11 +106,11 @@ def _check_names(path: Path, config: dict[str, Any]) -> None:
         raise UserError(f"{path}: {len(names)} class_names for {str(classes)[:20]} classes")
 
 
-def _check_sizes(path: Path, tree: Any, numbers: int) -> None:
+def _check_numbers(path: Path, tree: Any, numbers: int) -> None:
     """UserError where a size exceeds all that the tensors hold: a few bytes of text would ask for terabytes."""
     if isinstance(tree, dict | list):
         for inner in tree.values() if isinstance(tree, dict) else tree:
-            _check_sizes(path, inner, numbers)
+            _check_numbers(path, inner, numbers)
     elif isinstance(tree, int | float) and tree > max(numbers, 1024):
         raise UserError(f"{path}: says {str(tree)[:30]}, its tensors hold {numbers} numbers; one is not of the other")
 

@@ -65,7 +65,7 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
             f"training.trackers: {missing[0]} is unknown or not installed; available: {', '.join(available) or 'none'}"
         )
     # not told of the CPU, Accelerate takes processes without a GPU for runs of one process each
-    on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=precision,

@@ -19,13 +19,13 @@ from typing import BinaryIO
 
 from sagan.commands.ablate_plan import Ablation, Key, Outcome, config_file
 from sagan.files import make_folder
+from sagan.memory import peak_resident_mib
 from sagan.progress import Progress
 from sagan.signals import caught_signals
 
 TRAIN = "from sagan.cli import main; main()"
 SECONDS_BETWEEN_LOOKS = 0.2
 TAIL = 1 << 16  # bytes of a log that hold its last line
-MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in which a process's peak is told
 
 
 @dataclass
@@ -121,7 +121,7 @@ def _look(child: Child, progress: Progress, on_gpu: bool) -> Outcome | None:
     child.process.returncode = code = os.waitstatus_to_exitcode(status)
     child.process.stdout.close()
     child.output.close()
-    peak = None if on_gpu else usage.ru_maxrss * MEMORY_UNIT / 2**20
+    peak = None if on_gpu else peak_resident_mib(usage)
     reason = "" if code == 0 else _reason(code, Path(child.output.name).read_text(errors="replace"))
     return Outcome("failed" if code else "done", reason, time.monotonic() - child.started, peak)
 

@@ -1,7 +1,6 @@
 """What `sagan bench attention` measures: time and peak memory of a mechanism beside those of a 3×3 convolution."""
 
 import math
-import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from sagan.attention import SelfAttention, make_attention
 from sagan.attention.functional import feature_map, tokens
+from sagan.commands.machine import free_bytes
 
 CONVOLUTION, EXPLICIT = "conv3x3", "self_attention_explicit"
 COPIES = 4  # of the weights that forward and backward hold at once: logits, weights, and the gradients of both
@@ -75,14 +75,8 @@ def too_large(channels: int, resolution: int, batch_size: int, device: torch.dev
     """Why explicit attention's weights do not fit into what is free, in bytes; None where they do."""
     with torch.device("meta"):
         pairs = SelfAttention(channels, resolution).pairs(resolution, resolution)
-    needed, free = COPIES * 4 * batch_size * pairs, _free_bytes(device)
+    needed, free = COPIES * 4 * batch_size * pairs, free_bytes(device)
     return f"its weights need {needed} bytes, {free} are free" if needed > free else None
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def step_of(module: nn.Module, x: Tensor) -> Callable[[], None]:

@@ -24,7 +24,7 @@ class Options:
 
     config: Path | None = None
     overrides: tuple[str, ...] = ()
-    images: int = 256
+    images: int = 2000
     steps: int = 8
     array_mib: int = 1024
     as_json: bool = False

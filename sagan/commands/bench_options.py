@@ -1,5 +1,6 @@
 """The options of `sagan bench`. Imports no torch."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,21 @@ import click
 from sagan.parameters import Place, as_json, inception_weights
 
 
+def of_config(command: Callable[..., None]) -> Callable[..., None]:
+    """CONFIG and --set, as every bench of a config takes them."""
+    change = click.option(
+        "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable)."
+    )
+    return click.argument("config", type=click.Path(path_type=Path), required=False)(change(command))
+
+
 @click.group()
 def bench() -> None:
     """Measure speed as ratios of variants taken in one run."""
 
 
 @bench.command("step")
-@click.argument("config", type=click.Path(path_type=Path), required=False)
-@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@of_config
 @click.option("--variants", help="Compared to the first. [default: plain,project, compiled with a C++ compiler]")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of all.")
 @click.option("--layers", is_flag=True, help="Instead: multiply-adds of every layer and of a step, untimed.")
@@ -59,8 +67,7 @@ def bench_attention(**options: Any) -> None:
 
 
 @bench.command("throughput")
-@click.argument("config", type=click.Path(path_type=Path), required=False)
-@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@of_config
 @click.option("--batch-sizes", default="64,128,256,512", show_default=True, metavar="A,B")
 @click.option("--precisions", default="no,tf32,bf16", show_default=True, metavar="A,B", help="no: float32 throughout.")
 @click.option("--compile", is_flag=True, help="Each also through torch.compile.")
@@ -77,8 +84,7 @@ def bench_throughput(**options: Any) -> None:
 
 
 @bench.command("scaling")
-@click.argument("config", type=click.Path(path_type=Path), required=False)
-@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@of_config
 @click.option("--processes", type=click.IntRange(2), default=2, show_default=True, help="Against one.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each process.")
 @click.option(
@@ -116,8 +122,7 @@ def bench_startup(rounds: int, as_json: bool) -> None:
 
 
 @bench.command("memory")
-@click.argument("config", type=click.Path(path_type=Path), required=False)
-@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@of_config
 @click.option("--resolutions", default="32,64,128,256", show_default=True, metavar="A,B")
 @click.option("--batch", type=click.IntRange(1), help="Images of a step; default: the config's.")
 @click.option("--limit-gib", type=click.FloatRange(0, min_open=True), help="For a step; default: 80 % of what is free.")
@@ -132,9 +137,8 @@ def bench_memory(**options: Any) -> None:
 
 
 @bench.command("data")
-@click.argument("config", type=click.Path(path_type=Path), required=False)
-@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
-@click.option("--images", type=click.IntRange(8), default=256, show_default=True, help="Pictures to prepare.")
+@of_config
+@click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="Pictures to prepare.")
 @click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Training steps to feed.")
 @click.option("--array-mib", type=click.IntRange(1), default=1024, show_default=True, help="Prepared data to read.")
 @as_json

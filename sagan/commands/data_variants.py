@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sagan.commands.machine import memory_of_process
 from sagan.data.dataset import Manifest, PreparedData
 from sagan.data.order import indices
 from sagan.data.prefetch import Prefetcher
@@ -18,7 +19,6 @@ from sagan.settings import Config
 PICTURE = 256  # side of the pictures that are prepared
 BATCH = 64  # images that are read at once
 MIB = 2**20
-STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def seconds_of_feeding(config: Config, data: PreparedData, steps: int) -> tuple[
 
 def growth_while_reading(folder: Path, mib: int, resolution: int) -> Growth | None:
     """Read every image of a prepared array of `mib` MiB once, in training's order; None where /proc does not tell."""
-    if not STATUS.is_file():
+    if not memory_of_process():
         return None
     data = PreparedData.open(make_array(folder, mib, resolution))
     indices(0, len(data), 0, 1)  # draws the order of the epoch, 8 bytes an image, which is not the array's
@@ -133,6 +133,5 @@ def make_array(folder: Path, mib: int, resolution: int) -> Path:
 
 def _resident() -> Growth:
     """MiB of resident memory, as grown from none; files on a disk in memory count as files."""
-    lines = [line.split() for line in STATUS.read_text().splitlines() if line.startswith("Rss")]
-    mib = {line[0]: int(line[1]) / 1024 for line in lines}
-    return Growth(mib["RssAnon:"], mib["RssFile:"] + mib["RssShmem:"])
+    mib = memory_of_process()
+    return Growth(mib["RssAnon"], mib["RssFile"] + mib["RssShmem"])

@@ -13,7 +13,7 @@ from sagan.data.sources import open_source
 from sagan.settings import Config, NetworkSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from sagan.commands.layer_table import Layer
 
 ASSUMED_CLASSES = 10
 
@@ -24,10 +24,12 @@ def describe_command(config_path: Path, overrides: list[str]) -> int:
     classes = _num_classes(config)
     config = replaced(config, {"data": {"num_classes": classes}})
     config = replaced(config, {"optim": {"d_steps": config.d_steps}})
-    tables = _tables(config, classes)
+    from sagan.commands.layer_table import tables
+
+    of = tables(config, classes)
     print(config.to_yaml())
     console = Console(width=100 if not sys.stdout.isatty() else None)
-    console.print(*tables, sep="\n")
+    console.print(_table("Generator", of.generator), _table("Discriminator", of.judging), sep="\n")
     for name, settings in (("generator", config.generator), ("discriminator", config.discriminator)):
         print(f"attention in the {name}: {_attention(settings)}")
     batch, d_steps, steps = config.training.batch_size, config.d_steps, config.training.steps
@@ -49,43 +51,13 @@ def _num_classes(config: Config) -> int:
     return open_source(config.data.source, config.data.resolution).num_classes
 
 
-def _tables(config: Config, classes: int) -> "tuple[Table, Table]":
-    """The layers of generator and discriminator, from a forward without memory or arithmetic."""
-    import torch
-
-    from sagan.discriminator import Discriminator
-    from sagan.networks import Generator
-
-    resolution = config.data.resolution
-    with torch.device("meta"):
-        z, images = torch.empty(1, config.generator.z_dim), torch.empty(1, 3, resolution, resolution)
-        labels = torch.zeros(1, dtype=torch.long) if classes else None
-        generator = Generator(config.generator, resolution, classes)
-        discriminator = Discriminator(config.discriminator, resolution, classes)
-        return _layers("Generator", generator, (z, labels)), _layers("Discriminator", discriminator, (images, labels))
-
-
-def _layers(title: str, network: "nn.Module", inputs: "tuple[Tensor | None, ...]") -> Table:
-    """One row a layer, in the order of the forward: name, kind, output shape without the batch, own parameters."""
-    rows: list[tuple[str, str, str, int]] = []
-
-    def note(name: str, module: "nn.Module") -> None:
-        def record(_module: "nn.Module", _inputs: object, output: "Tensor") -> None:
-            own = sum(p.numel() for p in module.parameters(recurse=False))
-            rows.append((name, type(module).__name__, " × ".join(map(str, output.shape[1:])) or "1", own))
-
-        module.register_forward_hook(record)
-
-    for name, module in network.named_modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            note(name, module)
-    network(*inputs)
-    total = sum(p.numel() for p in network.parameters())
-    table = Table(title=f"{title}: {total:,} parameters")
+def _table(title: str, layers: "list[Layer]") -> Table:
+    """One row a layer, in the order of the forward; an attention mechanism is one."""
+    table = Table(title=f"{title}: {sum(layer.parameters for layer in layers):,} parameters")
     for column, justify in (("layer", "left"), ("kind", "left"), ("output", "right"), ("parameters", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for name, kind, shape, own in rows:
-        table.add_row(name, kind, shape, f"{own:,}")
+    for layer in layers:
+        table.add_row(layer.name, layer.kind, " × ".join(map(str, layer.shape)) or "1", f"{layer.parameters:,}")
     return table
 
 

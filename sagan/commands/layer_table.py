@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sagan.attention import AttentionModule
 from sagan.commands.bench_result import aligned
 from sagan.discriminator import Discriminator
-from sagan.layers import DownsampleConv2d, ResamplingConv2d, UpsampleConv2d
+from sagan.layers import ResamplingConv2d, UpsampleConv2d
 from sagan.networks import Generator
 from sagan.settings import Config
 
@@ -147,14 +147,11 @@ def _macs(module: nn.Module, x: Tensor) -> int:
 def _resampling_macs(module: ResamplingConv2d, x: Tensor) -> int:
     """Folded: a 4×4 kernel on the smaller map, and the product that folds it; else a 3×3 one on the larger map."""
     channels, (height, width) = module.in_channels * module.out_channels, x.shape[2:]
-    smaller = height * width if isinstance(module, UpsampleConv2d) else (height // 2) * (width // 2)
-    folds = module.folds(
-        len(x), *((height, width) if isinstance(module, UpsampleConv2d) else (height // 2, width // 2))
-    )
-    if folds:
-        return channels * (16 * len(x) * smaller + 9 * 16)
-    larger = height * width if isinstance(module, DownsampleConv2d) else 4 * height * width
-    return 9 * channels * len(x) * larger
+    up = isinstance(module, UpsampleConv2d)
+    small = (height, width) if up else (height // 2, width // 2)
+    if module.folds(len(x), *small):
+        return channels * (16 * len(x) * math.prod(small) + 9 * 16)
+    return 9 * channels * len(x) * (4 if up else 1) * height * width
 
 
 def as_result(config: Config, of: Tables) -> dict[str, Any]:

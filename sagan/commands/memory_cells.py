@@ -13,9 +13,10 @@ import torch
 
 from sagan.commands.bench import Variant
 from sagan.commands.bench_worker import Row
-from sagan.commands.machine import free_bytes
+from sagan.commands.machine import free_bytes, memory_of_process
 from sagan.commands.step_variants import peak_of, stepper
 from sagan.config import make_config, replaced
+from sagan.memory import peak_resident_mib
 from sagan.settings import Config
 
 MIB = 2**20
@@ -96,17 +97,12 @@ def _forget_peak() -> None:
 
 def _resident_mib(field: str) -> float:
     """VmRSS, now, or VmHWM, the peak; where there is no /proc, the peak since the process began."""
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.is_file() else []:
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
+    peak = peak_resident_mib(resource.getrusage(resource.RUSAGE_SELF))
+    return memory_of_process().get(field, peak)
 
 
 def _forbid_more(limit_mib: float, device: torch.device) -> None:
     """Let allocations fail beyond the limit, before the kernel ends a process that it chooses."""
     if device.type == "cpu" and sys.platform == "linux":
-        status = Path("/proc/self/status").read_text()
-        data = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:")) / 1024
-        most = int((data + ROOM * limit_mib + ROOM_MIB) * MIB)
+        most = int((memory_of_process()["VmData"] + ROOM * limit_mib + ROOM_MIB) * MIB)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))

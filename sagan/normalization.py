@@ -116,9 +116,9 @@ def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, sums[channels:-1] / total - mean * mean, total.detach()
 
 
-@torch.library.custom_op("sagan::sum_over_processes", mutates_args=())
+@torch.library.custom_op("sagan::sum_over_processes", mutates_args=(), tags=[torch.Tag.cudagraph_unsafe])
 def _sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of every process's x; an operation that torch.compile does not look into."""
+    """The sum of every process's x; an operation that torch.compile and CUDA graphs leave alone."""
     x = x.clone()
     dist.all_reduce(x)
     return x

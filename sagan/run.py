@@ -16,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from sagan.adversarial import GAN, Objective
 from sagan.batches import Batches
 from sagan.checkpoint import Progress, load_checkpoint, newest_whole_checkpoint
+from sagan.compilation import compile_networks
 from sagan.config import check_processes
 from sagan.data.dataset import PreparedData
 from sagan.errors import UserError
@@ -102,8 +103,7 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
         for n, s in ((generator, config.optim.generator), (discriminator, config.optim.discriminator))
     ]
     if config.training.compile:
-        generator.compile(dynamic=False)
-        discriminator.compile(dynamic=False)
+        compile_networks(generator, discriminator, cuda_graphs=config.training.cuda_graphs)
     handles: Any = accelerator.prepare(generator, discriminator, *optimizers)
     gan = GAN(generator, discriminator, handles[0], handles[1], handles[2], handles[3], average)
     batches = Batches(

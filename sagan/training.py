@@ -9,6 +9,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from sagan.adversarial import discriminator_step, generator_step
 from sagan.checkpoint import prune_checkpoints, save_checkpoint
+from sagan.compilation import begin_update
 from sagan.data.prefetch import Prefetcher
 from sagan.ema import average_statistics, averaged_generator, decay_at, update_average
 from sagan.monitoring import attention_warning, measure
@@ -54,6 +55,8 @@ def _train_on(run: Run, log: RunLog, received: list[int]) -> Trouble | int | Non
                 reals = run.batches.reals(update, next(reader))
                 draws = run.batches.draws("discriminator", update)
                 batches = list(zip(reals, draws, strict=True))
+                if settings.cuda_graphs:
+                    begin_update()
                 values |= discriminator_step(run.gan, run.objective, batches, run.accelerator)
             values |= generator_step(run.gan, run.objective, run.batches.draws("generator", step), run.accelerator)
             decay = decay_at(run.config.ema, step + 1, settings.batch_size)

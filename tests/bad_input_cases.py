@@ -96,6 +96,7 @@ CONFIGS = [
     setting("optim.accumulation=3", "training.batch_size 4 is not divisible by optim.accumulation 3"),
     setting("ema={decay: 0.5, half_life: 10}", "give decay or half_life, not both"),
     setting("ema={decay: 0.5, ramp: 0.1}", "ramp bounds half_life and would be ignored beside decay; leave one"),
+    train("--set training.cuda_graphs=true", "training.cuda_graphs records what training.compile makes"),
     train("--set training.compile=true --set loss.r1=1", "training.compile and loss.r1 exclude each other"),
     train(
         "--set training.compile=true --set training.activation_checkpointing=true", "checkpointing exclude each other"

@@ -14,7 +14,7 @@ from sagan.settings import Config
 
 DEFAULT = ["discriminator.widths=[2,2,2,2]", "optim.d_steps=1", "training.batch_size=32", "data.num_classes=10"]
 
-TRAINED = ("project", "compiled")  # forms that a run can have, in float32
+TRAINED = ("project", "compiled", "cuda_graphs")  # forms that a run can have, in float32
 MATMUL = "matmul"  # the machine's own, timed among the variants
 ASSUMED_CLASSES = 10  # where the config takes them from its data
 PLAIN = "plain: two discriminator passes, convolutions unfolded, contiguous, eager"
@@ -35,6 +35,11 @@ class Variant:
     spectral_norm: bool = True
     precision: Precision = "no"
     compiled: bool = False
+    cuda_graphs: bool = False  # of what is compiled
+
+    @property
+    def needs_cuda(self) -> bool:
+        return self.precision == "tf32" or self.cuda_graphs
 
 
 VARIANTS = {
@@ -47,7 +52,9 @@ VARIANTS = {
     "tf32": Variant(precision="tf32"),
     "bf16": Variant(precision="bf16"),
     "compiled": Variant(compiled=True),
+    "cuda_graphs": Variant(compiled=True, cuda_graphs=True),
     "bf16_compiled": Variant(precision="bf16", compiled=True),
+    "bf16_cuda_graphs": Variant(precision="bf16", compiled=True, cuda_graphs=True),
 }
 
 
@@ -61,21 +68,17 @@ def bench_step_command(
     `gflops_NAME`: what it does a second, by the formula of its layers; `ratio_of_matmul_NAME`: as a part of what this
     machine's own float32 matrix product does, in the same rounds. `layers`: print those layers instead, untimed.
     """
-    chosen = [name.strip() for name in (names or default_names()).split(",")]
-    if unknown := [name for name in chosen if name not in VARIANTS]:
-        raise UserError(f"--variants: unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
     config = load_config(config_path, [*DEFAULT, *overrides] if config_path is None else overrides)
     if layers:
         _show_layers(config, as_json)
         return
     import torch
 
-    from sagan.commands.machine import product
+    from sagan.commands.machine import bench_device, product
     from sagan.commands.step_variants import peak_of, seconds_a_step, stepper, warm_up
 
-    device = torch.device("cuda" if torch.cuda.is_available() and config.training.device != "cpu" else "cpu")
-    if device.type != "cuda" and (narrow := [name for name in chosen if VARIANTS[name].precision == "tf32"]):
-        raise UserError(f"--variants: {narrow[0]} needs a CUDA device; leave it out")
+    device = bench_device(config)
+    chosen = _chosen(names or default_names(device.type == "cuda"), device.type == "cuda")
     multiply, operations = product(device)
     steps = {name: stepper(config, device, VARIANTS[name]) for name in chosen}
     warm = warm_up(steps, device)
@@ -99,10 +102,21 @@ def bench_step_command(
     show(result, as_json, note=PLAIN if "plain" in chosen else "")
 
 
-def default_names() -> str:
-    """The plain form and the project's, compiled too where there is a compiler of C++ for it."""
+def default_names(cuda: bool) -> str:
+    """The plain form and the project's; compiled where there is a compiler for it; CUDA graphs where there is CUDA."""
+    if cuda:
+        return "plain,project,compiled,cuda_graphs"
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     return "plain,project,compiled" if compiler else "plain,project"
+
+
+def _chosen(names: str, cuda: bool) -> list[str]:
+    chosen = [name.strip() for name in names.split(",")]
+    if unknown := [name for name in chosen if name not in VARIANTS]:
+        raise UserError(f"--variants: unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
+    if not cuda and (lost := [name for name in chosen if VARIANTS[name].needs_cuda]):
+        raise UserError(f"--variants: {lost[0]} needs a CUDA device; leave it out")
+    return chosen
 
 
 def ratio_to_plain(name: str) -> str:

@@ -37,6 +37,7 @@ def bench_attention_command(options: Options) -> None:
 
     from sagan.attention import ATTENTION
     from sagan.commands.attention_variants import CONVOLUTION, EXPLICIT, explicit, step_of, too_large, variants
+    from sagan.commands.machine import bench_device
     from sagan.commands.step_variants import peak_of, seconds_a_step
 
     names = list(ATTENTION) if options.names is None else [name.strip() for name in options.names.split(",")]
@@ -44,7 +45,7 @@ def bench_attention_command(options: Options) -> None:
         raise UserError(f"--names: unknown mechanism {unknown[0]!r}; known: {', '.join(ATTENTION)}")
     if options.explicit and "self_attention" not in names:
         raise UserError("--explicit is set beside self_attention; --names leaves it out")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = bench_device()
     why: str | None = None
     try:
         each = variants(names, options.channels, options.resolution, device)

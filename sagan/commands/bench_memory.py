@@ -75,7 +75,8 @@ def cell_config(config: Config, cell: Cell, batch: int) -> Config:
         raw["data"]["resolution"] = cell.resolution
         for name in ("generator", "discriminator"):
             del raw[name]["widths"], raw[name]["attention"]
-    raw["training"] |= {"activation_checkpointing": cell.recompute, "batch_size": batch, "compile": False}
+    raw["training"] |= {"activation_checkpointing": cell.recompute, "batch_size": batch}
+    raw["training"] |= {"compile": False, "cuda_graphs": False}
     raw["optim"]["accumulation"] = 1
     return make_config(raw)
 

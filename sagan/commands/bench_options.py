@@ -24,7 +24,10 @@ def bench() -> None:
 
 @bench.command("step")
 @of_config
-@click.option("--variants", help="Compared to the first. [default: plain,project, compiled with a C++ compiler]")
+@click.option(
+    "--variants",
+    help="Compared to the first. [default: plain,project, and compiled with a C++ compiler, cuda_graphs on a GPU]",
+)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of all.")
 @click.option("--layers", is_flag=True, help="Instead: multiply-adds of every layer and of a step, untimed.")
 @as_json
@@ -70,7 +73,7 @@ def bench_attention(**options: Any) -> None:
 @of_config
 @click.option("--batch-sizes", default="64,128,256,512", show_default=True, metavar="A,B")
 @click.option("--precisions", default="no,tf32,bf16", show_default=True, metavar="A,B", help="no: float32 throughout.")
-@click.option("--compile", is_flag=True, help="Each also through torch.compile.")
+@click.option("--compile", is_flag=True, help="Each also through torch.compile, and with CUDA graphs of that.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True, help="In all.")
 @click.option("--cell-seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True,
               help="The most for one cell.")  # fmt: skip

@@ -16,11 +16,12 @@ def bench_sample_command(source: str | None, rounds: int, as_json: bool) -> None
     """
     import torch
 
+    from sagan.commands.machine import bench_device
     from sagan.commands.sample_variants import generator_of, plain_form, project_form
     from sagan.commands.step_variants import seconds_a_step
     from sagan.sampling import default_labels, generate, latents
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = bench_device()
     generator = generator_of(source).to(device)
     plain, project = plain_form(generator), project_form(generator)
     z, labels = latents(range(IMAGES), generator.z_dim), default_labels(range(IMAGES), generator.num_classes)

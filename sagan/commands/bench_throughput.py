@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from sagan.commands.bench import DEFAULT, Precision
+from sagan.commands.bench import DEFAULT, Precision, Variant
 from sagan.commands.bench_result import show
 from sagan.config import load_config
 from sagan.errors import UserError
 from sagan.files import append_json_line, check_file_place
 from sagan.settings import Config
 
+Form = Literal["eager", "compiled", "CUDA graphs"]
 LOSSES = 5  # steps whose losses are compared
 LEGEND = "loss 1, loss 5: largest difference to float32, eager, in the first step and in the first five"
 
@@ -43,7 +44,16 @@ class Cell:
     batch_size: int
     precision: Precision
     channels_last: bool = True
-    compiled: bool = False
+    form: Form = "eager"
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(
+            channels_last=self.channels_last,
+            precision=self.precision,
+            compiled=self.form != "eager",
+            cuda_graphs=self.form == "CUDA graphs",
+        )
 
     @property
     def reference(self) -> "Cell":
@@ -86,11 +96,11 @@ def cells(batch_sizes: list[int], precisions: list[Precision], compiled: bool) -
 
     Losses are compared to float32 in channels last, so that comes first.
     """
+    forms: tuple[Form, ...] = get_args(Form) if compiled else ("eager",)
     order: list[Cell] = []
-    for channels_last, compile_ in ((True, False), (True, True), (False, False), (False, True)):
-        if compiled or not compile_:
-            grid = product(batch_sizes, sorted(precisions, key=get_args(Precision).index, reverse=compile_))
-            order += [Cell(batch, precision, channels_last, compile_) for batch, precision in grid]
+    for channels_last, form in product((True, False), forms):
+        grid = product(batch_sizes, sorted(precisions, key=get_args(Precision).index, reverse=form != "eager"))
+        order += [Cell(batch, precision, channels_last, form) for batch, precision in grid]
     return order
 
 
@@ -132,7 +142,7 @@ def _text(cell: Cell, row: dict[str, Any], found: dict[Cell, dict[str, Any]]) ->
         str(cell.batch_size),
         {"no": "float32"}.get(cell.precision, cell.precision),
         "channels last" if cell.channels_last else "contiguous",
-        "compiled" if cell.compiled else "eager",
+        cell.form,
     ]
     if row["state"] != "ok":
         return f"{_line(name)}  {row['state']}{': ' + row['why'] if row.get('why') else ''}"
@@ -145,7 +155,7 @@ def _text(cell: Cell, row: dict[str, Any], found: dict[Cell, dict[str, Any]]) ->
 def _line(words: list[str]) -> str:
     return "  ".join(
         word.ljust(width) if 0 < i < 4 else word.rjust(width)
-        for i, (word, width) in enumerate(zip(words, (5, 9, 13, 8, 10, 7, 8, 8, 8), strict=False))
+        for i, (word, width) in enumerate(zip(words, (5, 9, 13, 11, 10, 7, 8, 8, 8), strict=False))
     )
 
 

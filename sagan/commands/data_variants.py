@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sagan.commands.machine import memory_of_process
+from sagan.commands.machine import bench_device, memory_of_process
 from sagan.data.dataset import Manifest, PreparedData
 from sagan.data.order import indices
 from sagan.data.prefetch import Prefetcher
@@ -77,13 +77,12 @@ def make_pictures(folder: Path, count: int) -> list[Path]:
 
 def seconds_of_feeding(config: Config, data: PreparedData, steps: int) -> tuple[float, float]:
     """Seconds of a training step, and those that it waits for its batches: for the reader and for their conversion."""
-    import torch
 
     from sagan.batches import Batches
     from sagan.commands.bench import Variant
     from sagan.commands.step_variants import stepper, timed
 
-    device = torch.device("cuda" if torch.cuda.is_available() and config.training.device != "cpu" else "cpu")
+    device = bench_device(config)
     step = stepper(config, device, Variant(channels_last=config.training.channels_last))
     batches = Batches(
         config.seed, config.training.batch_size, config.optim.accumulation, 0, 1, device, config.generator.z_dim, 0,

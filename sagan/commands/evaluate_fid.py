@@ -11,6 +11,7 @@ import torch_fidelity
 from torch import Tensor
 
 from sagan.commands.evaluate_variants import Images
+from sagan.commands.machine import bench_device
 from sagan.commands.measured import open_files, recognise
 from sagan.data.dataset import PreparedData, is_prepared
 from sagan.errors import UserError
@@ -49,7 +50,7 @@ def count_of(samples: Path, reference: Path) -> int:
 
 def fid_of_both(samples: Path, reference: Path, tensors: dict[str, Tensor]) -> dict[str, Scored]:
     """By "torch_fidelity" and by "project", with the same Inception weights, neither with TF32 nor a cache."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = bench_device()
     with (
         TemporaryDirectory() as folder,
         warnings.catch_warnings(),

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
+from sagan.commands.machine import bench_device
 from sagan.evaluation.backbones import BACKBONES, Backbone
 from sagan.evaluation.inception import build_extractor, fast_inception, random_weights
 from sagan.evaluation.statistics import Statistics, frechet_distance
@@ -56,7 +57,7 @@ class Images(Dataset):
 def seconds_of_features(num: int, rounds: int, weights: Path | None) -> Timing:
     """Time Inception features of `num` random images; UserError where `weights` are named and wrong."""
     tensors, kind = inception_tensors(weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = bench_device()
     extractor = build_extractor(as_file(tensors)).to(device)
     compute = fast_inception(build_extractor(as_file(tensors)), device, logits=False)
     backbone = Backbone("inception", "", BACKBONES["inception"].dimension, "", device, compute)

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import torch
 
+from sagan.settings import Config
+
 SIDES = {"cuda": 8192, "cpu": 1024}  # of matrices whose product keeps the device busy without taking long
+
+
+def bench_device(config: Config | None = None) -> torch.device:
+    """What benchmarks compute on: a CUDA device where there is one, unless the config wants the CPU."""
+    wanted = config is None or config.training.device != "cpu"
+    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
 
 
 def product(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Callable[[], torch.Tensor], int]:

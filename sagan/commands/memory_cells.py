@@ -13,7 +13,7 @@ import torch
 
 from sagan.commands.bench import Variant
 from sagan.commands.bench_worker import Row
-from sagan.commands.machine import free_bytes, memory_of_process
+from sagan.commands.machine import bench_device, free_bytes, memory_of_process
 from sagan.commands.step_variants import peak_of, stepper
 from sagan.config import make_config, replaced
 from sagan.memory import peak_resident_mib
@@ -30,8 +30,7 @@ def work() -> None:
     """The process: one line, what the step of the task on stdin holds at most, or why it was not run."""
     task = json.load(sys.stdin)
     config = make_config(task["config"])
-    cuda = torch.cuda.is_available() and config.training.device != "cpu"
-    device = torch.device("cuda" if cuda else "cpu")
+    device = bench_device(config)
     limit = free_bytes(device) * task["share"] if task["limit_gib"] is None else task["limit_gib"] * 2**30
     print(json.dumps(_cell(config, device, limit / MIB)), flush=True)
 

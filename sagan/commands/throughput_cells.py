@@ -9,7 +9,6 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from sagan.commands.bench import Variant
 from sagan.commands.bench_throughput import LOSSES, Cell
 from sagan.commands.bench_worker import Row, Worker
 from sagan.config import make_config, replaced
@@ -51,12 +50,13 @@ def work() -> None:
     task = json.load(sys.stdin)
     import torch
 
+    from sagan.commands.machine import bench_device
+
     config = make_config(task["config"])
-    cuda = torch.cuda.is_available() and config.training.device != "cpu"
-    device = torch.device("cuda" if cuda else "cpu")
+    device = bench_device(config)
     _tell(_device(device))
     for cell in task["cells"]:
-        if cell["compiled"]:
+        if cell["form"] != "eager":
             torch._dynamo.reset()  # or the cells before count against its limit of compilations, and it stays eager
         try:
             _tell(_cell(config, Cell(**cell), device))
@@ -66,7 +66,7 @@ def work() -> None:
             if "can't allocate memory" not in str(error):
                 raise
             _tell({"state": "out of memory"})
-        if cuda:
+        if device.type == "cuda":
             gc.collect()  # cells hold themselves in circles through their optimisers
             torch.cuda.empty_cache()
 
@@ -96,9 +96,9 @@ def _cell(config: Config, cell: Cell, device: Any) -> Row:
 
     from sagan.commands.step_variants import peak_of, stepper, timed
 
-    if cell.precision == "tf32" and device.type != "cuda":
-        return {"state": "skipped", "why": "TF32 needs a CUDA device"}
-    variant = Variant(channels_last=cell.channels_last, precision=cell.precision, compiled=cell.compiled)
+    variant = cell.variant
+    if variant.needs_cuda and device.type != "cuda":
+        return {"state": "skipped", "why": f"{'TF32' if cell.precision == 'tf32' else cell.form} needs a CUDA device"}
     config = replaced(config, {"training": {"batch_size": cell.batch_size}, "optim": {"accumulation": 1}})
     step = stepper(config, device, variant)
     losses: list[list[float]] = []
@@ -114,7 +114,7 @@ def _cell(config: Config, cell: Cell, device: Any) -> Row:
         "images_per_second": cell.batch_size / median(seconds),
         "spread": max(seconds) / min(seconds) - 1,
         "seconds_first_step": first,
-        "peak_mib": peak_of(step, device, cell.compiled),
+        "peak_mib": peak_of(step, device, variant.compiled),
         **({"allocated_mib": torch.cuda.max_memory_allocated() / 2**20} if device.type == "cuda" else {}),
         "losses": losses,
         **({"flops_an_image": _flops(step) / cell.batch_size} if eager else {}),

@@ -21,10 +21,13 @@ SMALL = ["--set=generator.channels=4", "--set=discriminator.channels=4", "--prec
 def test_the_grid_is_ordered_by_what_is_wanted() -> None:
     """Breaks when a cell is lost or doubled, or losses are compared to a cell that comes later."""
     found = cells([8, 4], ["no", "bf16"], True)
-    assert len(found) == len(set(found)) == 16
+    assert len(found) == len(set(found)) == 24
     assert found[:2] == [Cell(8, "no"), Cell(8, "bf16")]
     assert all(found.index(cell) >= found.index(cell.reference) for cell in found)
-    assert not any(cell.compiled for cell in cells([8], ["no"], False))
+    assert {cell.variant.compiled for cell in cells([8], ["no"], False)} == {False}
+    assert {cell.variant for cell in found if cell.form == "CUDA graphs" and cell.channels_last} == {
+        Variant(precision=precision, compiled=True, cuda_graphs=True) for precision in ("no", "bf16")
+    }
 
 
 def test_cells_are_kept_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,5 +92,6 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert sagan("bench", "throughput", *options) == 2
         assert message in capsys.readouterr().err
     assert (tmp_path / "other.txt").read_text() == "text\n"
-    assert sagan("bench", "step", "--variants", "plain,tf32") == 2
-    assert "--variants: tf32 needs a CUDA device; leave it out" in capsys.readouterr().err
+    for name in ("tf32", "cuda_graphs"):
+        assert sagan("bench", "step", "--variants", f"plain,{name}") == 2
+        assert f"--variants: {name} needs a CUDA device; leave it out" in capsys.readouterr().err

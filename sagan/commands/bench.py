@@ -68,6 +68,7 @@ def bench_step_command(
     `gflops_NAME`: what it does a second, by the formula of its layers; `ratio_of_matmul_NAME`: as a part of what this
     machine's own float32 matrix product does, in the same rounds. `layers`: print those layers instead, untimed.
     """
+    given = None if names is None else _known(names)
     config = load_config(config_path, [*DEFAULT, *overrides] if config_path is None else overrides)
     if layers:
         _show_layers(config, as_json)
@@ -78,7 +79,9 @@ def bench_step_command(
     from sagan.commands.step_variants import peak_of, seconds_a_step, stepper, warm_up
 
     device = bench_device(config)
-    chosen = _chosen(names or default_names(device.type == "cuda"), device.type == "cuda")
+    chosen = given or default_names(device.type == "cuda")
+    if device.type != "cuda" and (lost := [name for name in chosen if VARIANTS[name].needs_cuda]):
+        raise UserError(f"--variants: {lost[0]} needs a CUDA device; leave it out")
     multiply, operations = product(device)
     steps = {name: stepper(config, device, VARIANTS[name]) for name in chosen}
     warm = warm_up(steps, device)
@@ -102,20 +105,16 @@ def bench_step_command(
     show(result, as_json, note=PLAIN if "plain" in chosen else "")
 
 
-def default_names(cuda: bool) -> str:
+def default_names(cuda: bool) -> list[str]:
     """The plain form and the project's; compiled where there is a compiler for it; CUDA graphs where there is CUDA."""
-    if cuda:
-        return "plain,project,compiled,cuda_graphs"
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    return "plain,project,compiled" if compiler else "plain,project"
+    return ["plain", "project", *["compiled"] * (cuda or compiler is not None), *["cuda_graphs"] * cuda]
 
 
-def _chosen(names: str, cuda: bool) -> list[str]:
+def _known(names: str) -> list[str]:
     chosen = [name.strip() for name in names.split(",")]
     if unknown := [name for name in chosen if name not in VARIANTS]:
         raise UserError(f"--variants: unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
-    if not cuda and (lost := [name for name in chosen if VARIANTS[name].needs_cuda]):
-        raise UserError(f"--variants: {lost[0]} needs a CUDA device; leave it out")
     return chosen
 
 

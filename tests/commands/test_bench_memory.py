@@ -19,15 +19,18 @@ CHANGES = [f"--set={setting}" for setting in SMALL]
 
 
 def test_a_cell_is_the_config_at_its_resolution() -> None:
-    """Breaks when the config's own networks are replaced, or another resolution gets ones that do not fit it."""
-    config = load_config(None, SMALL)
+    """Breaks when the config's own networks are replaced, another resolution gets ones that do not fit it, or a
+    config that is compiled cannot be measured."""
+    config = load_config(None, [*SMALL, "training.compile=true", "training.cuda_graphs=true"])
     assert cell_config(config, Cell(32, True), 5).generator == config.generator
     other = cell_config(config, Cell(128, True), 5)
     assert (other.data.resolution, other.generator.channels, list(other.generator.attention)) == (128, 16, [32])
     assert (other.training.activation_checkpointing, other.training.batch_size) == (True, 5)
     assert not cell_config(config, Cell(128, False), 5).training.activation_checkpointing
+    assert not other.training.compile
 
 
+@pytest.mark.slow
 def test_memory_grows_by_the_image() -> None:
     """Breaks when what a step is estimated to hold has little to do with what it holds."""
     config, cpu = load_config(None, [*SMALL, "training.batch_size=12"]), torch.device("cpu")
@@ -36,6 +39,7 @@ def test_memory_grows_by_the_image() -> None:
     assert 0.3 * counted < estimated_mib(config, cpu) < 1.3 * counted
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_estimated_and_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks when a step beyond the limit is run, or one that is below it is not, or the first ends the second."""
     command = ["bench", "memory", *CHANGES, "--resolutions", "32", "--limit-gib", "0.03", "--json"]

@@ -11,6 +11,7 @@ from sagan.commands.bench_startup import IMAGES, time_processes
 from sagan.snapshot import save_snapshot
 
 
+@pytest.mark.slow
 def test_processes_are_timed_in_turn(tmp_path: Path) -> None:
     """Breaks when a process did not do its work, or the first round, which compiles, counts."""
     save_snapshot(small_generator(), tmp_path / "snapshot")

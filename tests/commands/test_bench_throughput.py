@@ -51,6 +51,7 @@ def test_cells_are_kept_and_compared(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [c["batch_size"] for c in second["cells"]] == [2] * 6 + [1] * 6
 
 
+@pytest.mark.slow
 def test_time_and_memory_end_cells_not_the_benchmark() -> None:
     """Breaks when a cell without memory or a cell that takes too long ends the others, or the time is exceeded."""
     config = tiny_config()

@@ -15,7 +15,7 @@ help:
 	@echo "make check   format, lint, types, floors, fast tests"
 	@echo "make slow    the tests marked slow and assets (SAGAN_ASSETS names the folder of the assets)"
 	@echo "make soak    the longest tests"
-	@echo "make oldest  the fast tests with the oldest versions that pyproject.toml allows"
+	@echo "make oldest  the fast tests and compiling with the oldest versions that pyproject.toml allows"
 
 setup: $(VENV)/ready
 
@@ -23,6 +23,11 @@ $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)-oldest/ready: pyproject.toml tests/oldest.txt
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --editable ".[dev]" --constraint tests/oldest.txt
 	touch $@
 
 demo: setup
@@ -52,10 +57,9 @@ slow: setup
 soak: setup
 	$(BIN)/python -m pytest -m soak -q
 
-oldest:
-	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet --editable ".[dev]" --constraint tests/oldest.txt
+oldest: $(VENV)-oldest/ready
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest $(WHICH) -n auto
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -m slow -q tests/test_compile.py tests/test_cuda_graphs.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest runs build *.egg-info

@@ -1,13 +1,19 @@
 """tests/oldest.txt pins every dependency to the lower bound of pyproject.toml; `make oldest` tests with them."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 BOUND = re.compile(r'"([a-z0-9-]+)(?:>=([0-9.]+))?",?')
 NEWEST = {  # what no test imports: the newest is as good
     "ruff", "pyright", "import-linter", "playwright",
 }  # fmt: skip
+TRIED = ["compile.py::test_a_graph_for_every_way_of_calling", "training.py", "snapshot.py", "layers.py"]
 UNBOUNDED = {"torchvision": "torch requires its own version of it"}
 
 
@@ -31,3 +37,21 @@ def test_the_oldest_versions_are_the_lower_bounds() -> None:
 def test_every_dependency_has_a_lower_bound() -> None:
     """Breaks when a dependency is added of which any version would do, so that no oldest one can be tested."""
     assert {name for name, bound in lower_bounds().items() if bound is None} == set(UNBOUNDED)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="the oldest numpy has no wheel for this Python")
+def test_training_and_compiling_with_them() -> None:
+    """Breaks when something is used that a library did not have at its lower bound, or that torch of then could not
+    compile whole."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    tests = [f"tests/test_{name}" for name in TRIED]
+    for command in (
+        ["make", ".venv-oldest/ready", f"PYTHON={sys.executable}"],
+        [".venv-oldest/bin/python", "-m", "pytest", "-q", "-n", "2", "--dist", "load", *tests],
+    ):
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert done.returncode == 0, done.stdout[-4000:]

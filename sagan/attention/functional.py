@@ -39,7 +39,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast switched off; the meta device knows none. (Asking torch which do breaks compiled graphs in torch 2.11.)"""
+    """Autocast switched off; the meta device knows none. (To ask torch breaks compiled graphs in torch 2.11.)"""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 

@@ -24,7 +24,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     When the block fails the temporary file is removed and what stood at `path` is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = _beside(path)
     make_folder(path.parent)
     try:
         yield temporary
@@ -40,7 +40,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it takes the place of `path` when the block succeeds."""
     path = Path(path)
     make_folder(path.parent)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = _beside(path)
     make_folder(temporary)
     try:
         yield temporary
@@ -48,7 +48,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             if file.is_file():
                 _flush_to_disk(file)
         if path.exists():
-            retired = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-old-{path.name}")
+            retired = _beside(path, "old-")
             os.replace(path, retired)
             os.replace(temporary, path)
             shutil.rmtree(retired)
@@ -61,7 +61,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder so that a kill leaves none of its parts under its name."""
-    retired = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-old-{path.name}")
+    retired = _beside(path, "old-")
     os.replace(path, retired)
     shutil.rmtree(retired)
 
@@ -157,6 +157,10 @@ def sha256(path: Path | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _beside(path: Path, mark: str = "") -> Path:
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{mark}{path.name}")
 
 
 def _flush_to_disk(path: Path) -> None:

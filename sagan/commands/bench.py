@@ -107,8 +107,11 @@ def bench_step_command(
 
 def default_names(cuda: bool) -> list[str]:
     """The plain form and the project's; compiled where there is a compiler for it; CUDA graphs where there is CUDA."""
+    names = ["plain", "project"]
+    if cuda:
+        return [*names, "compiled", "cuda_graphs"]
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    return ["plain", "project", *["compiled"] * (cuda or compiler is not None), *["cuda_graphs"] * cuda]
+    return [*names, "compiled"] if compiler else names
 
 
 def _known(names: str) -> list[str]:

@@ -77,7 +77,6 @@ def make_pictures(folder: Path, count: int) -> list[Path]:
 
 def seconds_of_feeding(config: Config, data: PreparedData, steps: int) -> tuple[float, float]:
     """Seconds of a training step, and those that it waits for its batches: for the reader and for their conversion."""
-
     from sagan.batches import Batches
     from sagan.commands.bench import Variant
     from sagan.commands.step_variants import stepper, timed

@@ -2,20 +2,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
-# one thread a process: as many processes as cores
+# One thread per process, as many processes as cores.
 WHICH := -m "not slow and not assets and not soak" -q --dist loadfile
 FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WHICH) -n auto
 
 .PHONY: help setup demo test check slow soak oldest clean
 
 help:
-	@echo "make setup   create $(VENV) with everything"
-	@echo "make demo    train the embedded data set on the CPU, sample, evaluate, show the attention"
-	@echo "make test    the fast tests"
-	@echo "make check   format, lint, types, floors, fast tests"
-	@echo "make slow    the tests marked slow and assets (SAGAN_ASSETS names the folder of the assets)"
-	@echo "make soak    the longest tests"
-	@echo "make oldest  the fast tests and compiling with the oldest versions that pyproject.toml allows"
+	@echo "make setup   create $(VENV) with everything installed"
+	@echo "make demo    train on the embedded data set on the CPU, then sample, evaluate and show the attention"
+	@echo "make test    run the fast tests"
+	@echo "make check   check format, lint, types and package levels, then run the fast tests"
+	@echo "make slow    run the tests marked slow or assets (SAGAN_ASSETS is the folder with the assets)"
+	@echo "make soak    run the longest tests"
+	@echo "make oldest  run the fast tests and the compile tests with the oldest versions that pyproject.toml allows"
 
 setup: $(VENV)/ready
 
@@ -31,15 +31,15 @@ $(VENV)-oldest/ready: pyproject.toml tests/oldest.txt
 	touch $@
 
 demo: setup
-	$(BIN)/sagan train configs/shapes32.yaml --out $(DEMO)
+	$(BIN)/sagan train shapes32 --out $(DEMO)
 	$(BIN)/sagan sample $(DEMO) --out $(DEMO)/images --num 64 --grid
 	$(BIN)/sagan evaluate $(DEMO) --num 1000
 	$(BIN)/sagan attend $(DEMO) --out $(DEMO)/attention --seeds 0-7 --html
 	@echo
-	@echo "Look at: $(DEMO)/images/grid.png          samples"
-	@echo "         $(DEMO)/attention/attention.png  what the generator attends to"
-	@echo "         $(DEMO)/attention/attention.html the same, live under the pointer"
-	@echo "         $(DEMO)/samples/                 how training went"
+	@echo "Results: $(DEMO)/images/grid.png           samples"
+	@echo "         $(DEMO)/attention/attention.png   what the generator attends to"
+	@echo "         $(DEMO)/attention/attention.html  the same, interactive"
+	@echo "         $(DEMO)/samples/                  samples during training"
 
 test: setup
 	$(FAST)
@@ -59,7 +59,7 @@ soak: setup
 
 oldest: $(VENV)-oldest/ready
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest $(WHICH) -n auto
-	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -m slow -q tests/test_compile.py tests/test_cuda_graphs.py
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -m slow -q tests/training/test_compile.py tests/training/test_cuda_graphs.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest runs build *.egg-info

@@ -7,8 +7,8 @@ images = generator(torch.randn(4, generator.z_dim), torch.arange(4))
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sagan.networks import Generator as Generator
-    from sagan.snapshot import load_snapshot as load_snapshot
+    from sagan.models.generator import Generator as Generator
+    from sagan.runs.snapshot import load_snapshot as load_snapshot
 
 __version__ = "0.1.0"
 __all__ = ["Generator", "load_snapshot"]
@@ -17,11 +17,11 @@ __all__ = ["Generator", "load_snapshot"]
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is asked for."""
     if name == "load_snapshot":
-        from sagan.snapshot import load_snapshot
+        from sagan.runs.snapshot import load_snapshot
 
         return load_snapshot
     if name == "Generator":
-        from sagan.networks import Generator
+        from sagan.models.generator import Generator
 
         return Generator
     raise AttributeError(f"module 'sagan' has no attribute {name!r}")

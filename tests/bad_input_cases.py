@@ -13,13 +13,12 @@ TWO_PROCESSES = (("WORLD_SIZE", "2"), ("RANK", "0"))
 class Case:
     """A command, and words that its message must hold.
 
-    `late`: known only when torch is there. `began`: what was written until then stays. `limit`: bytes a file may have.
+    `began`: what was written until then stays. `limit`: bytes a file may have.
     `environment`: as a launcher sets it.
     """
 
     command: str
     says: str
-    late: bool = False
     began: bool = False
     limit: int | None = None
     environment: tuple[tuple[str, str], ...] = ()
@@ -50,6 +49,8 @@ COMMAND_LINE = [
 
 CONFIGS = [
     config("nope.yaml", "nope.yaml: no such config file"),
+    config("shape32", "shape32: no such config file; did you mean shapes32?"),
+    Case("configs nope", "nope: no such config file; `sagan configs` lists"),
     config("data", "data: not readable: "),
     config(f"{LONG}.yaml", "not readable: "),
     config("a_file/c.yaml", "a_file/c.yaml: not readable: "),
@@ -103,35 +104,34 @@ CONFIGS = [
     ),
     Case("train nope.yaml --dry-run", "nope.yaml: no such config file"),
     Case("train c.yaml --dry-run --set data.source=nope", "nope: no such folder or file"),
-    Case("train c.yaml --dry-run --set generator.attention.16=self", "unknown attention 'self'", late=True),
+    Case("train c.yaml --dry-run --set generator.attention.16=self", "unknown attention 'self'"),
 ]
 
 MACHINE_AND_NETWORKS = [
     train("", "batch_size 4 is not divisible by 3 processes x", environment=(("WORLD_SIZE", "3"), ("RANK", "0"))),
-    train(f"--device {ABSENT}", f"training.device: {ABSENT} was asked for, this machine has no", late=True),
-    setting("training.precision=fp16", "training.precision: fp16 needs a CUDA device; use bf16 or no", late=True),
-    setting("training.trackers=[nope]", "training.trackers: nope is unknown or not installed; available: ", late=True),
-    setting("generator.attention.16=self", "unknown attention 'self'; known: self_attention", late=True),
-    setting("generator.attention.8.pol=2", "self_attention has no option 'pol'; known: pool", late=True),
-    setting("generator.attention.8.pool=many", "self_attention: pool is 'many', expected something like", late=True),
-    setting("generator.attention.8.pool=[1]", "pool is [1], expected ", late=True),
+    train(f"--device {ABSENT}", f"training.device: {ABSENT} was asked for, this machine has no"),
+    setting("training.precision=fp16", "training.precision: fp16 needs a CUDA device; use bf16 or no"),
+    setting("training.trackers=[nope]", "training.trackers: nope is unknown or not installed; available: "),
+    setting("generator.attention.16=self", "unknown attention 'self'; known: self_attention"),
+    setting("generator.attention.8.pol=2", "self_attention has no option 'pol'; known: pool"),
+    setting("generator.attention.8.pool=many", "self_attention: pool is 'many', expected something like"),
+    setting("generator.attention.8.pool=[1]", "pool is [1], expected "),
     setting("generator.attention.8.pool=!!binary /w==", "option pool is b'\\xff', expected a number"),
     setting("generator.attention.8.pool=&x [*x]", "option pool is [[...]], expected a number"),
-    setting("generator.widths=[1,1,1,1]", "self_attention: 2 channels are too few", late=True),
-    train("--init-from nope/nope/nope", "nope/nope/nope: no such folder, and not to be had from the Hub", late=True),
-    train("--init-from src", "src: not a snapshot, it has no config.json", late=True),
-    train("--init-from a_file", "a snapshot is a folder with config.json and model.safetensors, this is", late=True),
-    train("--init-from run_cut_checkpoint", "this run has no whole checkpoint", late=True),
-    train("--init-from run --set generator.channels=4", "has shape", late=True),
-    train("--init-from snapshot --set generator.channels=4", "has shape", late=True),
-    train("--init-from run --set discriminator.channels=4", "has shape", late=True),
-    setting("optim.generator.lr=1e30", "stopped, the last checkpoint is from before", late=True, began=True),
+    setting("generator.widths=[1,1,1,1]", "self_attention: 2 channels are too few"),
+    train("--init-from nope/nope/nope", "nope/nope/nope: no such folder, and not to be had from the Hub"),
+    train("--init-from src", "src: not a snapshot, it has no config.json"),
+    train("--init-from a_file", "a snapshot is a folder with config.json and model.safetensors, this is"),
+    train("--init-from run_cut_checkpoint", "this run has no whole checkpoint"),
+    train("--init-from run --set generator.channels=4", "has shape"),
+    train("--init-from snapshot --set generator.channels=4", "has shape"),
+    train("--init-from run --set discriminator.channels=4", "has shape"),
+    setting("optim.generator.lr=1e30", "stopped, the last checkpoint is from before", began=True),
     train(
         "--init-from snapshot --set data.resolution=64 --set data.source=data_64",
         "norm1.gain.weight is missing",
-        late=True,
     ),
-    train("--init-from snapshot_truncated", "missing, damaged, or not a safetensors file", late=True),
+    train("--init-from snapshot_truncated", "missing, damaged, or not a safetensors file"),
 ]
 
 CASES = [*COMMAND_LINE, *CONFIGS, *MACHINE_AND_NETWORKS]

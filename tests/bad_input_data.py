@@ -63,7 +63,7 @@ SOURCES = [
     prepare("src/bad --out out --skip-bad", "no image is left, all 2 cannot be used"),
     prepare("src/half --out out --skip-bad", "only one class is left, a"),
     prepare("src/pair --out pair_data", "the files of pair have changed since; remove it or choose another folder"),
-    prepare("torchvision:lsun --out out", "lsun: could not find (torchvision does not download it)", late=True),
+    prepare("torchvision:lsun --out out", "lsun: could not find (torchvision does not download it)"),
     prepare("shapes:8 --out samples", "samples: exists and is not prepared data; choose another folder"),
     prepare("shapes:8 --out data", "was prepared with source shapes:64, not shapes:8; remove it or choose another"),
     prepare("shapes:8 --out a_file/out", "a_file: is a file, a folder was expected"),
@@ -74,10 +74,10 @@ SOURCES = [
 ]
 
 NOT_WRITABLE = [  # by anybody, root included
-    run("c.yaml --out /proc/out", "/proc/out: cannot be created, its parent is not a folder", late=True),
-    run("c.yaml --out /sys/out", "/sys/out: no permission to ", late=True),
+    run("c.yaml --out /proc/out", "/proc/out: cannot be created, its parent is not a folder"),
+    run("c.yaml --out /sys/out", "/sys/out: no permission to "),
     prepare("shapes:8 --out /sys/out", "/sys: not writable ("),
-    Case("sample snapshot --num 2 --out /sys/out", "/sys/out: no permission to ", late=True),
+    Case("sample snapshot --num 2 --out /sys/out", "/sys/out: no permission to "),
 ] if sys.platform == "linux" else []  # fmt: skip
 
 RUNS = [
@@ -85,13 +85,13 @@ RUNS = [
     run("c.yaml --out run --set seed=1", "  seed: 0 in the run, 1 now"),
     run("c.yaml --out run --set training.steps=1", "  training.steps: 2 in the run, 1 now"),
     run("wide.yaml --out run", "  generator.channels: 2 in the run, 4 now"),
-    run("wide.yaml --out run_wide --set training.steps=4", "this network needs ", late=True),
-    run("c.yaml --out run_cut_checkpoint --set training.steps=4", "no whole checkpoint is left, begin anew", late=True),
+    run("wide.yaml --out run_wide --set training.steps=4", "this network needs "),
+    run("c.yaml --out run_cut_checkpoint --set training.steps=4", "no whole checkpoint is left, begin anew"),
     run("c.yaml --out run_other_data", "was trained on other data"),
     run("c.yaml --out run_no_record", "run_no_record/run.json: missing or damaged"),
     run("c.yaml --out run_list_record", "run_list_record/run.json: missing or damaged"),
     run("c.yaml --out run_cut_record", "run_cut_record/run.json: not readable as JSON"),
-    run("c.yaml --out run_locked --set training.steps=4", "run_locked: another process is training", late=True),
+    run("c.yaml --out run_locked --set training.steps=4", "run_locked: another process is training"),
     run("c.yaml --out samples", "samples: is not a run and not empty (it holds samples.json); name a new folder"),
     run("c.yaml --out a_file", "a_file: is a file, "),
     run("c.yaml --out a_file/out", "a_file/out: cannot be created, its parent is not a folder"),

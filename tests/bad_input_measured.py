@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from command_line import sagan
+from evaluate import random_weights
 from PIL import Image
 from standin import register_standin
 from torch import Tensor
 from torchvision.models import alexnet
 
-from sagan.evaluation.inception import random_weights
-from sagan.evaluation.statistics import Statistics, load_statistics, save_statistics
+from sagan.evaluation.fid import Statistics, load_statistics, save_statistics
 
 STEP = "00000002"
 CHECKPOINTS = Path("home/.cache/torch/hub/checkpoints")
@@ -131,8 +131,6 @@ def _runs() -> None:
     _scored_run("run_cut_score", scored, json.dumps(scored)[:-5])
     _scored_run("run_list_score", scored, "[1]")
     (Path(shutil.copytree("run", "run_latin_score")) / "metrics.jsonl").write_bytes("für".encode("latin-1"))
-    shutil.copytree("run", "run_odd_sheet")
-    _image(f"run_odd_sheet/samples/{STEP}.png", np.zeros((50, 50, 3), np.uint8))
     shutil.copytree("run", "run_cut_sheet")
     _cut(Path(f"run_cut_sheet/samples/{STEP}.png"), 50)
     Path("run_bare").mkdir()

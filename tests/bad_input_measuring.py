@@ -9,14 +9,14 @@ from standin import NAME
 
 
 def weights(name: str, says: str, options: str = f"--reference {FILES} --inception-weights") -> Case:
-    return evaluate(f"{FILES} {options} weights/{name}.pth", f"weights/{name}.pth: {says}", late=True)
+    return evaluate(f"{FILES} {options} weights/{name}.pth", f"weights/{name}.pth: {says}")
 
 
 def while_training(changes: str, says: str, **more: Any) -> Case:
     settings = " ".join(
         f"--set {'' if '.' in change else 'evaluate.'}{change}" for change in ["every=1", *changes.split()]
     )
-    return train(settings, says, late=True, **more)
+    return train(settings, says, **more)
 
 
 def stats(options: str, says: str, **more: Any) -> Case:
@@ -25,34 +25,34 @@ def stats(options: str, says: str, **more: Any) -> Case:
 
 LPIPS = "--metrics lpips_diversity --lpips-weights"
 NETWORKS = [
-    evaluate(f"{FILES} --backbone incepton", "unknown backbone 'incepton'; did you mean inception? known: ", late=True),
-    evaluate(f"{FILES} --backbone speed", "unknown backbone 'speed'; known: inception, vgg16, clip-rn50", late=True),
-    evaluate(f"{FILES} --metrics is --backbone vgg16", "vgg16: has no logits of classes, which Inception", late=True),
-    evaluate(FILES, f"{CACHED}: not the published file (SHA-256 6726825d…); delete it, or name", late=True),
-    evaluate(f"{FILES} --metrics lpips_diversity", "cannot be downloaded (", late=True),
-    evaluate(f"{FILES} --backbone vgg16", "vgg16-397923af.pth: not there, and https://download", late=True),
-    weights("nope", "no such file of weights"),
-    Case(f"evaluate {FILES} --inception-weights a_file", "a_file: damaged, cut short, or not a file of", late=True),
-    weights("pickle", "damaged, cut short, or not a file of tensors alone; nothing was executed"),
-    weights("list", "holds no named tensors, weights are a dictionary of them"),
-    weights("words", "a is not a tensor, weights are a dictionary of tensors"),
+    evaluate(f"{FILES} --backbone incepton", "unknown backbone 'incepton'; did you mean inception?"),
+    evaluate(f"{FILES} --backbone speed", "unknown backbone 'speed'; known: inception, vgg16, clip-rn50"),
+    evaluate(f"{FILES} --metrics is --backbone vgg16", "vgg16: has no class logits, which Inception"),
+    evaluate(FILES, f"{CACHED}: not the official file (SHA-256 6726825d…); delete it, or name"),
+    evaluate(f"{FILES} --metrics lpips_diversity", "cannot be downloaded ("),
+    evaluate(f"{FILES} --backbone vgg16", "vgg16-397923af.pth: missing, and https://download"),
+    weights("nope", "no such weights file"),
+    Case(f"evaluate {FILES} --inception-weights a_file", "a_file: damaged, truncated, or not a file of"),
+    weights("pickle", "damaged, truncated, or not a file of tensors only; nothing was executed"),
+    weights("list", "expected a dictionary of tensors"),
+    weights("words", "a is not a tensor, expected a dictionary of tensors"),
     weights("nan", "a holds values that are not finite"),
     weights("other", "not the weights of inception: Missing key(s) in state_dict"),
     weights("inception_empty", "its last layer (fc) is all zero", "--metrics is --inception-weights"),
     evaluate(
         f"{FILES} --reference {FILES} --inception-weights weights/inception_huge.pth",
-        "inception: the features of 3 of 3 images are not finite; take other weights", late=True,
+        "inception: the features of 3 of 3 images are not finite; use other weights",
     ),
     weights("other", "its SHA-256 is ", "--backbone clip-vit-b-32 --backbone-weights"),
     evaluate(
         f"{FILES} --backbone dinov2-vit-b-14 --backbone-weights weights/other.pth",
-        "dinov2-vit-b-14: runs the code of facebookresearch/dinov2, which is not fetched", late=True,
+        "dinov2-vit-b-14: runs code of facebookresearch/dinov2, which is never downloaded",
     ),
     weights("other", "not the weights of torchvision's alexnet: tensor features.0.bias is missing", LPIPS),
     weights("alexnet_other", "not the weights of torchvision's alexnet: features.0.weight has shape (2,)", LPIPS),
-    weights("pickle", "damaged, cut short, or not a file of tensors alone; nothing was executed", LPIPS),
+    weights("pickle", "damaged, truncated, or not a file of tensors only; nothing was executed", LPIPS),
     evaluate(
-        f"images/small {LPIPS} weights/alexnet.pth", "LPIPS alex: images are 24x24, it needs at least 31x31", late=True
+        f"images/small {LPIPS} weights/alexnet.pth", "LPIPS alex: images are 24x24, it needs at least 31x31"
     ),
 ]  # fmt: skip
 
@@ -74,8 +74,8 @@ TRAINING = [
         "metrics=[intra_fid] data.source=images/prepared_plain", "intra_fid needs classes, this data has none"
     ),
     while_training("metrics=[fid] backbone=incepton", "unknown backbone 'incepton'; did you mean inception?"),
-    while_training("metrics=[fid]", f"{CACHED}: not the published file"),
-    while_training("metrics=[fid] backbone_weights=nope", "nope: no such file of weights"),
+    while_training("metrics=[fid]", f"{CACHED}: not the official file"),
+    while_training("metrics=[fid] backbone_weights=nope", "nope: no such weights file"),
     while_training(f"metrics=[fid] backbone={NAME} reference=nope", "nope: no such folder or file"),
     while_training(
         f"metrics=[fid] backbone={NAME} reference=data_64", "data_64: prepared at 64x64, data.resolution is"
@@ -102,8 +102,8 @@ SENTINEL = [
 
 STATISTICS = [
     stats("data", "Missing option '--out'"),
-    stats("data --out out.txt", "out.txt: a file of statistics is an .npz"),
-    stats("src/pair --out out.npz", "src/pair: not prepared; --resolution says at which size its images are taken"),
+    stats("data --out out.txt", "out.txt: a statistics file is an .npz"),
+    stats("src/pair --out out.npz", "src/pair: not prepared; give the size of its images with --resolution"),
     stats("src/pair --out out.npz --resolution 33", "--resolution 33: expected one of 32, 64, 128, 256"),
     stats("data --out out.npz --resolution 64", "data: prepared at 32x32, --resolution says 64"),
     stats("data --out out.npz --batch-size 0", "0 is not in the range x>=1"),
@@ -112,13 +112,13 @@ STATISTICS = [
         f"stats/whole.npz --out out.npz --resolution 32 --backbone {NAME}",
         "stats/whole.npz: holds statistics already",
     ),
-    stats("data --out out.npz --backbone speed", "unknown backbone 'speed'; known: inception", late=True),
-    stats("data --out out.npz", f"{CACHED}: not the published file", late=True),
-    stats(f"nope --out out.npz --resolution 32 --backbone {NAME}", "nope: no such folder or file", late=True),
+    stats("data --out out.npz --backbone speed", "unknown backbone 'speed'; known: inception"),
+    stats("data --out out.npz", f"{CACHED}: not the official file"),
+    stats(f"nope --out out.npz --resolution 32 --backbone {NAME}", "nope: no such folder or file"),
     stats(f"data --out a_file/out.npz --backbone {NAME}", "a_file/out.npz: cannot be written, "),
     stats(
         f"images/prepared_one --out out.npz --backbone {NAME}",
-        "fid: needs at least 2 images, ", late=True,
+        "fid: needs at least 2 images, ",
     ),
 ]  # fmt: skip
 

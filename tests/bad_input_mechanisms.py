@@ -4,7 +4,7 @@ from bad_input_cases import Case, setting
 
 
 def mechanism(name: str, options: str, says: str) -> Case:
-    return setting(f"generator.attention.8={{name: {name}, {options}}}", f"generator.attention.8: {says}", late=True)
+    return setting(f"generator.attention.8={{name: {name}, {options}}}", f"generator.attention.8: {says}")
 
 
 MECHANISMS = [
@@ -36,11 +36,10 @@ MECHANISMS = [
         "generator={channels: 6, widths: [1, 1, 1, 1], "
         "attention: {8: {name: transformer, heads: 1, position: sincos}}}",
         "transformer: position sincos needs channels divisible by 4, not 6",
-        late=True,
     ),
     setting(
         "generator.attention.8={name: selective_kernel, norm: batch}' --set 'training.batch_size=1",
         "generator.attention.8: selective_kernel with norm batch needs at least 2 images at once",
     ),
-    setting("discriminator.attention.16={name: selective_kernel, place: conv}", "needs equal widths", late=True),
+    setting("discriminator.attention.16={name: selective_kernel, place: conv}", "needs equal widths"),
 ]

@@ -1,4 +1,4 @@
-"""Snapshots that cannot be used, and `sagan sample`, wrongly used. They meet what bad_input_workspace.py builds."""
+"""Unusable snapshots and wrong uses of `sagan sample`, in the folder that bad_input_workspace.py builds."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ def sample(options: str, says: str, **more: Any) -> Case:
 
 
 def snapshot(name: str, says: str) -> Case:
-    return Case(f"sample {name} --out out --num 2", says, late=True)
+    return Case(f"sample {name} --out out --num 2", says)
 
 
 SNAPSHOTS = [
@@ -64,25 +64,25 @@ DRAWING = [
         "sample snapshot --out x --seeds 0-49999999,60000000-99999999",
         "--seeds: over 10000000 numbers are too many for a list",
     ),
-    Case("sample snapshot --out x --seeds 0-9999999 --classes 0,1", "20000000 images are more than one", late=True),
+    Case("sample snapshot --out x --seeds 0-9999999 --classes 0,1", "20000000 images are too many for one folder"),
     Case("sample snapshot --out out --interpolate 0", "Option '--interpolate' requires 2 arguments"),
     sample("snapshot --interpolate 0 1 --frames 1", "--frames 1: expected at least 2"),
-    sample("snapshot --interpolate 0 1 --classes 0-2", "goes between two classes, not 3", late=True),
-    sample("snapshot --num 2 --classes 4", "--classes 4: this snapshot has the classes 0 to 3", late=True),
-    sample("snapshot --num 2 --classes crss", "--classes crss: no such class; did you mean cross?", late=True),
-    sample("snapshot --num 2 --classes dog", "no such class; known: disc, square, triangle, cross", late=True),
-    sample("snapshot --num 2 --classes 0,disc", "--classes: 0 is given twice", late=True),
-    sample("snapshot --num 2 --classes ''", "no such class", late=True),
-    sample("run_unconditional --num 2 --classes 0", "--classes: this snapshot has no classes", late=True),
-    sample(f"snapshot --num 2 --device {ABSENT}", f"--device {ABSENT}: not available here", late=True),
-    sample("snapshot --num 5000 --grid", "--grid: 5000 images are too many for one sheet, at most 4096", late=True),
-    sample("snapshot --num 2 --npz", "--npz is written by one process", late=True, environment=(("WORLD_SIZE", "2"),)),
-    Case("sample snapshot --num 2 --truncation 0.5 --out samples", "holds samples of something else", late=True),
-    Case("sample snapshot --num 2 --out samples_unknown", "is there without samples.json", late=True),
-    Case("sample snapshot --num 2 --grid --out samples_broken", "00001.png: not readable as an image", late=True),
-    Case("sample snapshot --num 2 --npz --out samples_broken", "samples.npz: not readable as samples", late=True),
-    Case("sample snapshot --num 3 --npz --out samples_npz", "holds other seeds or classes", late=True),
-    Case("sample snapshot --num 2 --out a_file", "a_file: is a file, a folder was expected", late=True),
+    sample("snapshot --interpolate 0 1 --classes 0-2", "goes between two classes, not 3"),
+    sample("snapshot --num 2 --classes 4", "--classes 4: this snapshot has the classes 0 to 3"),
+    sample("snapshot --num 2 --classes crss", "--classes crss: no such class; did you mean cross?"),
+    sample("snapshot --num 2 --classes dog", "no such class; known: disc, square, triangle, cross"),
+    sample("snapshot --num 2 --classes 0,disc", "--classes: 0 is given twice"),
+    sample("snapshot --num 2 --classes ''", "no such class"),
+    sample("run_unconditional --num 2 --classes 0", "--classes: this snapshot has no classes"),
+    sample(f"snapshot --num 2 --device {ABSENT}", f"--device {ABSENT}: not available here"),
+    sample("snapshot --num 5000 --grid", "--grid: 5000 images are too many for one grid, at most 4096"),
+    sample("snapshot --num 2 --npz", "--npz works with one process only", environment=(("WORLD_SIZE", "2"),)),
+    Case("sample snapshot --num 2 --truncation 0.5 --out samples", "holds samples made with other settings"),
+    Case("sample snapshot --num 2 --out samples_unknown", "exists without samples.json"),
+    Case("sample snapshot --num 2 --grid --out samples_broken", "00001.png: not readable as an image"),
+    Case("sample snapshot --num 2 --npz --out samples_broken", "samples.npz: not readable as samples"),
+    Case("sample snapshot --num 3 --npz --out samples_npz", "holds other seeds or classes"),
+    Case("sample snapshot --num 2 --out a_file", "a_file: is a file, a folder was expected"),
 ]
 
 SAMPLING = [*SNAPSHOTS, *DRAWING]

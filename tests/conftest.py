@@ -1,6 +1,7 @@
 """Shared fixtures."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from accelerate.state import AcceleratorState
 from tiny import tiny_data
 
 from sagan.data.dataset import PreparedData
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sagan.config import Config, load_config
-from sagan.discriminator import Discriminator
-from sagan.networks import Generator, build_discriminator, build_generator
+from sagan.config.load import Config, load_config
+from sagan.models.discriminator import Discriminator
+from sagan.models.generator import Generator, build_discriminator, build_generator
 
 Inputs = tuple[Tensor, Tensor | None]  # z or images, labels
 

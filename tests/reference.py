@@ -131,7 +131,7 @@ class Reference:
         return x * gain[:, :, None, None] + bias[:, :, None, None]
 
     def gain_and_bias(self, name: str, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Each (1 or B, C): one for all classes; or tables; or 1 + and 0 + a normalised map of the one-hot label."""
+        """Each (1 or B, C): one for all classes; or tables; or 1 + and 0 + a normalized map of the one-hot label."""
         if f"{name}.weight" in self.state:
             return self.state[f"{name}.weight"][None], self.state[f"{name}.bias"][None]
         assert labels is not None
@@ -185,7 +185,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 def double(x: Tensor) -> Tensor:
-    """Nearest-neighbour up-sampling by two."""
+    """Nearest-neighbor up-sampling by two."""
     return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from sagan.config import load_config
-from sagan.networks import Generator, bake, build_generator
+from sagan.config.load import load_config
+from sagan.models.generator import Generator, build_generator, remove_spectral_norm
 
 NAMES = ("disc", "ring", "star", "bar")
 
@@ -11,7 +11,7 @@ NAMES = ("disc", "ring", "star", "bar")
 def small_generator(*settings: str, num_classes: int = 4, channels: int = 8) -> Generator:
     """4 named classes at 32 px by default; `settings` as `--set` takes them."""
     config = load_config(None, [f"generator.channels={channels}", *settings])
-    generator = bake(build_generator(config, num_classes, NAMES[:num_classes]))
+    generator = remove_spectral_norm(build_generator(config, num_classes, NAMES[:num_classes]))
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in generator.parameters():

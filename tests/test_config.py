@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sagan.config import differences, load_config, replaced
-from sagan.errors import UserError
-from sagan.resolutions import RESOLUTIONS
-from sagan.settings import Config
+from sagan.config.load import differences, load_config, replaced, shipped_configs
+from sagan.config.schema import RESOLUTIONS, Config
+from sagan.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -198,3 +197,13 @@ def test_replaced_changes_what_it_is_told() -> None:
     config = load_config(None, ["ema.decay=0.9", "generator.attention.16.pool=false"])
     changed = replaced(config, {"data": {"num_classes": 7}})
     assert differences(config, changed) == {"data.num_classes": (None, 7)}
+
+
+def test_shipped_configs_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name without a path is a config that comes with sagan, unless a file of that name exists."""
+    monkeypatch.chdir(tmp_path)
+    assert load_config("shapes32").training.steps == 2400
+    assert load_config("attention/cbam").generator.attention[16].name == "cbam"
+    (tmp_path / "shapes32").write_text("seed: 5")
+    assert load_config("shapes32").seed == 5
+    assert all(shipped_configs().values())

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sagan.errors import UserError
-from sagan.files import append_json_line, atomic_file, atomic_folder, make_folder, read_json, sha256, write_json
+from sagan.utils.errors import UserError
+from sagan.utils.io import append_json_line, atomic_file, atomic_folder, make_folder, read_json, sha256, write_json
 
 
 def names(folder: Path) -> list[str]:

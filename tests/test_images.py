@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sagan.errors import UserError
-from sagan.images import name_rows, read_png, save_animation, save_png, sheet, to_uint8
+from sagan.utils.errors import UserError
+from sagan.utils.images import image_grid, name_rows, read_png, save_animation, save_png, to_uint8
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path):
 def test_sheet_places_every_image():
     """Breaks when rows and columns are exchanged, a border is missing, or the last row must be full."""
     images = noise(5, 4, 6, 3)
-    laid_out = sheet(images, columns=3, scale=2, border=1)
+    laid_out = image_grid(images, columns=3, scale=2, border=1)
     assert laid_out.shape == (2 * 9 + 1, 3 * 13 + 1, 3)
     for i, image in enumerate(images):
         top, left = 1 + i // 3 * 9, 1 + i % 3 * 13
@@ -74,7 +74,7 @@ def test_sheet_places_every_image():
 
 def test_names_stand_before_their_rows():
     """Breaks when a name is drawn over the images, beside another row, or cut off."""
-    plain = sheet(np.full((6, 32, 32, 3), 128, np.uint8), columns=3)
+    plain = image_grid(np.full((6, 32, 32, 3), 128, np.uint8), columns=3)
     named = name_rows(plain, ["x", "a rather long name"])
     margin = named.shape[1] - plain.shape[1]
     assert np.array_equal(named[:, margin:], plain)

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from sagan import progress
-from sagan.progress import Progress, track
+from sagan.utils import progress
+from sagan.utils.progress import Progress, track
 
 
 class Terminal(io.StringIO):

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from sagan.randomness import key, numpy_generator, torch_generator
+from sagan.utils.random import key, numpy_generator, torch_generator
 
 KEYS = [(0, "a", ()), (1, "a", ()), (0, "b", ()), (0, "a", (0,)), (0, "a", (1,)), (0, "a", (1, 1)), (0, "a", (11,)),
         (10, "a", (1,)), (1, "a", (0, 1)), (2**63, "a", ()), (2**64, "a", ())]  # fmt: skip

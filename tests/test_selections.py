@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagan.errors import UserError
-from sagan.selections import (
+from sagan.config.options import (
     HIGHEST_SEED,
     check_interpolation,
     check_truncation,
@@ -13,6 +12,7 @@ from sagan.selections import (
     parse_seeds,
     select_seeds,
 )
+from sagan.utils.errors import UserError
 
 NAMES = ("airplane", "bird", "cat", "7")
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import files_of, log_of, tiny_config, train_tiny, write_config
 
-from sagan.checkpoint import newest_whole_checkpoint
 from sagan.data.dataset import PreparedData
+from sagan.runs.checkpoint import newest_whole_checkpoint
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # and nothing that tells Accelerate where

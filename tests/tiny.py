@@ -8,19 +8,21 @@ from pathlib import Path
 
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from network_cases import scatter
 from torch import Tensor
 
-from sagan.adversarial import GAN, Draws, Reals
-from sagan.augment import draw_augmentation
-from sagan.commands.train import resolved
-from sagan.config import Config, load_config
+from sagan.config.load import Config, load_config
 from sagan.data.dataset import PreparedData
 from sagan.data.prepare import prepare
-from sagan.networks import build_discriminator, build_generator
-from sagan.run import Run, build_run, make_accelerator, resume
-from sagan.tracking import RunLog
-from sagan.training import train
+from sagan.models.gan import GAN
+from sagan.models.generator import build_discriminator, build_generator
+from sagan.training.augment import draw_augmentation
+from sagan.training.logging import RunLog
+from sagan.training.state import Run, build_run, make_accelerator, resume
+from sagan.training.step import LatentBatch, RealBatch
+from sagan.training.trainer import resolved, train
 
 CLASSES = 4
 TINY = {
@@ -55,6 +57,12 @@ def tiny_gan(config: Config, num_classes: int = CLASSES, dtype: torch.dtype = to
     return GAN(generator, discriminator, generator, discriminator, *optimizers, copy.deepcopy(generator))
 
 
+def one_process() -> Accelerator:
+    """Accelerate on one CPU process in full precision, whatever the tests before asked for."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=True)
+
+
 def tiny_batches(
     config: Config,
     count: int,
@@ -62,7 +70,7 @@ def tiny_batches(
     seed: int = 0,
     num_classes: int = CLASSES,
     dtype: torch.dtype = torch.float64,
-) -> list[tuple[Reals, Draws]]:
+) -> list[tuple[RealBatch, LatentBatch]]:
     """`count` micro-batches of `size` images: reals and the random inputs of fakes, all different."""
     rng = torch.Generator().manual_seed(seed)
     policy, resolution = config.augment.policy, config.data.resolution
@@ -73,10 +81,10 @@ def tiny_batches(
     def augmentation() -> torch.Tensor:
         return draw_augmentation(policy, size, rng).to(dtype)
 
-    def micro_batch() -> tuple[Reals, Draws]:
+    def micro_batch() -> tuple[RealBatch, LatentBatch]:
         images = torch.rand(size, 3, resolution, resolution, generator=rng, dtype=dtype) * 2 - 1
         z = torch.randn(size, config.generator.z_dim, generator=rng, dtype=dtype)
-        return Reals(images, labels(), augmentation()), Draws(z, labels(), augmentation())
+        return RealBatch(images, labels(), augmentation()), LatentBatch(z, labels(), augmentation())
 
     return [micro_batch() for _ in range(count)]
 
@@ -99,7 +107,7 @@ def tiny_run(folder: Path, config: Config, data: PreparedData) -> Run:
     config = resolved(config, data)
     run = build_run(folder, config, data, make_accelerator(config, folder))
     if config.evaluate.every:
-        from sagan.evaluating import make_evaluator
+        from sagan.training.evaluator import make_evaluator
 
         run.evaluate = make_evaluator(config.evaluate, data, config.data.num_classes or 0, run.accelerator.device)
     return run
@@ -133,7 +141,7 @@ def log_of(run: Path) -> list[dict[str, float]]:
 
 def tensors(gan: GAN) -> dict[str, Tensor]:
     """Everything that a run goes on with."""
-    state = {f"{n}.{k}": t for n in ("generator", "discriminator", "average")
+    state = {f"{n}.{k}": t for n in ("generator", "discriminator", "ema")
              for k, t in getattr(gan, n).state_dict().items()}  # fmt: skip
     for name in ("generator_optimizer", "discriminator_optimizer"):
         for index, entries in getattr(gan, name).state_dict()["state"].items():

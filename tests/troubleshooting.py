@@ -7,16 +7,13 @@ TABLE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
 
 # row -> the test that provokes it, and words of the message there: they need minutes, or another installation
 ELSEWHERE = {
-    "ONNX needs …, not installed here: …": ("commands/test_export.py", "not installed here"),
-    "weights of … GiB: an ONNX file holds 2; …": ("commands/test_export.py", "an ONNX file holds 2"),
-    "torch … cannot write this generator as ONNX (…); …": ("commands/test_export.py", "cannot write this generator"),
-    "…: all rows of its map are … million weights an image, the page takes … million; …": (
-        "inspection/test_page.py", "million weights an image"
+    "ONNX needs …, not installed here: …": ("sampling/test_export.py", "not installed here"),
+    "weights of … GiB: an ONNX file holds 2; …": ("sampling/test_export.py", "an ONNX file holds 2"),
+    "torch … cannot write this generator as ONNX (…); …": ("sampling/test_export.py", "cannot write this generator"),
+    "…: all rows of its map are … million weights per image, the page holds … million; …": (
+        "inspection/test_page.py", "million weights per image"
     ),
     "the maps of … images need about … MB, a page holds …; …": ("inspection/test_page.py", "MB, a page holds"),
-    "… …: holds the sheet …, which torch-fidelity would score too; remove it": (
-        "commands/test_bench_evaluate.py", "holds the sheet"
-    ),
     "…: torchvision would unpickle this file, …": ("trust/test_hostile_files.py", "would unpickle this file"),
     "…: … claims … bytes, more than can be packed into this file": (
         "trust/test_hostile_archives.py", "more than can be packed"
@@ -24,17 +21,15 @@ ELSEWHERE = {
     "…: says …, its tensors hold … numbers; one is not of the other": (
         "trust/test_hostile_files.py", "its tensors hold"
     ),
-    "training in … processes failed: …": ("commands/test_bench_scaling.py", "processes failed"),
 }  # fmt: skip
 
 # row -> why no test provokes it
 NOWHERE = {
     "… processes were started, Accelerate sees … on …; …": "several processes on a Mac's GPU",
     "…: the processes see different checkpoints there (steps …); …": "two machines without a shared folder",
-    "…: its images differ from the generator's by up to … of 255 grey levels, …": "an exporter that is wrong",
+    "…: its images differ from the generator's by up to …": "an exporter that is wrong",
     "--opset …: torch … cannot write it; …": "a torch whose exporter has no such version, and does not say so",
     "…: … has … …, more than this table can need": "a table of over 1 GiB",
-    "…: measured on …, this is …; name another --out": "two kinds of devices",
 }
 
 

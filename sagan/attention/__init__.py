@@ -1,4 +1,4 @@
-"""Attention mechanisms for vision: drop-ins on feature maps, by name. Knows no GAN."""
+"""Drop-in attention mechanisms for feature maps, by name. Independent of the GAN."""
 
 import inspect
 from typing import Any
@@ -38,9 +38,9 @@ ATTENTION: dict[str, type[AttentionModule]] = {
 def make_attention(
     name: str, channels: int, resolution: int | tuple[int, int], place: str = "after", **options: Any
 ) -> AttentionModule:
-    """Build a mechanism of the table for a place. ValueError for an unknown name, place or option, with the known ones.
+    """Build a mechanism for a place. ValueError for an unknown name, place or option, with a list of the known ones.
 
-    In place of a convolution (`place` "conv") it has no gain.
+    A mechanism that replaces a convolution (`place` "conv") has no gain.
     """
     if name not in ATTENTION:
         raise ValueError(f"unknown attention {name!r}; known: {', '.join(ATTENTION)}")
@@ -66,7 +66,7 @@ def attention_options(name: str) -> dict[str, Any]:
 
 
 def _alike(value: Any, default: Any) -> bool:
-    """Whether a value can stand where this default stands: a whole number also for a fraction, a bool for a bool."""
+    """Whether a value has the type of this default; an int also serves as a float, but a bool only as a bool."""
     if isinstance(value, bool) or isinstance(default, bool):
         return type(value) is type(default)
     return isinstance(value, int | float if isinstance(default, float) else type(default))

@@ -1,7 +1,7 @@
 """Attention Augmented Convolutional Networks. Bello, Zoph, Vaswani, Shlens, Le. arXiv:1904.09925, ICCV 2019.
 
-Differs from the paper: `heads` 0 keeps the paper's least 20 key channels a head by taking fewer heads, not by widening
-the keys; no batch norm; `pool` averages 2×2. The relative logits are exact, but no (N, N) tensor ever exists.
+Differs from the paper: `heads` 0 ensures the paper's minimum of 20 key channels per head by using fewer heads, not by
+widening the keys; no batch norm; `pool` averages 2×2. The relative logits are exact, without any (N, N) tensor.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import dot_product_attention, feature_map, full_precision, select_points, tokens
+from sagan.attention.functional import dot_product_attention, feature_map, select_points, tokens
+from sagan.layers.precision import full_precision
 
 
 class AugmentedConv(AttentionModule):
@@ -22,22 +23,22 @@ class AugmentedConv(AttentionModule):
     Logit of query i and key j: d^-1/2 · q_iᵀ(k_j + r^W_{jx-ix} + r^H_{jy-iy}) (eq. 3), d = dk/heads; tables r^W
     (2W - 1, d) and r^H (2H - 1, d) are shared by the heads. q, k, v come from one 1×1 convolution with bias.
 
-    The q_i·r^W_{jx-ix} of one query are only W numbers, one for each column, and those of r^H only H. Appended to the
-    query, against a one-hot column and row appended to the key, they make relative attention a plain dot product of
-    width d + W + H: the fused kernel computes it exactly in O(N·(d + W + H)) memory a head. Under autocast they are
-    rounded once, as q and k are; the kernel accumulates in float32.
+    For one query, q_i·r^W_{jx-ix} takes only W values, one per column, and q_i·r^H_{jy-iy} only H. Appended to the
+    query, with a one-hot column and row appended to the key, they turn relative attention into a plain dot product of
+    width d + W + H, which the fused kernel computes exactly in O(N·(d + W + H)) memory per head. Under autocast they
+    are rounded once, like q and k; the kernel accumulates in float32.
 
-    `heads`: 0 is the most, up to 8, that divide dk and dv and leave 20 key channels each, at least 1. `key_ratio`,
-    `value_ratio`: dk and dv as parts of C; dv = C leaves no convolution. `relative`: with tables, which fix the map
-    size. `pool`: attention on the 2×2 averaged map (a last odd row or column is not seen), its result up-sampled
-    bilinearly. Map of a query cell: its softmax row of each head; pooled, the bilinear mixture of the rows that it
-    reads, on the pooled map.
+    `heads`: 0 selects the most heads, up to 8, that divide dk and dv and have 20 key channels each, at least 1.
+    `key_ratio`, `value_ratio`: dk and dv as fractions of C; dv = C leaves no convolution. `relative`: with tables,
+    which fix the map size. `pool`: attention on the 2×2 averaged map (a last odd row or column is not seen), its result
+    upsampled bilinearly. Map of a query cell: its softmax row of each head; pooled, the bilinear mixture of the rows
+    that it reads, on the pooled map.
 
-    Raises ValueError when the widths do not suit C or the heads, and, with tables, for a map of another size.
+    Raises ValueError if the widths do not suit C or the heads, and, with tables, for a map of another size.
     """
 
     places: ClassVar[tuple[str, ...]] = ("after", "branch", "conv")
-    taps: Mapping[str, str] = {"attention": "softmax row"}
+    map_kinds: Mapping[str, str] = {"attention": "softmax row"}
 
     def __init__(
         self,
@@ -84,26 +85,12 @@ class AugmentedConv(AttentionModule):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self._projected(x)  # (B, dk, H', W'), (B, dk, H', W'), (B, dv, H', W')
-        self.tap("attention", lambda points: self._rows(query, key, points, x.shape), x.shape)
+        self.record("attention", lambda points: self._rows(query, key, points, x.shape), x.shape)
         attended = dot_product_attention(*self._extended(query, key), tokens(value, self.heads), self.scale)
         attended = self.out(feature_map(attended, *query.shape[2:]))  # (B, dv, H', W')
         if self.pool:
             attended = F.interpolate(attended, x.shape[2:], mode="bilinear")
         return self.blended(x, attended if self.conv is None else torch.cat([self.conv(x), attended], dim=1))
-
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        query, key, _ = self._projected(x)
-        return {"attention": self._rows(query, key, points, x.shape)}
-
-    def macs(self, height: int, width: int) -> int:
-        rows, columns = self._attended_size(height, width)
-        cells, inner = rows * columns, self.keys // self.heads
-        convolution = height * width * 9 * self.channels * (self.channels - self.values)
-        projections = cells * (self.channels * (2 * self.keys + self.values) + self.values**2)
-        if self.row_table is not None:
-            projections += cells * self.keys * (rows + columns)
-            inner += rows + columns
-        return convolution + projections + cells**2 * 2 * self.heads * max(inner, self.values // self.heads)
 
     def pairs(self, height: int, width: int) -> int:
         rows, columns = self._attended_size(height, width)
@@ -121,7 +108,7 @@ class AugmentedConv(AttentionModule):
         return self.qkv(F.avg_pool2d(x, 2) if self.pool else x).split([self.keys, self.keys, self.values], dim=1)
 
     def _extended(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of query and key, (B, h, N, d), with tables (B, h, N, d + W + H): see the class."""
+        """Tokens of query and key, (B, h, N, d); with tables (B, h, N, d + W + H), as the class describes."""
         q, k = tokens(query, self.heads), tokens(key, self.heads)  # (B, h, N, d)
         if self.row_table is None or self.column_table is None:
             return q, k
@@ -145,7 +132,7 @@ class AugmentedConv(AttentionModule):
         return torch.stack(mixed).sum(dim=0)
 
     def _softmax_rows(self, query: Tensor, key: Tensor, points: Tensor) -> Tensor:
-        """Rows of the attended map's own cells, in float32 or wider: (B, h, k, H', W')."""
+        """Rows of cells of the (pooled) map, in float32 or wider: (B, h, k, H', W')."""
         height, width = query.shape[2:]
         wide = torch.promote_types(query.dtype, torch.float32)
         with full_precision(query.device):
@@ -158,13 +145,13 @@ class AugmentedConv(AttentionModule):
 
 
 def _most_heads(keys: int, values: int) -> int:
-    """The most heads, up to 8, that divide both widths and leave 20 key channels each; at least 1."""
+    """The most heads, up to 8, that divide both widths and have 20 key channels each; at least 1."""
     common = gcd(keys, values)
     return next((heads for heads in range(8, 1, -1) if common % heads == 0 and keys // heads >= 20), 1)
 
 
 def _differences(table: Tensor, length: int) -> Tensor:
-    """Table of differences (2L - 1, d) -> (L, L, d): entry [query, key] is that of key - query."""
+    """Table of differences (2L - 1, d) -> (L, L, d): entry [query, key] belongs to key - query."""
     places = torch.arange(length, device=table.device)
     return table[places - places[:, None] + length - 1]
 
@@ -177,7 +164,7 @@ def _at(products: Tensor, places: Tensor, length: int) -> Tensor:
 
 
 def _bilinear_corners(points: Tensor, size: torch.Size, pooled: torch.Size) -> list[tuple[Tensor, Tensor]]:
-    """The four pooled cells (…, k, 2) that bilinear up-sampling reads for each point, with their shares (…, k)."""
+    """The four pooled cells (…, k, 2) that bilinear upsampling reads for each point, with their shares (…, k)."""
     limits = torch.tensor(pooled, device=points.device)
     source = (points.double() + 0.5) * (limits / torch.tensor(size, device=points.device).double()) - 0.5
     source = source.clamp(min=0)

@@ -1,8 +1,8 @@
 """CBAM: Convolutional Block Attention Module. Woo, Park, Lee, Kweon. arXiv:1807.06521, ECCV 2018.
 
-Differs from the paper: both gates together enter by γ, 0 at first (`gain="none"` is the paper's form); no norm after
-the spatial convolution by default (the released code has batch norm, with momentum 0.01; here 0.1 as everywhere); the
-inner width is at least 4, because one ReLU that is off would give every image the same gate.
+Differs from the paper: both gates together are scaled by γ, initially 0 (`gain="none"` is the paper's form); no norm
+after the spatial convolution by default (the released code has batch norm, with momentum 0.01; here 0.1 as everywhere);
+the inner width is at least 4, because a single inactive ReLU would give every image the same gate.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import at_least_float32, make_norm
+from sagan.attention.functional import make_norm
+from sagan.layers.precision import at_least_float32
 
 
 class CBAM(AttentionModule):
@@ -21,12 +22,12 @@ class CBAM(AttentionModule):
     M_c = σ(MLP(mean over the map) + MLP(max over the map)), one MLP C -> max(⌊C/reduction⌋, 4) -> C, biases (eq. 2).
     M_s = σ(norm(conv([max; mean] over the channels))), no bias (eq. 3; the order of the planes is the released code's).
     `kernel`: side of that convolution. `norm`: "none", "batch" (the released code) or "group". Maps: "channel", the
-    gate of every channel, and "spatial", that of every cell; both the same for all points.
+    gate of every channel, and "spatial", the gate of every cell; both are the same for all points.
 
-    Raises ValueError when reduction is less than 1, kernel is not odd, or norm is unknown.
+    Raises ValueError if reduction is less than 1, kernel is not odd, or norm is unknown.
     """
 
-    taps: Mapping[str, str] = {"channel": "channel gate", "spatial": "spatial gate"}
+    map_kinds: Mapping[str, str] = {"channel": "channel gate", "spatial": "spatial gate"}
 
     def __init__(
         self,
@@ -48,17 +49,9 @@ class CBAM(AttentionModule):
 
     def forward(self, x: Tensor) -> Tensor:
         channel, spatial, gated = self._gates(x)  # (B, C), (B, 1, H, W), (B, C, H, W)
-        self.tap("channel", lambda _: channel[:, None, None, None], x.shape)
-        self.tap("spatial", lambda _: spatial[:, None], x.shape)
+        self.record("channel", lambda _: channel[:, None, None, None], x.shape)
+        self.record("spatial", lambda _: spatial[:, None], x.shape)
         return self.blended(x, gated * spatial.to(x.dtype))
-
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        channel, spatial, _ = self._gates(x)
-        return {"channel": channel[:, None, None, None], "spatial": spatial[:, None]}
-
-    def macs(self, height: int, width: int) -> int:
-        kernel = self.spatial.kernel_size[0]
-        return 4 * self.channels * self.squeeze.out_features + 2 * kernel * kernel * height * width
 
     def _gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """M_c, M_s and x′."""

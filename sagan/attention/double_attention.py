@@ -9,21 +9,23 @@ from math import inf
 from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import at_least_float32, full_precision, select_points, tokens
+from sagan.attention.functional import select_points, tokens
+from sagan.layers.precision import at_least_float32, full_precision
 
 
 class DoubleAttention(AttentionModule):
     """y = x + γ·W Z, Z = [A(x) softmax_cells(B(x))ᵀ] softmax_n(V(x)), γ = 0 at first (section 3).
 
-    The first attention gathers n descriptors of m numbers from the whole map, the second gives each cell its own mix
-    of them; time and memory are linear in the number of cells. value is the paper's A (m wide), key its B (n), query
-    its V (n). `value_ratio` and `key_ratio`: m and n as parts of C, at least 1. Maps: "attention", for a query cell
-    q the composed row Σ_k V_k(q) B_k(·), which sums to 1; "gather", the n maps B_k (as heads), the same for all cells.
+    The first attention gathers n descriptors of m numbers from the whole map; the second distributes a mixture of them
+    to each cell. Time and memory are linear in the number of cells. value is the paper's A (m wide), key its B (n),
+    query its V (n). `value_ratio` and `key_ratio`: m and n as fractions of C, at least 1. Maps: "attention", for a
+    query cell q the composed row Σ_k V_k(q) B_k(·), which sums to 1; "gather", the n maps B_k (as heads), the same for
+    all cells.
 
     Raises ValueError for a ratio that is not positive.
     """
 
-    taps: Mapping[str, str] = {"attention": "softmax row", "gather": "gather map"}
+    map_kinds: Mapping[str, str] = {"attention": "softmax row", "gather": "gather map"}
 
     def __init__(
         self,
@@ -46,32 +48,23 @@ class DoubleAttention(AttentionModule):
 
     def forward(self, x: Tensor) -> Tensor:
         gather, mix = self._gather(x), self._mix(x)  # (B, n, H, W)
-        self.tap("attention", lambda points: self._rows(gather, mix, points), x.shape)
-        self.tap("gather", lambda points: gather[:, :, None], x.shape)
+        self.record("attention", lambda points: self._rows(gather, mix, points), x.shape)
+        self.record("gather", lambda points: gather[:, :, None], x.shape)
         value = self.value(x).flatten(2).to(gather.dtype)  # (B, m, N)
         with full_precision(x.device):
             descriptors = value @ gather.flatten(2).transpose(1, 2)  # (B, m, n)
             attended = descriptors @ mix.flatten(2)  # (B, m, N)
         return self.added(x, self.out(attended.unflatten(2, x.shape[2:]).to(x.dtype)))
 
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        gather = self._gather(x)
-        return {"attention": self._rows(gather, self._mix(x), points), "gather": gather[:, :, None]}
-
-    def macs(self, height: int, width: int) -> int:
-        inner, descriptors = self.value.out_channels, self.key.out_channels
-        projections = self.channels * (2 * inner + 2 * descriptors)
-        return height * width * (projections + 2 * inner * descriptors)
-
     def _gather(self, x: Tensor) -> Tensor:
-        """Where each descriptor is collected from: (B, n, H, W), sums to 1 over the cells; float32."""
+        """The gather maps: (B, n, H, W), which sum to 1 over the cells; float32."""
         return at_least_float32(self.key(x)).flatten(2).softmax(dim=2).unflatten(2, x.shape[2:])
 
     def _mix(self, x: Tensor) -> Tensor:
-        """What each cell takes of the descriptors: (B, n, H, W), sums to 1 over n; float32."""
+        """Weights of the descriptors in each cell: (B, n, H, W), which sum to 1 over n; float32."""
         return at_least_float32(self.query(x)).softmax(dim=1)
 
     def _rows(self, gather: Tensor, mix: Tensor, points: Tensor) -> Tensor:
-        chosen = select_points(tokens(mix), points.to(mix.device), mix.shape[3])  # (B, 1, k, n)
+        chosen = select_points(tokens(mix), points, mix.shape[3])  # (B, 1, k, n)
         with full_precision(mix.device):
             return (chosen @ gather.flatten(2)[:, None]).unflatten(3, gather.shape[2:])  # (B, 1, k, H, W)

@@ -1,39 +1,32 @@
 """Dual Attention Network for Scene Segmentation. Fu, Liu, Tian, Li, Bao, Fang, Lu. arXiv:1809.02983, CVPR 2019.
 
-Differs from the paper: both modules look at x itself and add to it, y = x + γ_p·P + γ_c·C, in place of the paper's
-segmentation head (convolution, module, convolution; the two then summed). Differs from the released code: the channel
-module weighs by softmax(E), as the paper says; `sign=-1` is the code's softmax(-E), which ranks the other way round.
+Differs from the paper: both modules read x itself and add to it, y = x + γ_p·P + γ_c·C, instead of the paper's
+segmentation head (convolution, module, convolution; then a sum). Differs from the released code: the channel module
+uses softmax(E), as in the paper; `sign=-1` is the code's softmax(-E), which ranks channels in the opposite order.
 """
 
 import torch
 from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import (
-    at_least_float32,
-    dot_product_attention,
-    dot_product_weights,
-    feature_map,
-    full_precision,
-    select_points,
-    tokens,
-)
+from sagan.attention.functional import dot_product_attention, feature_map, softmax_rows, tokens
+from sagan.layers.precision import at_least_float32, full_precision
 
 FORMS = ("both", "position", "channel")
 
 
 class DualAttention(AttentionModule):
-    """y = x + γ_p·Σ_i softmax_i(q_j·k_i) v_i + γ_c·Σ_d softmax_d(x_c·x_d) x_d, both gains 0 at first (eqs. 1–4).
+    """y = x + γ_p·Σ_i softmax_i(q_j·k_i) v_i + γ_c·Σ_d softmax_d(x_c·x_d) x_d, both gains start at 0 (eqs. 1–4).
 
     The position module (eqs. 1, 2): query, key and value are the paper's B, C and D, 1×1 convolutions. The channel
     module (eqs. 3, 4) has no parameter but its gain; x_c is channel c's whole map. The energies x_c·x_d grow with the
-    number of cells, so that a channel mostly takes from itself; computed in float32 also under autocast.
+    number of cells, so a channel mostly attends to itself; they are computed in float32 also under autocast.
 
     `form`: "both", "position" or "channel". `sign`: -1 for softmax(-E). `normalize`: channel energies divided by the
-    number of cells. `ratio`: width of query and key as a part of C, at least 1; `bias`: of the convolutions.
+    number of cells. `ratio`: width of query and key as a fraction of C, at least 1; `bias`: of the convolutions.
 
-    Maps: "position", a query cell's softmax row over the cells; "channel", for all cells alike, what each channel takes
-    from the others. Time O(N·C² + N²·C), memory O(N·C + C²).
+    Maps: "position", a query cell's softmax row over the cells; "channel", the same for all cells, the weights of all
+    channels in each channel. Time O(N·C² + N²·C), memory O(N·C + C²).
 
     Raises ValueError for an unknown form, another sign than 1 or -1, or a ratio that is not above 0.
     """
@@ -55,8 +48,8 @@ class DualAttention(AttentionModule):
         require(0 < ratio < float("inf"), f"dual_attention: ratio is {ratio}, must be above 0 and finite")
         self.sign, self.normalize = sign, normalize
         self.position, self.channel = form != "channel", form != "position"
-        taps = {"position": "softmax row"} if self.position else {}
-        self.taps = taps | ({"channel": "channel rows"} if self.channel else {})
+        kinds = {"position": "softmax row"} if self.position else {}
+        self.map_kinds = kinds | ({"channel": "channel rows"} if self.channel else {})
         if self.position:
             inner = max(1, int(channels * ratio))
             self.query = nn.Conv2d(channels, inner, 1, bias=bias)
@@ -74,28 +67,18 @@ class DualAttention(AttentionModule):
             y = y + self.gamma_channel * self._from_channels(x)
         return y
 
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        rows = {"position": _position_rows(self.query(x), self.key(x), points)} if self.position else {}
-        return rows | ({"channel": self._channel_weights(x)[:, None, None]} if self.channel else {})
-
-    def macs(self, height: int, width: int) -> int:
-        cells, macs = height * width, 0
-        if self.position:
-            inner = self.query.out_channels
-            macs += cells * self.channels * (2 * inner + self.channels) + 2 * cells**2 * max(inner, self.channels)
-        return macs + (2 * cells * self.channels**2 if self.channel else 0)
-
     def pairs(self, height: int, width: int) -> int:
         return (height * width) ** 2 if self.position else 0
 
     def _from_positions(self, x: Tensor) -> Tensor:
-        query, key, value = self.query(x), self.key(x), self.value(x)  # (B, d, H, W) twice, (B, C, H, W)
-        self.tap("position", lambda points: _position_rows(query, key, points), x.shape)
-        return feature_map(dot_product_attention(tokens(query), tokens(key), tokens(value)), *x.shape[2:])
+        query, key, value = (tokens(layer(x)) for layer in (self.query, self.key, self.value))  # (B, 1, N, d or C)
+        size = (x.shape[2], x.shape[3])
+        self.record("position", lambda cells: softmax_rows(query, key, cells, size[1], size), x.shape)
+        return feature_map(dot_product_attention(query, key, value), *size)
 
     def _from_channels(self, x: Tensor) -> Tensor:
         weights = self._channel_weights(x)  # (B, C, C)
-        self.tap("channel", lambda points: weights[:, None, None], x.shape)
+        self.record("channel", lambda points: weights[:, None, None], x.shape)
         return (weights.to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:])
 
     def _channel_weights(self, x: Tensor) -> Tensor:
@@ -104,9 +87,3 @@ class DualAttention(AttentionModule):
         scale = self.sign / maps.shape[2] if self.normalize else self.sign
         with full_precision(x.device):
             return (scale * maps @ maps.transpose(1, 2)).softmax(dim=2)
-
-
-def _position_rows(query: Tensor, key: Tensor, points: Tensor) -> Tensor:
-    """(B, d, H, W) twice, cells (k, 2) or (B, k, 2) -> (B, 1, k, H, W)."""
-    chosen = select_points(tokens(query), points.to(query.device), query.shape[3])  # (B, 1, k, d)
-    return dot_product_weights(chosen, tokens(key)).unflatten(3, key.shape[2:])

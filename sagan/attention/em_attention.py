@@ -1,10 +1,9 @@
 """Expectation-Maximization Attention Networks for Semantic Segmentation. Li, Zhong, Wu, Yang, Lin, Liu.
 arXiv:1907.13426, ICCV 2019.
 
-Differs from the paper: enters by a gain γ; no norm and no last ReLU unless asked for (`norm="batch", relu=True,
-gain="none"` is the paper's unit). Differs from the released code: the gradient passes through the iterations unless
-`gradient="detached"`; the moved bases are normalised again, where the code lets them shrink; a batch norm's momentum is
-0.1, not 3e-4.
+Differs from the paper: a gain γ; no norm and no last ReLU by default (`norm="batch", relu=True, gain="none"` is the
+paper's unit). Differs from the released code: the gradient passes through the iterations unless `gradient="detached"`;
+updated bases are normalized again (the code lets them shrink); the momentum of batch norm is 0.1, not 3e-4.
 """
 
 from collections.abc import Mapping
@@ -15,16 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import at_least_float32, feature_map, full_precision, make_norm, select_points, tokens
-from sagan.normalization import HeldState
+from sagan.attention.functional import feature_map, make_norm, select_points, tokens
+from sagan.layers.normalization import HeldState
+from sagan.layers.precision import at_least_float32, full_precision
 
 EPS = 1e-6  # of the released code, in both divisions of the M step
 
 
 class Bases(HeldState):
-    """K unit vectors (K, D) from which every image's iterations start; in training they follow what the images find.
+    """K unit vectors (K, D), the start of the iterations; in training, a moving average of the bases found by them.
 
-    The same on all processes. A move puts a new tensor in the buffer's place: graphs of earlier forwards keep theirs.
+    Identical on all processes. An update replaces the tensor of the buffer, so graphs of earlier forwards stay valid.
     """
 
     vectors: Tensor
@@ -36,18 +36,18 @@ class Bases(HeldState):
 
     @torch.no_grad()
     def draw(self) -> None:
-        """N(0, √(2/K)), then unit length."""
+        """Draw from N(0, √(2/K)) and normalize to unit length."""
         self.vectors.normal_(0, (2 / len(self.vectors)) ** 0.5)
         self.vectors.copy_(F.normalize(self.vectors, dim=1))
 
     @torch.no_grad()
     def follow(self, found: Tensor) -> None:
-        """Move towards `found` (B, K, D), meaned over batch and processes; in training, unless held."""
+        """Move towards the mean of `found` (B, K, D) over batch and processes; in training, unless held."""
         if not self.training or self.held:
             return
         mean = found.mean(dim=0)  # (K, D)
         if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(mean)  # the length of the mean does not matter: what follows is its direction
+            dist.all_reduce(mean)  # a sum serves as the mean: only its direction matters
         mixed = torch.lerp(F.normalize(mean, dim=1), self.vectors.to(mean), self.momentum)
         self.vectors = F.normalize(mixed, dim=1).to(self.vectors.dtype)
 
@@ -56,12 +56,12 @@ class EmAttention(AttentionModule):
     """y = x + γ·W_o ReLU(X̃), γ = 0 at first: the features seen through K bases, found by T steps of EM per image.
 
     X = W_i x; from the kept bases μ⁰, T times: responsibility estimation Z = softmax_k(λ X μᵀ), likelihood
-    maximisation μ_k = Σ_n z_nk x_n / Σ_n z_nk, made unit vectors; then data re-estimation X̃ = Z μ (the paper's A_E,
+    maximization μ_k = Σ_n z_nk x_n / Σ_n z_nk, made unit vectors; then data re-estimation X̃ = Z μ (the paper's A_E,
     A_M, A_R). In training, once per unheld forward: μ⁰ <- m·μ⁰ + (1 - m)·mean of μᵀ over batch and processes, unit
     vectors again.
 
     `bases`: K, may exceed the cells. `iterations`: T. `lam`: λ; the larger, the closer to spherical k-means.
-    `momentum`: m. `ratio`: width D of X as a part of C. `norm`: after W_o, "none", "batch" or "group". `relu`: the
+    `momentum`: m. `ratio`: width D of X as a fraction of C. `norm`: after W_o, "none", "batch" or "group". `relu`: the
     paper's last ReLU; with a gain y = x + γ·(ReLU(x + …) - x). `gradient`: "full", through all iterations; "detached",
     as released: X̃ is a constant, so W_i cannot learn and is frozen, and x has the gradient of the identity alone.
 
@@ -71,7 +71,11 @@ class EmAttention(AttentionModule):
     Raises ValueError for a number out of its range, an unknown gradient or norm, or channels too few for the ratio.
     """
 
-    taps: Mapping[str, str] = {"attention": "softmax row", "responsibility": "responsibility", "bases": "basis map"}
+    map_kinds: Mapping[str, str] = {
+        "attention": "softmax row",
+        "responsibility": "responsibility",
+        "bases": "basis map",
+    }
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class EmAttention(AttentionModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Bases as the paper draws them; convolutions Kaiming by fan-out, as released."""
+        """Bases as in the paper; convolutions Kaiming by fan-out, as released."""
         for layer in (self.inner, self.out):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")
         nn.init.zeros_(self.inner.bias)  # type: ignore[arg-type]
@@ -118,9 +122,9 @@ class EmAttention(AttentionModule):
         features = self.inner(x)  # (B, D, H, W)
         shares, bases = self._expectation_maximization(features)  # (B, N, K), (B, K, D)
         size = x.shape[2:]
-        self.tap("attention", lambda points: _composed_rows(shares, points, size), x.shape)
-        self.tap("responsibility", lambda points: _responsibilities(shares, points, size), x.shape)
-        self.tap("bases", lambda points: _basis_maps(shares, size), x.shape)
+        self.record("attention", lambda points: _composed_rows(shares, points, size), x.shape)
+        self.record("responsibility", lambda points: _responsibilities(shares, points, size), x.shape)
+        self.record("bases", lambda points: _basis_maps(shares, size), x.shape)
         self.bases.follow(bases)
         with full_precision(x.device):
             estimated = shares @ bases  # (B, N, D)
@@ -128,21 +132,11 @@ class EmAttention(AttentionModule):
         change = self.norm(self.out(estimated))  # (B, C, H, W)
         return self.blended(x, F.relu(x + change)) if self.relu else self.added(x, change)
 
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        shares, _ = self._expectation_maximization(self.inner(x))
-        return {
-            "attention": _composed_rows(shares, points, x.shape[2:]),
-            "responsibility": _responsibilities(shares, points, x.shape[2:]),
-            "bases": _basis_maps(shares, x.shape[2:]),
-        }
-
-    def macs(self, height: int, width: int) -> int:
-        bases, inner = self.bases.vectors.shape
-        return height * width * inner * (2 * self.channels + bases * (2 * self.iterations + 1))
-
     def _expectation_maximization(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D, H, W) -> responsibilities of the last E step (B, N, K), bases of the last M step (B, K, D), in float32
-        or wider."""
+        """(B, D, H, W) -> responsibilities of the last E step (B, N, K), bases of the last M step (B, K, D).
+
+        Computed in float32 or wider.
+        """
         x = at_least_float32(tokens(features)[:, 0])  # (B, N, D)
         x = x.detach() if self.detached else x
         with full_precision(x.device):
@@ -169,13 +163,13 @@ def _composed_rows(shares: Tensor, points: Tensor, size: torch.Size) -> Tensor:
     """Σ_k z_qk z_nk / Σ_m z_mk of cells q: (B, N, K) -> (B, 1, k, H, W)."""
     total = shares.sum(dim=1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
     with full_precision(shares.device):
-        chosen = select_points(shares[:, None], points.to(shares.device), size[1])  # (B, 1, k, K)
+        chosen = select_points(shares[:, None], points, size[1])  # (B, 1, k, K)
         return (chosen @ (shares / total)[:, None].transpose(2, 3)).unflatten(3, size)
 
 
 def _responsibilities(shares: Tensor, points: Tensor, size: torch.Size) -> Tensor:
     """(B, N, K) -> (B, 1, k, 1, K)."""
-    return select_points(shares[:, None], points.to(shares.device), size[1])[:, :, :, None]
+    return select_points(shares[:, None], points, size[1])[:, :, :, None]
 
 
 def _basis_maps(shares: Tensor, size: torch.Size) -> Tensor:

@@ -1,8 +1,8 @@
 """Non-local Neural Networks. Wang, Girshick, Gupta, He. arXiv:1711.07971, CVPR 2018.
 
-Differs from the paper: γ stands in front of the sum, so W_z needs neither zeros nor a batch norm whose gain is 0
+Differs from the paper: γ scales the sum, so W_z need not start at zero, nor with a batch norm of gain 0
 (`norm="batch", gain="none"` is the paper's form). The embedded Gaussian has no scale, as in the text; the authors'
-code divides its energies by √C' (`scale=True`). Dot product and concatenation are computed without the N×M weights.
+code divides its energies by √C' (`scale=True`). Dot product and concatenation never form the N×M weights.
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, require
 from sagan.attention.functional import (
-    at_least_float32,
     dot_product_attention,
     dot_product_weights,
     feature_map,
-    full_precision,
     make_norm,
     select_points,
     tokens,
 )
+from sagan.layers.precision import at_least_float32, full_precision
 
 FORMS = {
     "embedded_gaussian": "softmax row",
@@ -36,17 +35,17 @@ class NonLocal(AttentionModule):
     """z_i = x_i + γ·W_z (1/C(x)) Σ_j f(x_i, x_j) g(x_j), γ = 0 at first (eqs. 1, 6). `form` chooses f:
 
     - "embedded_gaussian": exp(θ(x_i)·φ(x_j)), C(x) its sum over j: a softmax (eq. 3);
-    - "gaussian": exp(x_i·x_j), likewise (eq. 2). Its energies grow with C and with the square of the features: where
-      a map shows each cell looking at itself alone, use `scale`;
+    - "gaussian": exp(x_i·x_j), likewise (eq. 2). Its energies grow with C and the squared features: if each cell
+      attends only to itself, use `scale`;
     - "dot_product": θ(x_i)·φ(x_j) / M for M keys (eq. 4);
     - "concatenation": ReLU(w_f·[θ(x_i), φ(x_j)]) / M (eq. 5).
 
-    query is θ, key φ, value g, out W_z, pair w_f. `ratio`: inner width C' as a part of C, at least 1. `pool`: 2×2
-    max-pooling "before" key and value, as the authors do, or "after" them; a last odd row or column is not seen.
+    query is θ, key φ, value g, out W_z, pair w_f. `ratio`: inner width C' as a fraction of C, at least 1. `pool`: 2×2
+    max-pooling "before" key and value, as in the authors' code, or "after" them; drops a last odd row or column.
     `scale`: energies of a Gaussian times C'^-1/2 (C^-1/2 without embedding). `norm`: after W_z. Map of a query cell:
-    its weights f/C(x) of the (pooled) keys, which sum to 1 for the Gaussians alone.
+    its weights f/C(x) of the (pooled) keys, which sum to 1 only for the Gaussians.
 
-    Raises ValueError for unknown words, a ratio that is not positive, a scale without a Gaussian, a map too small.
+    Raises ValueError for unknown words, a ratio that is not positive, a scale without a Gaussian, or a map too small.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class NonLocal(AttentionModule):
         require(0 < ratio < inf, f"non_local: ratio is {ratio}, must be a positive part of the channels")
         require(not scale or "gaussian" in form, f"non_local: scale is for the Gaussian forms, form is {form!r}")
         self.form, self.pool = form, pool
-        self.taps: Mapping[str, str] = {"attention": FORMS[form]}
+        self.map_kinds: Mapping[str, str] = {"attention": FORMS[form]}
         inner = max(1, int(channels * ratio))
         width = channels if form == "gaussian" else inner
         self.factor = width**-0.5 if scale else 1.0
@@ -83,7 +82,7 @@ class NonLocal(AttentionModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Without γ a norm starts at gain 0, as the paper's; with both at 0 neither would ever learn."""
+        """Without γ the norm starts at gain 0, as in the paper; with both at 0 neither would learn."""
         if self.gamma is None and not isinstance(self.norm, nn.Identity):
             nn.init.zeros_(self.norm.get_parameter("weight"))
 
@@ -91,26 +90,9 @@ class NonLocal(AttentionModule):
         source = self._pooled(x, "before")
         query, key = self._query_and_key(x, source)
         value = self._pooled(self.value(source), "after")  # (B, C', H', W')
-        self.tap("attention", lambda points: self._rows(query, key, points), x.shape)
+        self.record("attention", lambda points: self._rows(query, key, points), x.shape)
         attended = self._attended(query, key, value).to(value.dtype)  # (B, C', H, W)
         return self.added(x, self.norm(self.out(attended)))
-
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        return {"attention": self._rows(*self._query_and_key(x, self._pooled(x, "before")), points)}
-
-    def macs(self, height: int, width: int) -> int:
-        queries, keys = height * width, self._keys(height, width)
-        sources = keys if self.pool == "before" else queries
-        inner = self.value.out_channels
-        projections = (queries + sources) * self.channels * inner  # key or value, query or out
-        if self.form == "gaussian":
-            return projections + queries * keys * 2 * max(self.channels, inner)
-        pairs = {
-            "embedded_gaussian": queries * keys * 2 * inner,
-            "dot_product": (queries + keys) * inner * inner,
-            "concatenation": (queries + keys) * inner,
-        }
-        return 2 * projections + pairs[self.form]
 
     def pairs(self, height: int, width: int) -> int:
         return height * width * self._keys(height, width) if "gaussian" in self.form else 0
@@ -119,7 +101,7 @@ class NonLocal(AttentionModule):
         return height * width if self.pool == "none" else (height // 2) * (width // 2)
 
     def _query_and_key(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C', H, W) and (B, C', H', W'); of the concatenation their parts of w_f·[θ, φ]: (B, 1, …)."""
+        """(B, C', H, W) and (B, C', H', W'); for the concatenation, the parts of w_f·[θ, φ]: (B, 1, …)."""
         query, key = self.query(x), self._pooled(self.key(source), "after")
         if self.pair is None:
             return query, key
@@ -140,7 +122,7 @@ class NonLocal(AttentionModule):
         return found.unflatten(2, query.shape[2:])
 
     def _rows(self, query: Tensor, key: Tensor, points: Tensor) -> Tensor:
-        chosen = select_points(tokens(query), points.to(query.device), query.shape[3])  # (B, 1, k, C')
+        chosen = select_points(tokens(query), points, query.shape[3])  # (B, 1, k, C')
         if self.form == "concatenation":
             rows = F.relu(chosen + key.flatten(2)[:, None]) / key[0, 0].numel()  # (B, 1, k, M)
         elif self.form == "dot_product":
@@ -170,9 +152,9 @@ def mean_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def mean_by_hinges(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """1/M Σ_j max(a_i + b_j, 0) v_j, exactly: a (B, 1, N), b (B, 1, M), value (B, e, M) -> (B, e, N), float32.
 
-    Time O((N + M)·(log M + e)), memory O((N + M)·e). With b in falling order the keys that count for a_i are the
-    first n, those above -a_i, so the sum is a_i·Σ v + Σ b·v over them: two prefix sums. What is taken from every b and
-    added to every a changes nothing, so b's mean is: far from 0 the two terms would be large and cancel.
+    Time O((N + M)·(log M + e)), memory O((N + M)·e). With b in descending order, the keys that count for a_i are the
+    first n, those above -a_i, so the sum is a_i·Σ v + Σ b·v over them: two prefix sums. The mean of b is subtracted
+    from b and added to a, which changes nothing but avoids large terms that cancel.
     """
     value = at_least_float32(value)
     middle = key.detach().mean(dim=2, keepdim=True)  # (B, 1, 1)

@@ -1,8 +1,8 @@
 """The control of Self-Attention Generative Adversarial Networks, table 1: no attention, a residual block of equal cost.
 
-Zhang, Goodfellow, Metaxas, Odena. arXiv:1805.08318, ICML 2019. It tells what attention adds from what depth adds.
-Differs from the paper: the block's width is chosen here (the paper equals the numbers of parameters and gives no
-layout); it enters with a gain γ, as self-attention does.
+Zhang, Goodfellow, Metaxas, Odena. arXiv:1805.08318, ICML 2019. It separates the effect of attention from that of depth.
+Differs from the paper: the width of the block is chosen here (the paper matches the number of parameters and gives no
+layout); it has a gain γ, like self-attention.
 """
 
 import torch.nn.functional as F
@@ -16,9 +16,8 @@ EQUAL = ("macs", "parameters")
 class ResidualBlock(AttentionModule):
     """y = x + γ·W₂ relu(W₁ relu(x)), W₁ from C to w channels, W₂ back, both `kernel` × `kernel`; γ = 0 at first.
 
-    w is the width at which the block comes closest to `self_attention` with its defaults at C channels and
-    `resolution`: `equal` "macs" in multiply-adds, "parameters" in parameters (the paper's); at least 1. It attends to
-    nothing, so it has no maps.
+    w is the width, at least 1, at which the block is closest to `self_attention` with its defaults at C channels and
+    `resolution`: `equal` "macs" in multiply-adds, "parameters" in parameters (as in the paper). It has no maps.
 
     Raises ValueError for an unknown `equal` and a kernel that is not odd.
     """
@@ -50,18 +49,12 @@ class ResidualBlock(AttentionModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.added(x, self.conv2(F.relu(self.conv1(F.relu(x)))))
 
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        return {}
-
-    def macs(self, height: int, width: int) -> int:
-        return height * width * 2 * self.channels * self.conv1.out_channels * self.conv1.kernel_size[0] ** 2
-
 
 def _weights_of_self_attention(channels: int) -> int:
-    """Of query and key (C/8 wide), value and out (C/2 wide)."""
+    """Weights of query and key (C/8 wide), value and out (C/2 wide)."""
     return 2 * channels * (channels // 8 + channels // 2)
 
 
 def _pairs_of_self_attention(height: int, width: int) -> int:
-    """Queries times the keys that 2×2 pooling leaves."""
+    """Queries times the keys that remain after 2×2 pooling."""
     return height * width * (height // 2) * (width // 2)

@@ -1,7 +1,7 @@
 """Selective Kernel Networks. Li, Wang, Hu, Yang. arXiv:1903.06586, CVPR 2019.
 
 Differs from the paper: no norm by default (`norm="batch"` is the paper's); without a norm the convolutions have biases;
-placed after a block or on a branch it enters by γ, 0 at first. In place of a convolution (`place: conv`) or with
+after a block or on a branch it is scaled by γ, initially 0. In place of a convolution (`place: conv`) or with
 `gain="none"` it is the paper's form.
 """
 
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import at_least_float32, make_norm
+from sagan.attention.functional import largest_divisor, make_norm
+from sagan.layers.precision import at_least_float32
 
 
 class SelectiveKernel(AttentionModule):
@@ -23,15 +24,14 @@ class SelectiveKernel(AttentionModule):
     conv_i: 3×3 with dilation i = 1…`paths`, in as many groups as the largest divisor of C that is at most `groups`.
     s = mean over the map of Σ_i U_i (eqs. 1, 2); z = ReLU(norm(W s)), max(⌊C/reduction⌋, 32) wide (eqs. 3, 4);
     a = softmax over the paths of A z, for every channel (eq. 5). W and A have no biases. `norm`: "none", "batch" or
-    "group" (of z: over all of its channels, since one cell has no statistics of its own). `relu: false` leaves out the
-    ReLU of U_i, so that V may be negative. Map: the share of every kernel (a head) in every channel, the same for all
-    points.
+    "group" (of z: over all of its channels, since one cell has no statistics of its own). `relu: false` omits the ReLU
+    of U_i, so V may be negative. Map: the share of every kernel (a head) in every channel, the same for all points.
 
-    Raises ValueError when paths is less than 2, reduction or groups less than 1, or norm is unknown; in the forward
-    when batch norm in training sees a single image, of which z has one number a channel.
+    Raises ValueError if paths is less than 2, reduction or groups less than 1, or norm is unknown; in the forward
+    if batch norm in training sees a single image, for which z has one number per channel.
     """
 
-    taps: Mapping[str, str] = {"kernels": "kernel choice"}
+    map_kinds: Mapping[str, str] = {"kernels": "kernel choice"}
     places: ClassVar[tuple[str, ...]] = ("after", "branch", "conv")
 
     def __init__(
@@ -50,7 +50,7 @@ class SelectiveKernel(AttentionModule):
         require(paths >= 2, f"selective_kernel: paths is {paths}, there must be at least 2 to choose from")
         require(groups >= 1, f"selective_kernel: groups is {groups}, it must be at least 1")
         require(reduction >= 1, f"selective_kernel: reduction is {reduction}, it must be at least 1")
-        self.groups = next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
+        self.groups = largest_divisor(channels, groups)
         width = max(channels // reduction, 32)
         self.norm, self.relu = norm, relu
         self.convs = nn.ModuleList(
@@ -70,19 +70,12 @@ class SelectiveKernel(AttentionModule):
 
     def forward(self, x: Tensor) -> Tensor:
         features, shares = self._select(x)  # paths × (B, C, H, W), (B, paths, C)
-        self.tap("kernels", lambda _: shares[:, :, None, None], x.shape)
+        self.record("kernels", lambda _: shares[:, :, None, None], x.shape)
         weights = shares.to(features[0].dtype)[..., None, None]  # (B, paths, C, 1, 1)
         chosen = weights[:, 0] * features[0]
         for i in range(1, len(features)):
             chosen = torch.addcmul(chosen, weights[:, i], features[i])
         return self.blended(x, chosen)
-
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        return {"kernels": self._select(x)[1][:, :, None, None]}
-
-    def macs(self, height: int, width: int) -> int:
-        convolved = len(self.convs) * 9 * self.channels * (self.channels // self.groups) * height * width
-        return convolved + self.squeeze.out_features * (self.channels + self.select.out_features)
 
     def _select(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """U_i and the shares a, in float32 or wider."""

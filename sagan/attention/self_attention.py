@@ -10,20 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import dot_product_attention, dot_product_weights, feature_map, select_points, tokens
+from sagan.attention.functional import dot_product_attention, feature_map, softmax_rows, tokens
 
 
 class SelfAttention(AttentionModule):
     """y = x + γ·W_v Σ_i softmax_i(f(x_i)·g(x_j)) h(x_i), γ = 0 at first (eqs. 1–3).
 
-    query is the paper's g (the code's theta), key its f (phi), value its h (g), out its v (o). `query_ratio` and
-    `value_ratio`: widths as parts of C. `pool`: 2×2 max-pooling of key and value; a last odd row or column is not seen
-    by the pooled keys. Map of a query cell: its softmax row over the (pooled) keys.
+    query is the paper's g (theta in the code), key its f (phi), value its h (g), out its v (o). `query_ratio` and
+    `value_ratio`: widths as fractions of C. `pool`: 2×2 max-pooling of key and value, which drops a last odd row or
+    column. Map of a query cell: its softmax row over the (pooled) keys.
 
-    Raises ValueError when C is too small for the ratios or a map is too small to pool.
+    Raises ValueError if C is too small for the ratios, or the map too small to pool.
     """
 
-    taps: Mapping[str, str] = {"attention": "softmax row"}
+    map_kinds: Mapping[str, str] = {"attention": "softmax row"}
 
     def __init__(
         self,
@@ -51,26 +51,15 @@ class SelfAttention(AttentionModule):
         self.out = nn.Conv2d(outer, channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key = self.query(x), self._pooled(self.key(x))  # (B, d, H, W), (B, d, H', W')
-        value = self._pooled(self.value(x))  # (B, e, H', W')
-        self.tap("attention", lambda points: self._rows(query, key, points), x.shape)
-        attended = dot_product_attention(tokens(query), tokens(key), tokens(value))  # (B, 1, N, e)
+        query = tokens(self.query(x))  # (B, 1, N, d)
+        key, value = self._pooled(self.key(x)), self._pooled(self.value(x))  # (B, d, H', W'), (B, e, H', W')
+        size, width = (key.shape[2], key.shape[3]), x.shape[3]
+        self.record("attention", lambda cells: softmax_rows(query, tokens(key), cells, width, size), x.shape)
+        attended = dot_product_attention(query, tokens(key), tokens(value))  # (B, 1, N, e)
         return self.added(x, self.out(feature_map(attended, *x.shape[2:])))
-
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        return {"attention": self._rows(self.query(x), self._pooled(self.key(x)), points)}
-
-    def macs(self, height: int, width: int) -> int:
-        inner, outer = self.query.out_channels, self.value.out_channels
-        projections = height * width * self.channels * 2 * (inner + outer)
-        return projections + self.pairs(height, width) * 2 * max(inner, outer)
 
     def pairs(self, height: int, width: int) -> int:
         return height * width * ((height // 2) * (width // 2) if self.pool else height * width)
-
-    def _rows(self, query: Tensor, key: Tensor, points: Tensor) -> Tensor:
-        chosen = select_points(tokens(query), points.to(query.device), query.shape[3])  # (B, 1, k, d)
-        return dot_product_weights(chosen, tokens(key)).unflatten(3, key.shape[2:])  # (B, 1, k, H', W')
 
     def _pooled(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, 2) if self.pool else x

@@ -1,11 +1,12 @@
 """Spatial Transformer Networks. Jaderberg, Simonyan, Zisserman, Kavukcuoglu. arXiv:1506.02025, NIPS 2015.
 
-Differs from the paper: θ = θ_id + γ·loc(x), with γ 0 at first and no weight of zeros, which spectral normalisation
-could not divide (`gain="none"`: θ = θ_id + loc(x)). Outside the map the default reads its mirror image instead of
-zeros: a warp that leaves the map then still passes a gradient to θ and x, and draws no black borders for D to see.
+Differs from the paper: θ = θ_id + γ·loc(x), with γ initially 0 instead of zero weights, which spectral normalization
+could not divide (`gain="none"`: θ = θ_id + loc(x)). By default the map is mirrored at its borders instead of padded
+with zeros: a warp that leaves the map still passes a gradient to θ and x, and adds no black borders that D could
+detect.
 
-The bilinear reading is written out: torch's grid_sample has no second derivative in torch 2.11, which R1 needs, rounds
-the coordinates of the identity, and refuses deterministic mode on CUDA.
+Bilinear sampling is written out, because torch 2.11's grid_sample has no second derivative, which R1 needs, rounds the
+coordinates of the identity, and has no deterministic mode on CUDA.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import full_precision
+from sagan.layers.precision import full_precision
 
 NUMBERS = {"affine": 6, "similarity": 4, "zoom": 3}
 PADDINGS = ("reflection", "border", "zeros")
@@ -24,18 +25,18 @@ PADDINGS = ("reflection", "border", "zeros")
 class SpatialTransformer(AttentionModule):
     """y(p) = x at θ·(p, 1), bilinearly (eqs. 1, 5), θ = θ_id + γ·loc(x).
 
-    Coordinates (x, y) run from -1 to 1 between the outer edges of the map (align_corners false): a map of one size
-    means the same at another, and on a rectangular map a turn is a turn in these units. `transform`: what is added to
+    Coordinates (x, y) run from -1 to 1 between the outer edges of the map (align_corners false), so θ means the same at
+    every size; on a rectangular map a rotation is one in these units. `transform`: what is added to
     the identity, "affine" (6 numbers), "similarity" [[a, -b, s], [b, a, t]] or "zoom" [[a, 0, s], [0, a, t]] (eq. 2).
     `padding`: what lies outside: "reflection", "border" or "zeros" (the paper's). loc: twice convolution 3×3, 2×2
     max-pooling, ReLU with `width` channels, averaged to at most 4×4, a layer of `width`, ReLU, a layer to θ; it takes
     maps of any size. Maps: "footprint", the bilinear weights of the input cells for an output cell, and "grid", the row
-    and column that every output cell reads, in cells, before padding folds it back into the map.
+    and column that every output cell reads, in cells, before padding moves them into the map.
 
-    Raises ValueError when transform or padding is unknown or width is less than 1.
+    Raises ValueError if transform or padding is unknown or width is less than 1.
     """
 
-    taps: Mapping[str, str] = {"footprint": "sampling footprint", "grid": "sampling grid"}
+    map_kinds: Mapping[str, str] = {"footprint": "sampling footprint", "grid": "sampling grid"}
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class SpatialTransformer(AttentionModule):
         require(width >= 1, f"spatial_transformer: width is {width}, it must be at least 1")
         self.transform, self.padding = transform, padding
         down, across = (min(4, _half(_half(side))) for side in self.resolution)
-        self.pooled = (down, across)  # the map that loc's last layers see
+        self.pooled = (down, across)  # size of the map that the last layers of loc read
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.hidden = nn.Linear(width * self.pooled[0] * self.pooled[1], width)
@@ -61,29 +62,20 @@ class SpatialTransformer(AttentionModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Without a gain, close to the identity as in the paper; spectral normalisation undoes that."""
+        """Without a gain, start close to the identity as in the paper; spectral normalization undoes that."""
         if self.gamma is None:
             nn.init.normal_(self.theta.weight, std=1e-3)
             nn.init.zeros_(self.theta.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         position = self._positions(x)  # (B, 2, H, W)
-        self.tap("footprint", lambda points: self._footprint(position, points), x.shape)
-        self.tap("grid", lambda _: position[:, :, None], x.shape)
+        self.record("footprint", lambda points: self._footprint(position, points), x.shape)
+        self.record("grid", lambda _: position[:, :, None], x.shape)
         return self._read(x, position)
 
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        position = self._positions(x)
-        return {"footprint": self._footprint(position, points), "grid": position[:, :, None]}
-
-    def macs(self, height: int, width: int) -> int:
-        inner = self.conv1.out_channels
-        convolved = 9 * inner * (self.channels * height * width + inner * _half(height) * _half(width))
-        return convolved + inner * (self.hidden.in_features + self.theta.out_features)
-
     def _positions(self, x: Tensor) -> Tensor:
-        """Row and column, in cells, that every output cell reads: its own, exactly, plus what γ·loc(x) adds."""
-        change = self._localise(x)  # (B, 2, 3)
+        """Row and column, in cells, that every output cell reads: exactly its own plus the change by γ·loc(x)."""
+        change = self._localize(x)  # (B, 2, 3)
         height, width = x.shape[2:]
         rows, columns = (torch.arange(n, dtype=change.dtype, device=x.device) for n in (height, width))
         down, across = (2 * rows + 1)[:, None] / height - 1, (2 * columns + 1) / width - 1  # (H, 1), (W,)
@@ -91,8 +83,8 @@ class SpatialTransformer(AttentionModule):
         moved = by_x * across + by_y * down + constant  # (B, 2, H, W): x and y
         return torch.stack([rows[:, None] + moved[:, 1] * (height / 2), columns + moved[:, 0] * (width / 2)], dim=1)
 
-    def _localise(self, x: Tensor) -> Tensor:
-        """θ - θ_id (B, 2, 3), in float32 or wider: a rounded feature would shift the whole map."""
+    def _localize(self, x: Tensor) -> Tensor:
+        """θ - θ_id (B, 2, 3), in float32 or wider, because rounding would shift the whole map."""
         with full_precision(x.device):
             h = x.to(self.hidden.bias.dtype)
             h = F.relu(F.max_pool2d(self.conv1(h), 2, ceil_mode=True))
@@ -112,14 +104,14 @@ class SpatialTransformer(AttentionModule):
         cells = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (B·H·W, C)
         first = torch.arange(batch, device=x.device)[:, None, None] * (height * width)
         read = position.new_zeros(())
-        for row, over_row in self._neighbours(position[:, 0], height):
-            for column, over_column in self._neighbours(position[:, 1], width):
+        for row, over_row in self._neighbors(position[:, 0], height):
+            for column, over_column in self._neighbors(position[:, 1], width):
                 weight = (over_row * over_column).reshape(-1, 1)  # (B·H·W, 1)
                 picked = cells.index_select(0, (first + row * width + column).flatten())
                 read = torch.addcmul(read, weight, picked)
         return read.to(x.dtype).unflatten(0, (batch, height, width)).permute(0, 3, 1, 2)
 
-    def _neighbours(self, position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    def _neighbors(self, position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
         """The two cells of one axis around positions (B, H, W), and their weights."""
         position = self._folded(position, size)
         before = position.detach().floor()
@@ -132,7 +124,7 @@ class SpatialTransformer(AttentionModule):
         return found
 
     def _folded(self, position: Tensor, size: int) -> Tensor:
-        """Positions on one axis as padding brings them back into the map; mirrors stand at -1/2 and size - 1/2."""
+        """Positions on one axis, moved into the map by the padding; reflection is at -1/2 and size - 1/2."""
         if self.padding == "zeros":
             return position
         if self.padding == "reflection":

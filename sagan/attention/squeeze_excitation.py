@@ -1,7 +1,7 @@
 """Squeeze-and-Excitation Networks. Hu, Shen, Albanie, Sun, Wu. arXiv:1709.01507, CVPR 2018.
 
-Differs from the paper: the gate enters by γ, 0 at first (`gain="none"` is the paper's form); the inner width is at
-least 4, because one ReLU that is off would give every image the same gate.
+Differs from the paper: the gate is scaled by γ, initially 0 (`gain="none"` is the paper's form); the inner width is at
+least 4, because a single inactive ReLU would give every image the same gate.
 """
 
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import at_least_float32
+from sagan.layers.precision import at_least_float32
 
 
 class SqueezeExcitation(AttentionModule):
     """y = x + γ·(s·x - x), s = σ(W₂ ReLU(W₁ z)), z_c = the mean of channel c (eqs. 2–4).
 
     `reduction` is the paper's r: the inner width is max(⌊C/r⌋, 4). `bias`: of both layers (the released network has
-    them). `double`: the gate is 2σ, near 1 at first instead of near 1/2; for use without a gain. Map: the gate of every
+    them). `double`: the gate is 2σ, initially near 1 instead of 1/2; for use without a gain. Map: the gate of every
     channel, the same for all points.
 
-    Raises ValueError when reduction is less than 1.
+    Raises ValueError if reduction is less than 1.
     """
 
-    taps: Mapping[str, str] = {"gate": "channel gate"}
+    map_kinds: Mapping[str, str] = {"gate": "channel gate"}
 
     def __init__(
         self,
@@ -44,14 +44,8 @@ class SqueezeExcitation(AttentionModule):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self._gate(x)  # (B, C)
-        self.tap("gate", lambda _: gate[:, None, None, None], x.shape)
+        self.record("gate", lambda _: gate[:, None, None, None], x.shape)
         return self.blended(x, x * gate[:, :, None, None].to(x.dtype))
-
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        return {"gate": self._gate(x)[:, None, None, None]}
-
-    def macs(self, height: int, width: int) -> int:
-        return 2 * self.channels * self.squeeze.out_features
 
     def _gate(self, x: Tensor) -> Tensor:
         logits = self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3)))))  # (B, C)

@@ -1,7 +1,7 @@
 """An Image is Worth 16x16 Words. Dosovitskiy et al. arXiv:2010.11929, ICLR 2021: the encoder block, on a feature map.
 
-Differs from the paper: every cell is a token, without patches or class token; positions are added in this block
-(there is one); no dropout. GELU is the released code's tanh form; `gelu: exact` is the other.
+Differs from the paper: every cell is a token, without patches or class token; positions are added in this single
+block; no dropout. GELU is the released code's tanh form; `gelu: exact` is the other.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import dot_product_attention, dot_product_weights, select_points
+from sagan.attention.functional import dot_product_attention, largest_divisor, softmax_rows, split_heads
 
 GELU = {"tanh": "tanh", "exact": "none"}  # option -> torch's name
 POSITIONS = ("learned", "sincos", "none")
@@ -22,14 +22,14 @@ class Transformer(AttentionModule):
 
     t = x + P;  u = t + W_o·MSA(LN(t));  T = u + W_2·GELU(W_1·LN(u)),  MSA: softmax(q·k/√d) v in each head, LN eps 1e-6.
 
-    `heads`: 0 is the largest number up to C/64 that divides C, at least 1. `ratio`: width of the MLP over C. `position`
+    `heads`: 0 selects the largest divisor of C up to C/64, at least 1. `ratio`: width of the MLP over C. `position`
     P: "learned" (C, H, W), interpolated bicubically to maps of other sizes; "sincos", of row and column; "none".
     `gelu`: "tanh" or "exact". Map of a query cell: the softmax row of each head of this block's attention.
 
     Raises ValueError for heads that do not divide C, a ratio below 1, unknown words, sincos without C divisible by 4.
     """
 
-    taps: Mapping[str, str] = {"attention": "softmax row"}
+    map_kinds: Mapping[str, str] = {"attention": "softmax row"}
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Transformer(AttentionModule):
         gain: str = "scalar",
     ):
         super().__init__(channels, resolution, gain)
-        self.heads = heads or next(n for n in range(max(1, channels // 64), 0, -1) if channels % n == 0)
+        self.heads = heads or largest_divisor(channels, max(1, channels // 64))
         require(
             self.heads >= 1 and channels % self.heads == 0,
             f"transformer: {heads} heads must divide {channels} channels",
@@ -84,22 +84,15 @@ class Transformer(AttentionModule):
             nn.init.normal_(self.position_table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        positions = self._positions(x)
-        start = self._tokens(x, positions)  # (B, N, C)
-        query, key, normed = self._query_key(start)
-        self.tap("attention", lambda points: self._rows(query, key, points, x.shape), x.shape)
-        attended = dot_product_attention(query, key, self._split(self.value(normed)), self.scale)  # (B, h, N, d)
+        positions, size = self._positions(x), (x.shape[2], x.shape[3])
+        start = (x if positions is None else x + positions).flatten(2).mT  # (B, N, C)
+        normed = self.norm(start)
+        query, key, value = (split_heads(layer(normed), self.heads) for layer in (self.query, self.key, self.value))
+        self.record("attention", lambda cells: softmax_rows(query, key, cells, size[1], size, self.scale), x.shape)
+        attended = dot_product_attention(query, key, value, self.scale)  # (B, h, N, d)
         change = self.out(attended.transpose(1, 2).flatten(2))  # (B, N, C)
         change = (change + self.mlp(start + change)).mT.unflatten(2, x.shape[2:])  # (B, C, H, W)
         return self.added(x, change if positions is None else change + positions)
-
-    def attention_rows(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        query, key, _ = self._query_key(self._tokens(x, self._positions(x)))
-        return {"attention": self._rows(query, key, points, x.shape)}
-
-    def macs(self, height: int, width: int) -> int:
-        cells = height * width
-        return cells * self.channels * (self.channels * (4 + 2 * self.ratio) + 2 * cells)
 
     def pairs(self, height: int, width: int) -> int:
         return self.heads * (height * width) ** 2
@@ -112,21 +105,6 @@ class Transformer(AttentionModule):
         if table is None or table.shape[2:] == x.shape[2:]:
             return table
         return F.interpolate(table, x.shape[2:], mode="bicubic")
-
-    def _tokens(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        return (x if positions is None else x + positions).flatten(2).mT  # (B, N, C)
-
-    def _query_key(self, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query and key (B, h, N, d), and the normalised tokens (B, N, C) that they were made of."""
-        normed = self.norm(start)
-        return self._split(self.query(normed)), self._split(self.key(normed)), normed
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, h, N, d)
-
-    def _rows(self, query: Tensor, key: Tensor, points: Tensor, size: torch.Size) -> Tensor:
-        chosen = select_points(query, points.to(query.device), size[3])  # (B, h, k, d)
-        return dot_product_weights(chosen, key, self.scale).unflatten(3, size[2:])  # (B, h, k, H, W)
 
 
 def sine_positions(channels: int, height: int, width: int) -> Tensor:

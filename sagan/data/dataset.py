@@ -3,15 +3,22 @@
 images.npy: uint8 (N, R, R, 3). labels.npy: int64 (N,). manifest.json: `Manifest`.
 """
 
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from pydantic import ValidationError, model_validator
 
-from sagan.errors import UserError
-from sagan.files import expand_home, read_json
-from sagan.settings import Count, Positive, Settings
+from sagan.config.schema import Count, Positive, Settings
+from sagan.utils.errors import UserError, first_error
+from sagan.utils.io import expand_home, read_json
+from sagan.utils.random import numpy_generator
 
 FORMAT = 1
 
@@ -108,10 +115,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
-        finding = error.errors()[0]
-        where = ".".join(map(str, finding["loc"]))[:100]
-        reason = finding["msg"].removeprefix("Value error, ")
-        raise UserError(f"{path}: not a manifest of prepared data ({f'{where}: ' if where else ''}{reason})") from None
+        raise UserError(f"{path}: not a manifest of prepared data ({first_error(error)})") from None
 
 
 def _map(path: Path) -> np.memmap:
@@ -119,3 +123,80 @@ def _map(path: Path) -> np.memmap:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # of damaged bytes anything may come
         raise UserError(f"{path}: missing, truncated or damaged ({error}); prepare it again") from None
+
+
+def indices(seed: int, size: int, start: int, count: int) -> np.ndarray:
+    """Positions start … start + count - 1 of the endless order over `size` images: int64 (count,).
+
+    Every epoch (`size` positions) holds each image once. Raises ValueError for a size below 1 or a negative position.
+    """
+    if size < 1 or start < 0 or count < 0:
+        raise ValueError(f"no order of {size} images at positions {start} to {start + count}")
+    pieces = [np.empty(0, np.int64)]
+    while count > 0:
+        epoch, offset = divmod(start, size)
+        piece = _permutation(seed, size, epoch)[offset : offset + count]
+        pieces.append(piece)
+        start, count = start + len(piece), count - len(piece)
+    return np.concatenate(pieces)
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, size: int, epoch: int) -> np.ndarray:
+    # Sorting the raw stream: NumPy promises that to stay the same across versions, but not Generator.permutation.
+    return np.argsort(numpy_generator(seed, "order", epoch).bit_generator.random_raw(size), kind="stable")
+
+
+T = TypeVar("T")
+
+
+class Prefetcher(Generic[T]):
+    """Iterator over fetch(start), fetch(start + 1), … fetch(stop - 1), computed in one background thread.
+
+    At most `depth` results wait to be taken. An exception of `fetch` is raised where its result would have come, and
+    ends the iteration.
+
+        with Prefetcher(batch_of_step, start=step, stop=steps) as batches:
+            for batch in batches: …
+    """
+
+    def __init__(self, fetch: Callable[[int], T], start: int, stop: int, depth: int = 2) -> None:
+        if depth < 1:
+            raise ValueError(f"depth {depth} is not positive")
+        self._fetch = fetch
+        self._steps = iter(range(start, stop))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._pending: deque[Future[T]] = deque()
+        self._submit(depth)
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if not self._pending:
+            self.close()
+            raise StopIteration
+        result = self._pending.popleft()
+        try:
+            value = result.result()
+        except BaseException:
+            self.close()
+            raise
+        self._submit(1)
+        return value
+
+    def __enter__(self) -> "Prefetcher[T]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop; what is being fetched is waited for, what waits is dropped. The iterator is then at its end."""
+        self._steps = iter(())
+        self._pending.clear()
+        self._thread.shutdown(cancel_futures=True)
+
+    def _submit(self, count: int) -> None:
+        for step in islice(self._steps, count):
+            self._pending.append(self._thread.submit(self._fetch, step))

@@ -1,17 +1,426 @@
 """From what the user writes as SOURCE to the source that it names."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterator
-from functools import partial
+import itertools
+import math
+import os
+import stat
+import sys
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
-from sagan.data.folder import FolderSource
-from sagan.data.npz import NpzSource
-from sagan.data.source import Item, Source
-from sagan.data.torchvision_sets import TorchvisionSource
-from sagan.errors import UserError
-from sagan.files import expand_home
+from sagan.utils.errors import UserError, suggestion
+from sagan.utils.io import Member, check_expansion, expand_home, open_archive, read_table
+
+# The decoders that may touch a file; the others (EPS starts a program, PSD, FITS, …) never see one.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a source. `read` opens it, perhaps without decoding, and gives its label; it runs in any thread."""
+
+    name: str
+    read: Callable[[], tuple[Image.Image, int]]
+
+
+class Problem(NamedTuple):
+    """Something in a source that cannot be used: a kind of `doctor.UNUSABLE`, its name, and why."""
+
+    kind: str
+    name: str
+    reason: str
+
+
+class Source(ABC):
+    """Images that are not yet prepared.
+
+    Attributes:
+        name: what manifest and messages call it; no path of this machine.
+        num_classes: 0 for images without labels.
+        root: the folder in which the images lie, if they do.
+        problems: what was found unusable before any image is read; `items` leaves it out.
+        ignored: names of files that are not images.
+    """
+
+    name: str
+    num_classes: int
+    root: Path | None = None
+    problems: tuple[Problem, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of items."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Text that changes when the source's images change."""
+
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """One name for each label; () without labels."""
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """The images, in the source's order; call it once, from one thread."""
+
+
+def cache_folder() -> Path:
+    """Where downloads and data prepared by the way are kept."""
+    return Path.home() / ".cache" / "sagan"
+
+
+def printable(name: str) -> str:
+    """A file's name fit for a terminal and for JSON: control characters and broken encodings are escaped."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+DEEPEST = 32  # folders in folders; only the first level can hold images
+SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
+
+
+class FolderSource(Source):
+    """Raises UserError for a folder without images or whose layout leaves open what the classes are."""
+
+    def __init__(self, root: Path) -> None:
+        tree = _Tree(root.resolve())
+        self.root = tree.root
+        parts = tree.root.parts[-2:] if tree.root.name.lower() in SPLITS else tree.root.parts[-1:]
+        self.name = printable("/".join(parts))
+        self._classes = _classes(root, tree)
+        self.num_classes = len(self._classes)
+        nested = [path for folder, paths in tree.images.items() if "/" in folder for path in paths]
+        empty = [name for name in self._classes if not tree.images.get(name)]
+        self.problems = (
+            *tree.problems,
+            *(Problem("nested", printable(path), "lies deeper than the class folders") for path in nested),
+            *(Problem("empty_class", printable(name), "a class folder without an image") for name in empty),
+        )
+        self.ignored = tuple(map(printable, tree.ignored))
+        self._fingerprint = tree.digest.hexdigest()
+        self._paths = [(path, i) for i, name in enumerate(self._classes or [""]) for path in tree.images.get(name, [])]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def fingerprint(self) -> str:
+        """Of names, sizes and modification times of the images."""
+        return self._fingerprint
+
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(map(printable, self._classes))
+
+    def items(self) -> Iterator[Item]:
+        for path, label in self._paths:
+            yield Item(printable(path), partial(_open, f"{self.root}/{path}", label))
+
+
+@dataclass
+class _Tree:
+    """What lies under `root`: images by folder ("" the root itself, "a/b" below), with paths relative to the root."""
+
+    root: Path
+    images: dict[str, list[str]] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)  # directly under the root
+    ignored: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self._walk("")
+
+    def _walk(self, folder: str) -> None:
+        try:
+            with os.scandir(os.path.join(self.root, folder)) as entries:
+                visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        except PermissionError:
+            raise UserError(
+                f"{printable(os.path.join(self.root, folder))}: no permission to read this folder"
+            ) from None
+        for entry in visible:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_symlink() and not self._holds(entry.path):
+                self.problems.append(Problem("outside", printable(path), "a link that leaves the data folder"))
+            elif entry.is_dir():
+                # A linked folder is followed at the top alone: links to their own parents would never end.
+                if path.count("/") > DEEPEST:
+                    self.problems.append(Problem("nested", printable(path)[:200], f"lies over {DEEPEST} folders deep"))
+                elif not folder or not entry.is_symlink():
+                    if not folder:
+                        self.folders.append(entry.name)
+                    self._walk(path)
+            elif Path(entry.name).suffix.lower() in SUFFIXES:
+                self._add_image(folder, path, entry)
+            else:
+                self.ignored.append(path)
+
+    def _holds(self, link: str) -> bool:
+        """Whether a link, followed to its end, stays under the root; links in a circle have no end."""
+        try:
+            return Path(link).resolve().is_relative_to(self.root)
+        except (OSError, RuntimeError):
+            return False
+
+    def _add_image(self, folder: str, path: str, entry: os.DirEntry[str]) -> None:
+        try:
+            about = entry.stat()
+        except OSError as error:
+            self.problems.append(Problem("undecodable", printable(path), error.strerror or "not readable"))
+            return
+        if not stat.S_ISREG(about.st_mode):  # to open a pipe would wait for ever
+            self.problems.append(Problem("undecodable", printable(path), "a pipe, a socket or a device, no file"))
+            return
+        self.digest.update(b"%s\0%d\0%d\0" % (os.fsencode(path), about.st_size, about.st_mtime_ns))
+        self.images.setdefault(folder, []).append(path)
+
+
+def _classes(root: Path, tree: _Tree) -> list[str]:
+    """The class folders, sorted; [] for a flat folder. UserError where the layout is none of the two."""
+    with_images = [name for name in tree.folders if tree.images.get(name)]
+    nested = sorted({folder.rpartition("/")[0] for folder in tree.images if "/" in folder})
+    if not tree.images:
+        raise UserError(_no_image(root, tree))
+    if "" in tree.images:
+        if with_images or nested:
+            raise UserError(
+                f"{root}: holds images ({_few(tree.images[''])}) beside folders with images "
+                f"({_few(with_images or nested)}); give either class folders or images alone"
+            )
+        return []
+    if not with_images:
+        choice = " or ".join(str(root / name) for name in nested[:3])
+        raise UserError(f"{root}: its class folders lie deeper than one level; the source to give is {choice}")
+    if len(with_images) == 1 and not nested:
+        only = root / with_images[0]
+        raise UserError(
+            f"{root}: holds one class folder only, {only.name}; to train without labels give {only}, "
+            "for classes put each into a folder of its own"
+        )
+    if SPLITS.issuperset(name.lower() for name in with_images):
+        raise UserError(
+            f"{root}: {_few(with_images)} are splits, not classes; give one of them, such as {root / with_images[-1]}"
+        )
+    return tree.folders
+
+
+def _no_image(root: Path, tree: _Tree) -> str:
+    known = ", ".join(sorted(SUFFIXES))
+    if tree.problems:
+        problem = tree.problems[0]
+        return f"{root}: holds no usable image; {problem.name}: {problem.reason}"
+    others = f" (but {len(tree.ignored)} other files: {_few(tree.ignored)})" if tree.ignored else ""
+    return f"{root}: holds no image{others}; images end in {known}"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(map(printable, names[:3])) + (", …" if len(names) > 3 else "")
+
+
+def _open(path: str, label: int) -> tuple[Image.Image, int]:
+    return Image.open(path, formats=FORMATS), label
+
+
+IMAGE_KEYS, LABEL_KEYS = ("images", "arr_0"), ("labels", "arr_1")
+
+
+class NpzSource(Source):
+    """`images`: uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W); `labels`: integers (N,); `class_names`: strings (K,).
+
+    `arr_0` and `arr_1` do as well. Raises UserError for anything else, and for a damaged archive.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, printable(path.name)
+        with open_archive(path) as archive:
+            members = {name.removesuffix(".npy") for name in archive.namelist()}
+            image_key = next((key for key in IMAGE_KEYS if key in members), None)
+            if image_key is None:
+                raise UserError(f"{path}: holds no array `images`, only {', '.join(sorted(members)[:5]) or 'nothing'}")
+            self._images = Member.of(archive, path, image_key)
+            _check_images(path, self._images)
+            label_key = next((key for key in LABEL_KEYS if key in members), None)
+            self._labels = np.zeros(len(self), np.int64)
+            self._names: tuple[str, ...] = ()
+            if label_key is not None:
+                self._labels = _read_labels(archive, path, label_key, len(self))
+                self._names = tuple(map(str, range(int(self._labels.max()) + 1)))
+            if label_key is not None and "class_names" in members:
+                self._names = _read_names(archive, path, len(self._names))
+        self.num_classes = len(self._names)
+        empty = sorted(set(range(self.num_classes)) - set(np.unique(self._labels).tolist()))
+        self.problems = tuple(Problem("empty_class", self._names[i], "no image has this label") for i in empty)
+        if self.num_classes == 1 or (self.problems and self.num_classes - len(empty) == 1):
+            raise UserError(f"{path}: all labels are the same; leave `labels` out to train without labels")
+
+    def __len__(self) -> int:
+        return self._images.shape[0]
+
+    def fingerprint(self) -> str:
+        stat = self.path.stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    def class_names(self) -> tuple[str, ...]:
+        return self._names
+
+    def check_expansion(self) -> None:
+        """UserError where the images, read whole and not one by one, would be a trap for memory."""
+        with open_archive(self.path) as archive:
+            check_expansion(archive, self.path, self._images.key)
+
+    def items(self) -> Iterator[Item]:
+        shape = self._images.shape[1:3] if self._images.shape[3:] == (1,) else self._images.shape[1:]
+        with open_archive(self.path) as archive, archive.open(f"{self._images.key}.npy") as stream:
+            stream.read(self._images.offset)
+            for index, label in enumerate(self._labels.tolist()):
+                pixels = stream.read(math.prod(shape))
+                if len(pixels) < math.prod(shape):
+                    raise UserError(f"{self.path}: ends within image {index}")
+                yield Item(f"image {index}", partial(_read, pixels, shape, label))
+
+
+def _read(pixels: bytes, shape: tuple[int, ...], label: int) -> tuple[Image.Image, int]:
+    return Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(shape)), label
+
+
+def _check_images(path: Path, images: Member) -> None:
+    shape = images.shape
+    fits = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
+    if images.dtype != np.uint8 or not fits:
+        hint = "; transpose it (0, 2, 3, 1)" if len(shape) == 4 and shape[1] in (1, 3) and not fits else ""
+        raise UserError(f"{path}: {images.key} is {images.dtype} {shape}, expected uint8 (N, H, W, 3){hint}")
+    if 0 in shape:
+        raise UserError(f"{path}: {images.key} is empty, its shape is {shape}")
+
+
+def _read_labels(archive: zipfile.ZipFile, path: Path, key: str, count: int) -> np.ndarray:
+    labels = read_table(archive, path, key)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise UserError(f"{path}: {key} is {labels.dtype} {labels.shape}, expected one integer an image: ({count},)")
+    if labels.min() < 0 or labels.max() >= count:
+        raise UserError(
+            f"{path}: {key} go from {labels.min()} to {labels.max()}; with {count} images, 0 to {count - 1} at most"
+        )
+    return labels.astype(np.int64)
+
+
+def _read_names(archive: zipfile.ZipFile, path: Path, num_classes: int) -> tuple[str, ...]:
+    names = read_table(archive, path, "class_names")
+    if names.dtype.kind != "U" or names.ndim != 1 or len(names) < num_classes:
+        raise UserError(f"{path}: class_names is {names.dtype} {names.shape}, expected {num_classes} strings")
+    return tuple(printable(str(name)) for name in names)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How torchvision.datasets makes a data set: its class, and its options (one dict for each part that is taken)."""
+
+    dataset: str
+    num_classes: int  # 0: no labels
+    parts: tuple[dict[str, Any], ...] = field(default=({},))
+    downloads: bool = True
+
+
+KEYS = "_cache_*"
+TRAIN, WHOLE = ({"split": "train"},), ({"split": "train"}, {"split": "val"}, {"split": "test"})
+SETS = {
+    "cifar10": Entry("CIFAR10", 10),
+    "cifar100": Entry("CIFAR100", 100),
+    "stl10": Entry("STL10", 10, TRAIN),
+    "stl10-unlabeled": Entry("STL10", 0, ({"split": "unlabeled"},)),
+    "svhn": Entry("SVHN", 10, TRAIN),
+    "mnist": Entry("MNIST", 10),
+    "fashion-mnist": Entry("FashionMNIST", 10),
+    "kmnist": Entry("KMNIST", 10),
+    "celeba": Entry("CelebA", 0, ({"split": "all"},)),
+    "food101": Entry("Food101", 101, TRAIN),
+    "flowers102": Entry("Flowers102", 102, WHOLE),
+    "oxford-pets": Entry("OxfordIIITPet", 37, ({"split": "trainval"}, {"split": "test"})),
+    "dtd": Entry("DTD", 47, WHOLE),
+    "eurosat": Entry("EuroSAT", 10),
+    "gtsrb": Entry("GTSRB", 43, TRAIN),
+    "fgvc-aircraft": Entry("FGVCAircraft", 100, WHOLE),
+    "imagenette": Entry("Imagenette", 10, TRAIN),
+    "places365": Entry("Places365", 365, ({"small": True},)),
+    "sun397": Entry("SUN397", 397),
+    "caltech256": Entry("Caltech256", 257),
+    "lsun": Entry("LSUN", 10, ({"classes": "train"},), downloads=False),
+    "lsun-bedroom": Entry("LSUN", 0, ({"classes": ["bedroom_train"]},), downloads=False),
+    "lsun-church": Entry("LSUN", 0, ({"classes": ["church_outdoor_train"]},), downloads=False),
+}
+
+
+class TorchvisionSource(Source):
+    """A data set of `SETS`, downloaded when it is first read. Raises UserError for an unknown name."""
+
+    def __init__(self, name: str) -> None:
+        if name not in SETS:
+            raise UserError(f"torchvision:{name}: no such data set; {suggestion(name, SETS)}")
+        self.name, self._entry = f"torchvision:{name}", SETS[name]
+        self.num_classes = self._entry.num_classes
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def fingerprint(self) -> str:
+        return self.name
+
+    def class_names(self) -> tuple[str, ...]:
+        numbers = [str(label) for label in range(self.num_classes)]
+        return tuple(getattr(self._parts[0], "classes", None) or numbers) if self.num_classes else ()
+
+    def items(self) -> Iterator[Item]:
+        number = itertools.count()
+        for part in self._parts:
+            for index in range(len(part)):
+                yield Item(f"image {next(number)}", partial(_read_torchvision, part, index, self.num_classes > 0))
+
+    @cached_property
+    def _parts(self) -> list[Any]:
+        from torchvision import datasets
+
+        root = cache_folder() / "torchvision"
+        make = getattr(datasets, self._entry.dataset)
+        download = {"download": True} if self._entry.downloads else {}
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with contextlib.redirect_stdout(sys.stderr), _no_pickled_keys(self._entry):
+                return [make(str(root), **options, **download) for options in self._entry.parts]
+        except (OSError, RuntimeError, ImportError) as error:
+            what = "download" if self._entry.downloads else "find (torchvision does not download it)"
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.name}: could not {what} in {root}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _no_pickled_keys(entry: Entry) -> Iterator[None]:
+    """For LSUN, torchvision unpickles _cache_… of the working folder unseen, and writes it: neither happens here."""
+    if entry.dataset != "LSUN":
+        yield
+        return
+    if found := next(Path.cwd().glob(KEYS), None):
+        raise UserError(f"{found}: torchvision would unpickle this file, which could run any program; remove it")
+    try:
+        yield
+    finally:
+        for written in Path.cwd().glob(KEYS):
+            written.unlink()
+
+
+def _read_torchvision(dataset: Any, index: int, labelled: bool) -> tuple[Image.Image, int]:
+    image, target = dataset[index]
+    return image, int(target) if labelled else 0
+
 
 DEFAULT_SHAPES = 20_000
 

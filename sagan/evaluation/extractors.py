@@ -1,69 +1,204 @@
-"""Networks built from files of weights, each as a function of images; of files nothing but tensors is read.
+"""Feature extractors: networks by name, with pretrained weights.
 
-What executes code: files of CLIP are TorchScript, so they are opened only when their SHA-256 is the published one.
-DINOv2 is code of facebookresearch/dinov2: it is never fetched, and run only where the user has put a copy of it in
-torch hub's cache. What somebody registered with torch-fidelity is that person's code, and reads files as it likes.
+Only tensors are read from weight files. Code is executed in three cases: CLIP files are TorchScript, and are opened
+only if their SHA-256 is the official one; DINOv2 runs the code of facebookresearch/dinov2, never downloaded, only from
+a copy in torch hub's cache; extractors that the user registered with torch-fidelity are the user's own code.
 """
 
+import hashlib
 import os
 import textwrap
-from collections.abc import Callable
+import urllib.request
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlparse
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
-from sagan.errors import UserError
-from sagan.evaluation.resize import resize_like_tensorflow
-from sagan.evaluation.weights import as_file, load_tensors
-from sagan.pretrained import load_exactly
+from sagan.models.hub import load_exactly
+from sagan.utils.errors import UserError, suggestion
+from sagan.utils.io import atomic_file, sha256
+from sagan.utils.progress import track
 
-Compute = Callable[[Tensor], tuple[Tensor, ...]]  # uint8 (B, H, W, 3) -> features (B, D) and, where asked for, logits
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as DINOv2 is shown images
+MEBIBYTE, TIMEOUT = 1 << 20, 10.0  # seconds without an answer before a download fails
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A weights file to download.
+
+    Attributes:
+        sha256: its digest, or a prefix of it; "" if unknown.
+        file: its name in torch hub's cache, if it differs from that of the URL.
+    """
+
+    url: str
+    sha256: str = ""
+    file: str = ""
+
+    @property
+    def cached(self) -> Path:
+        """Its path in torch hub's cache."""
+        return Path(torch.hub.get_dir()) / "checkpoints" / (self.file or Path(urlparse(self.url).path).name)
+
+    @property
+    def digits(self) -> str:
+        """Its digest, for messages."""
+        if not self.sha256:
+            return "SHA-256 unknown"
+        return f"SHA-256 {self.sha256}" + ("" if len(self.sha256) == 64 else "…")
+
+
+def find_weights(pretrained: Pretrained, given: Path | str | None = None, option: str = "weights") -> Path:
+    """The `given` file; None: the pretrained one from torch hub's cache, downloaded if it is not there.
+
+    `option`: names the option for a file in messages. UserError if there is no file, or the cached one is another.
+    """
+    if given is not None:
+        if not Path(given).is_file():
+            raise UserError(f"{given}: no such weights file")
+        return Path(given)
+    path = pretrained.cached
+    if not path.is_file():
+        _download(pretrained, path, option)
+    elif not sha256(path).startswith(pretrained.sha256):
+        raise UserError(f"{path}: not the official file ({pretrained.digits}); delete it, or name a file by {option}")
+    return path
+
+
+def load_tensors(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of a dictionary written by torch.save, on the CPU.
+
+    UserError if the file is missing or damaged, or holds anything but tensors with finite values.
+    """
+    try:
+        with warnings.catch_warnings():  # torch's about TorchScript
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception:  # damaged bytes can raise anything
+        raise UserError(f"{path}: damaged, truncated, or not a file of tensors only; nothing was executed") from None
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{path}: expected a dictionary of tensors")
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path}: {name} is not a tensor, expected a dictionary of tensors")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{path}: {name} holds values that are not finite")
+    return {str(name): value for name, value in content.items()}
+
+
+def as_file(tensors: Mapping[str, Tensor]) -> BytesIO:
+    """Tensors as a file in memory, for libraries that would unpickle a file by its path."""
+    file = BytesIO()
+    torch.save(dict(tensors), file)
+    file.seek(0)
+    return file
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, in any order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _download(pretrained: Pretrained, path: Path, option: str) -> None:
+    try:
+        with atomic_file(path) as temporary:
+            opener = urllib.request.build_opener()  # unlike urlopen, does not keep the proxies of an earlier call
+            with opener.open(pretrained.url, timeout=TIMEOUT) as source, open(temporary, "wb") as target:
+                size = int(source.headers.get("Content-Length") or 0)
+                blocks = iter(partial(source.read, MEBIBYTE), b"")
+                for block in track(blocks, size // MEBIBYTE, f"MiB of {path.name}"):
+                    target.write(block)
+            if size not in (0, temporary.stat().st_size) or not sha256(temporary).startswith(pretrained.sha256):
+                raise OSError("the download is truncated, or another file")
+    except (OSError, HTTPException) as error:
+        raise UserError(
+            f"{path}: missing, and {pretrained.url} cannot be downloaded ({error or type(error).__name__}); "
+            f"put the file there ({pretrained.digits}), or name it by {option}"
+        ) from None
+
+
+def resize_like_tensorflow(images: Tensor, size: int) -> Tensor:
+    """Bilinear resize of float32 (B, H, W, C) -> (B, C, size, size) in channels_last format."""
+    batch, height, width, channels = images.shape
+    rows, columns = taps(height, size, images.device), taps(width, size, images.device)
+    x = images.transpose(2, 3) @ columns.T  # (B, H, C, size)
+    x = rows @ x.transpose(2, 3).reshape(batch, height, size * channels)  # (B, size, size·C)
+    return x.view(batch, size, size, channels).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=16)
+def taps(count: int, size: int, device: torch.device) -> Tensor:
+    """Interpolation weights (size, count): two adjacent ones in a row, which sum to 1."""
+    positions = torch.arange(size, dtype=torch.float32) * torch.tensor(count / size, dtype=torch.float32)
+    low = positions.long()
+    fraction = (positions - low).double()
+    weights = torch.zeros(size, count, dtype=torch.float64)
+    new = torch.arange(size)
+    weights[new, low] += 1 - fraction
+    weights[new, (low + 1).clamp_max(count - 1)] += fraction  # the last pixel is repeated
+    return weights.float().to(device)
+
+
+Compute = Callable[[Tensor], tuple[Tensor, ...]]  # uint8 (B, H, W, 3) -> features (B, D) and, if requested, logits
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet statistics, for DINOv2
 
 
 def inception(path: Path, url: str, device: torch.device, logits: bool) -> Compute:
-    """FID's Inception network; `url`: of the whole file."""
-    from sagan.evaluation.inception import build_extractor, fast_inception
-
+    """FID's Inception network; `url`: of the official file."""
     tensors = load_tensors(path)
     extractor = _filled(lambda: build_extractor(as_file(tensors)), path, "inception")
     if logits and not tensors["fc.weight"].any():
         raise UserError(
-            f"{path}: its last layer (fc) is all zero, so Inception Score would be 1 for any images; leave that out, "
-            f"or take {url}"
+            f"{path}: its last layer (fc) is all zero, so Inception Score would be 1 for any images; "
+            f"leave out that metric, or use {url}"
         )
     return fast_inception(extractor, device, logits)
 
 
 def vgg16(path: Path, layer: str, device: torch.device) -> Compute:
-    """torch-fidelity's own VGG16."""
+    """torch-fidelity's VGG16."""
     source = as_file(load_tensors(path))
     return as_compute(_filled(lambda: create("vgg16", [layer], source), path, "vgg16"), device)
 
 
 def clip(name: str, path: Path, layer: str, digests: tuple[str, str], device: torch.device) -> Compute:
-    """torch-fidelity's own CLIP; `digests`: SHA-256 of the file, and of the published one."""
-    found, published = digests
-    if found != published:
+    """torch-fidelity's CLIP; `digests`: SHA-256 of the file, and of the official one."""
+    found, official = digests
+    if found != official:
         raise UserError(
-            f"{path}: its SHA-256 is {found}, that of {name} is {published}; a CLIP file can execute code, so no other "
-            f"is opened"
+            f"{path}: its SHA-256 is {found}, that of {name} is {official}; CLIP files can execute code, so only the "
+            f"official one is opened"
         )
     return as_compute(create(name, [layer], str(path)), device)
 
 
 def dinov2(name: str, path: Path, side: int, device: torch.device) -> Compute:
-    """DINOv2 as torch-fidelity shows it images, from code in torch hub's cache."""
+    """DINOv2, from code in torch hub's cache, with torch-fidelity's preprocessing."""
     repository = Path(torch.hub.get_dir()) / "facebookresearch_dinov2_main"
     if not (repository / "hubconf.py").is_file():
         raise UserError(
-            f"{name}: runs the code of facebookresearch/dinov2, which is not fetched; put a copy that you trust at "
+            f"{name}: runs code of facebookresearch/dinov2, which is never downloaded; put a trusted copy at "
             f"{repository}"
         )
     tensors = load_tensors(path)
-    os.environ["XFORMERS_DISABLED"] = "1"  # as torch-fidelity does: other kernels would be taken where it is installed
+    os.environ["XFORMERS_DISABLED"] = "1"  # like torch-fidelity: its kernels give other features
     model = f"dinov2_vit{name.split('-')[2]}14"
     network: Any = torch.hub.load(str(repository), model, source="local", pretrained=False, verbose=False)
     load_exactly(network, tensors, f"{path}: not the weights of {name}")
@@ -87,10 +222,204 @@ def as_compute(extractor: Any, device: torch.device) -> Compute:
 
 
 def _filled(build: Callable[[], Any], path: Path, name: str) -> Any:
-    """What `build` makes of a file; where that holds another network's tensors, a UserError that names one."""
+    """What `build` returns; UserError with the first difference if the file is of another network."""
     try:
         return build()
-    except RuntimeError as error:  # of load_state_dict: a headline, then one line a kind of difference
+    except RuntimeError as error:  # of load_state_dict: a headline, then a line per kind of difference
         difference = " ".join(str(error).splitlines()[1:2]) or str(error)
         difference = textwrap.shorten(difference.split('", "')[0], 200)
         raise UserError(f"{path}: not the weights of {name}: {difference}") from None
+
+
+FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download"
+CLIP = "https://openaipublic.azureedge.net/clip/models"
+DINOV2 = "https://dl.fbaipublicfiles.com/dinov2"
+NO_LOGITS = "has no class logits, which Inception Score needs; use inception"
+
+
+class Features(NamedTuple):
+    """Output of a backbone for B images, on its device."""
+
+    features: Tensor  # (B, D) float32
+    logits: Tensor | None = None  # (B, K) float32, if requested
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A network that turns images into features.
+
+    Attributes:
+        name: as in BACKBONES, or in torch-fidelity's registry.
+        sha256: of its weights file, or of its tensors if there is no file.
+        dimension: D, the number of features.
+        input: size and resizing of the network input.
+        compute: uint8 (B, H, W, 3) on `device` -> features and, if requested, logits, unchecked.
+    """
+
+    name: str
+    sha256: str
+    dimension: int
+    input: str
+    device: torch.device
+    compute: Compute
+
+    def __call__(self, images: np.ndarray | Tensor) -> Features:
+        """uint8 (B, H, W, 3) on any device -> features on `device`; UserError if some are not finite."""
+        images = torch.as_tensor(images)
+        precision = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # TF32 moves features by 1e-3
+        with torch.inference_mode(), precision:
+            found = self.compute(images.to(self.device))
+            wrong = int((~torch.cat(found, 1).isfinite().all(1)).sum())
+        if wrong:
+            raise UserError(
+                f"{self.name}: the features of {wrong} of {len(images)} images are not finite; use other weights"
+            )
+        return Features(*found)
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A network of torch-fidelity: its name and layer there, number of features, input side, weights."""
+
+    registered: str
+    layer: str
+    dimension: int
+    side: int
+    pretrained: Pretrained
+
+
+def _clip(name: str, dimension: int, side: int, file: str, digest: str) -> BackboneSpec:
+    return BackboneSpec(
+        name, "clip", dimension, side, Pretrained(f"{CLIP}/{digest}/{file}.pt", digest, f"{name}-{digest}.pt")
+    )
+
+
+def _dinov2(name: str, dimension: int, model: str) -> BackboneSpec:
+    return BackboneSpec(name, "dinov2", dimension, 224, Pretrained(f"{DINOV2}/{model}/{model}_pretrain.pth"))
+
+
+_KNOWN = (
+    _clip("clip-rn50", 1024, 224, "RN50", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
+    _clip("clip-rn101", 512, 224, "RN101", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
+    _clip("clip-rn50x4", 640, 288, "RN50x4", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
+    _clip("clip-rn50x16", 768, 384, "RN50x16", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
+    _clip("clip-rn50x64", 1024, 448, "RN50x64", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
+    _clip("clip-vit-b-32", 512, 224, "ViT-B-32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+    _clip("clip-vit-b-16", 512, 224, "ViT-B-16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+    _clip("clip-vit-l-14", 768, 224, "ViT-L-14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+    _clip(
+        "clip-vit-l-14-336px", 768, 336, "ViT-L-14-336px",
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+    ),
+    _dinov2("dinov2-vit-s-14", 384, "dinov2_vits14"),
+    _dinov2("dinov2-vit-b-14", 768, "dinov2_vitb14"),
+    _dinov2("dinov2-vit-l-14", 1024, "dinov2_vitl14"),
+    _dinov2("dinov2-vit-g-14", 1536, "dinov2_vitg14"),
+)  # fmt: skip
+BACKBONES = {
+    "inception": BackboneSpec(
+        "inception-v3-compat", "2048", 2048, 299,
+        Pretrained(f"{FIDELITY}/v0.2.0/weights-inception-2015-12-05-6726825d.pth", "6726825d"),
+    ),
+    "vgg16": BackboneSpec(
+        "vgg16", "fc2_relu", 4096, 224,
+        Pretrained("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),
+    ),
+    **{known.registered: known for known in _KNOWN},
+}  # fmt: skip
+
+
+def load_backbone(
+    name: str, weights: Path | None = None, device: torch.device | str = "cpu", logits: bool = False
+) -> Backbone:
+    """A backbone by name: one of BACKBONES, or one that the user registered with torch-fidelity.
+
+    `weights`: a file; None: torch hub's cache, or a download into it. `logits`: also compute class logits, for
+    Inception Score; inception has them, and registered extractors with different layers for that metric and FID.
+    UserError for an unknown name, for weights that are missing, damaged or of another network, and without logits.
+    """
+    name = next((ours for ours, known in BACKBONES.items() if known.registered == name), name)
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # building initializes weights
+        warnings.simplefilter("ignore")  # from torch-fidelity and code in torch hub's cache
+        if name not in BACKBONES:
+            return _registered(name, weights, device, logits)
+        known = BACKBONES[name]
+        if logits and name != "inception":
+            raise UserError(f"{name}: {NO_LOGITS}")
+        option = f"--{'inception' if name == 'inception' else 'backbone'}-weights (evaluate.backbone_weights)"
+        path = find_weights(known.pretrained, weights, option)
+        digest = sha256(path)
+        if name == "inception":
+            compute = inception(path, known.pretrained.url, device, logits)
+        elif name == "vgg16":
+            compute = vgg16(path, known.layer, device)
+        elif name.startswith("clip-"):
+            compute = clip(name, path, known.layer, (digest, known.pretrained.sha256), device)
+        else:
+            compute = dinov2(name, path, known.side, device)
+    shown = f"{known.side}x{known.side}, TensorFlow-1 bilinear"
+    return Backbone(name, digest, known.dimension, shown, device, compute)
+
+
+def _registered(name: str, weights: Path | None, device: torch.device, logits: bool) -> Backbone:
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    if name not in FEATURE_EXTRACTORS_REGISTRY:
+        names = list(dict.fromkeys([*BACKBONES, *FEATURE_EXTRACTORS_REGISTRY]))
+        raise UserError(f"unknown backbone {name!r}; {suggestion(name, names)}")
+    layer_for = FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric
+    layers = [layer_for("fid"), layer_for("isc")] if logits else [layer_for("fid")]
+    if len(set(layers)) < len(layers):
+        raise UserError(f"{name}: {NO_LOGITS}")
+    path = None if weights is None else find_weights(Pretrained(""), weights)
+    extractor = create(name, layers, None if path is None else str(path))
+    digest = tensors_sha256(extractor.state_dict()) if path is None else sha256(path)
+    compute = as_compute(extractor, device)
+    with torch.inference_mode():
+        dimension = compute(torch.zeros(1, 64, 64, 3, dtype=torch.uint8, device=device))[0].shape[1]
+    return Backbone(name, digest, dimension, "as registered with torch-fidelity", device, compute)
+
+
+IMAGES_AT_ONCE = {"cpu": 32, "cuda": 128}  # the largest feature map takes 5.5 MB per image
+
+
+def build_extractor(weights: BytesIO) -> FeatureExtractorInceptionV3:
+    """torch-fidelity's extractor with these weights; RuntimeError if they are another network's."""
+    return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+
+
+def fast_inception(
+    extractor: FeatureExtractorInceptionV3, device: torch.device, logits: bool
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function from uint8 (B, H, W, 3) on `device` to features (B, 2048) and, if requested, logits (B, 1008).
+
+    These are the layers "2048" and "logits_unbiased" of `extractor`, whose batch norms are folded in place.
+    """
+    for block in extractor.modules():
+        if isinstance(block, BasicConv2d):
+            fold_batch_norm(block)
+    layers = nn.Sequential(*list(extractor.children())[:-1])  # all but fc, in order of application
+    layers = layers.to(device=device).to(memory_format=torch.channels_last)
+    directions = extractor.fc.weight.T.to(device)  # (2048, 1008)
+    at_once = IMAGES_AT_ONCE.get(device.type, 32)
+
+    def compute(images: Tensor) -> tuple[Tensor, ...]:
+        parts = []
+        for some in images.split(at_once):
+            x = resize_like_tensorflow((some.float() - 128) / 128, extractor.INPUT_IMAGE_SIZE)  # (b, 3, 299, 299)
+            parts.append(layers(x).flatten(1))
+        features = torch.cat(parts)
+        return (features, features @ directions) if logits else (features,)
+
+    return compute
+
+
+def fold_batch_norm(block: Any) -> None:
+    """Fold the batch norm of a BasicConv2d into its convolution, computed in float64."""
+    conv, norm = block.conv, block.bn
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # (C,)
+    weight = conv.weight.double() * scale[:, None, None, None]
+    bias = norm.bias.double() - norm.running_mean.double() * scale
+    conv.weight, conv.bias = (nn.Parameter(x.float(), requires_grad=False) for x in (weight, bias))
+    block.bn = nn.Identity()

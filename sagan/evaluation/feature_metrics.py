@@ -1,6 +1,9 @@
-"""Scores on features or logits of two sets: KID, inception score, precision and recall, density and coverage.
+"""KID, Inception Score, precision and recall, density and coverage, on features of two sets.
 
-Features are arrays (N, D), memory-mapped ones too; logits (N, K). Draws and results are those of torch-fidelity.
+Features are arrays (N, D), possibly memory-mapped; logits (N, K). Random choices and results are torch-fidelity's,
+but its `*_features_to_metric` do not replace these functions: they are not bitwise equal (KID differs by 1e-8, its
+standard deviation by 1e-5 of itself; precision and recall are float32 means), they copy all features into memory, and
+they have neither density nor coverage.
 """
 
 from itertools import combinations_with_replacement
@@ -10,19 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagan.errors import UserError
-from sagan.evaluation.statistics import float64_device
-from sagan.progress import Progress, track
+from sagan.evaluation.fid import float64_device
+from sagan.utils.errors import UserError
+from sagan.utils.progress import Progress, track
 
 BLOCK = 2048  # rows and columns of a block of distances
-SPARE = 3  # candidates for a nearest neighbour beyond those wanted, for what rounding has put in a wrong order
-ROUNDING = 1e-5  # of squared distances by a matrix product in float32, relative to |x|² + |y|²: seen 1e-6
-CHUNK = 1 << 19  # numbers of one block of differences
-LARGEST = 1e15  # features above it have squares that float32 cannot add up
+SPARE = 3  # extra candidates for the nearest neighbors, in case rounding swapped their order
+ROUNDING = 1e-5  # of squared distances from a float32 matrix product, relative to |x|² + |y|²; 1e-6 was observed
+CHUNK = 1 << 19  # numbers in a block of differences
+LARGEST = 1e15  # the squares of larger features overflow in float32 sums
 
 
 class Manifold(NamedTuple):
-    """Fidelity: precision and density; diversity: recall and coverage. All 0 to 1, only density may be above 1."""
+    """Fidelity (precision, density) and diversity (recall, coverage); 0 to 1, only density can exceed 1."""
 
     precision: float
     recall: float
@@ -31,7 +34,7 @@ class Manifold(NamedTuple):
 
 
 def kid_subset_size(samples: int, reference: int, subset_size: int = 1000) -> int:
-    """How many images of each set `kid` draws at a time: `subset_size`, or as many as the smaller set has."""
+    """Images of each set in a subset of `kid`: `subset_size`, at most the size of the smaller set."""
     return min(samples, reference, subset_size)
 
 
@@ -41,15 +44,11 @@ def kid(
     """Kernel inception distance: mean and standard deviation of MMD² over random subsets.
 
     Demystifying MMD GANs. Bińkowski, Sutherland, Arbel, Gretton. 2018, arXiv:1801.01401, section 4. Equal distributions
-    give values around 0, below it too. Raises UserError for sets of one image, or features that are not finite.
+    give values around 0, also negative ones. Both sets have at least 2 images. UserError for huge features.
     """
     _check(samples, reference)
     size = kid_subset_size(len(samples), len(reference), subset_size)
-    if size < 2:
-        raise UserError(
-            f"kid: {len(samples)} samples, {len(reference)} reference images; at least 2 of each are needed"
-        )
-    rng = np.random.RandomState(seed)  # whose draws are torch-fidelity's
+    rng = np.random.RandomState(seed)  # like torch-fidelity
     values = []
     for _ in track(range(subsets), subsets, "KID"):
         drawn = [features[rng.choice(len(features), size, replace=False)] for features in (samples, reference)]
@@ -63,7 +62,7 @@ def _squared_mmd(both: np.ndarray) -> float:
     The kernel is (xᵀy / D + 1)³ (Bińkowski et al. 2018, section 4).
     """
     m = len(both) // 2
-    kernel = both @ both.T  # (2m, 2m), of which NumPy computes one half
+    kernel = both @ both.T  # (2m, 2m); NumPy computes one half of it
     kernel /= both.shape[1]
     kernel += 1
     kernel *= kernel * kernel
@@ -75,16 +74,12 @@ def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 2020) -> t
     """exp(E KL(p(y|x) || p(y))) of each of `splits` parts of the shuffled images: mean and standard deviation.
 
     Improved Techniques for Training GANs. Salimans, Goodfellow, Zaremba, Cheung, Radford, Chen. 2016, arXiv:1606.03498,
-    section 4. Raises UserError for fewer images than parts, or logits that are not finite.
+    section 4. At least as many images as parts.
     """
-    if len(logits) < splits:
-        raise UserError(f"inception score: {len(logits)} images for {splits} parts; as many images as parts are needed")
-    order = np.random.RandomState(seed).permutation(len(logits))  # as torch-fidelity's
+    order = np.random.RandomState(seed).permutation(len(logits))  # like torch-fidelity
     scores = []
     for part in range(splits):
         chosen = order[part * len(logits) // splits : (part + 1) * len(logits) // splits]
-        if not np.isfinite(logits[chosen]).all():
-            raise UserError("inception score: logits are not finite; look at the images, a generator may have diverged")
         log_p = torch.from_numpy(logits[chosen]).double().log_softmax(1)  # (n, K)
         log_mean = log_p.logsumexp(0) - np.log(len(chosen))  # (K,)
         scores.append((log_p.exp() * (log_p - log_mean)).sum(1).mean().exp().item())
@@ -105,23 +100,17 @@ def manifold(
     2019, arXiv:1904.06991. Reliable Fidelity and Diversity Metrics for Generative Models. Naeem, Oh, Uh, Choi, Yoo.
     2020, arXiv:2002.09797. Balls are closed in the former and open in the latter, as in the authors' code.
 
-    Distances come from matrix products in blocks; those so near a radius that rounding could decide are computed anew
-    from differences. Memory: twice the two sets, and blocks of BLOCK². Raises UserError for sets of k images or fewer,
-    or features that are not finite.
+    Distances come from matrix products in blocks; those so close to a radius that rounding could decide are recomputed
+    from differences. Memory: twice the two sets, and blocks of BLOCK². Both sets have more than k images. UserError
+    for huge features.
     """
     _check(samples, reference)
-    most = max(k_precision, k_density)
-    for name, features in (("samples", samples), ("reference", reference)):
-        if len(features) <= most:
-            raise UserError(
-                f"precision, recall, density, coverage: {len(features)} {name} images; at least {most + 1} are needed"
-            )
     device = float64_device(device)
     x, y = (torch.tensor(features, dtype=torch.float32, device=device) for features in (samples, reference))
     n, m = len(_spans(x)), len(_spans(y))
     with Progress(n * (n + 1) // 2 + m * (m + 1) // 2 + n * m, "precision, recall, density, coverage") as progress:
         ours, error = _nearest(x, k_precision, progress)
-        theirs, other_error = _nearest(y, most, progress)
+        theirs, other_error = _nearest(y, max(k_precision, k_density), progress)
         radii = _Radii(ours[:, k_precision - 1], theirs[:, k_precision - 1], theirs[:, k_density - 1])
         return _inside(x, y, radii, k_density, max(ROUNDING, 4 * error, 4 * other_error), progress)
 
@@ -135,7 +124,7 @@ class _Radii(NamedTuple):
 
 
 def _inside(x: Tensor, y: Tensor, radii: _Radii, k_density: int, rounding: float, progress: Progress) -> Manifold:
-    """Compare every sample (N, D) with every reference point (M, D): who lies in whose ball?
+    """Compare every sample (N, D) with every reference point (M, D): which is inside whose ball?
 
     Precision and recall are the means (Kynkäänniemi et al. 2019, eq. 2) of being in any ball of the other set (eq. 1).
     """
@@ -166,14 +155,14 @@ def _inside(x: Tensor, y: Tensor, radii: _Radii, k_density: int, rounding: float
 def _nearest(points: Tensor, k: int, progress: Progress) -> tuple[Tensor, float]:
     """Squared distances of points (N, D) to their 1st … k-th nearest others, float32 (N, k).
 
-    Second comes the largest error of `_rough` in them, relative to |x|² + |y|².
+    Also returns the largest error of `_rough` in them, relative to |x|² + |y|².
     """
-    centred = points - points.mean(0)
-    norms, wanted = centred.square().sum(1), min(k + SPARE, len(points) - 1)
+    centered = points - points.mean(0)
+    norms, wanted = centered.square().sum(1), min(k + SPARE, len(points) - 1)
     rough = norms.new_full((len(points), wanted), torch.inf)
     places = torch.zeros_like(rough, dtype=torch.long)
     for i, j in combinations_with_replacement(_spans(points), 2):
-        squared = _rough(centred[i], centred[j], norms[i], norms[j])
+        squared = _rough(centered[i], centered[j], norms[i], norms[j])
         if i == j:
             squared.fill_diagonal_(torch.inf)
         else:
@@ -187,7 +176,7 @@ def _nearest(points: Tensor, k: int, progress: Progress) -> tuple[Tensor, float]
 
 
 def _keep_nearest(best: Tensor, places: Tensor, squared: Tensor, start: int) -> None:
-    """Put into best (B, k), ascending, and places what is nearer in squared (B, C), whose first column is `start`."""
+    """Merge squared (B, C), whose first column has index `start`, into best (B, k), ascending, and its places."""
     k = best.shape[1]
     near, where = squared.topk(min(k, squared.shape[1]), largest=False)
     kept, order = torch.cat([best, near], 1).topk(k, largest=False)
@@ -196,12 +185,12 @@ def _keep_nearest(best: Tensor, places: Tensor, squared: Tensor, start: int) -> 
 
 
 def _rough(a: Tensor, b: Tensor, a_norms: Tensor, b_norms: Tensor) -> Tensor:
-    """|a|² + |b|² - 2 aᵀb: squared distances (A, B), up to rounding, which may put them below 0."""
+    """|a|² + |b|² - 2 aᵀb: squared distances (A, B), up to rounding, possibly negative."""
     return torch.addmm(b_norms, a, b.T, alpha=-2).add_(a_norms[:, None])
 
 
 def _exact(x: Tensor, y: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Squared distances of pairs x[row], y[column], float32 (P,): from differences, so (x, y) and (y, x) give one."""
+    """Squared distances of pairs x[row], y[column], float32 (P,), from differences: symmetric in x and y."""
     parts = []
     for chosen in torch.arange(len(row), device=row.device).split(max(1, CHUNK // x.shape[1])):
         apart = x[row[chosen]] - y[column[chosen]]
@@ -214,14 +203,8 @@ def _spans(points: Tensor) -> list[slice]:
 
 
 def _check(samples: np.ndarray, reference: np.ndarray) -> None:
-    """UserError for features of different widths, or not finite (or so large that their squares are not)."""
-    if samples.ndim != 2 or samples.shape[1:] != reference.shape[1:]:
-        raise UserError(
-            f"the samples: features {samples.shape}, the reference: {reference.shape}; use one backbone for both"
-        )
+    """UserError for features whose squares would overflow."""
     for name, features in (("the samples", samples), ("the reference", reference)):
         for start in range(0, len(features), BLOCK):
             if not np.abs(features[start : start + BLOCK]).max(initial=0) < LARGEST:
-                raise UserError(
-                    f"{name}: features are not finite or above {LARGEST:g}; the generator may have diverged"
-                )
+                raise UserError(f"{name}: features are above {LARGEST:g}; did the generator diverge?")

@@ -1,4 +1,4 @@
-"""Every mechanism of the table in every form that the contract is tested for."""
+"""The mechanisms and options of the contract tests, and helpers of all tests of mechanisms."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ each_form = pytest.mark.parametrize(("name", "options"), CASES)
 def make(
     name: str, options: dict, size: tuple[int, int] = (6, 8), dtype: torch.dtype = torch.float64
 ) -> AttentionModule:
-    """A module none of whose parameters is at its initial value."""
+    """A module with no parameter at its initial value."""
     torch.manual_seed(0)
     module = make_attention(name, CHANNELS, size, **options).to(dtype)
     with torch.no_grad():
@@ -55,11 +55,11 @@ def draw(size: tuple[int, int] = (6, 8), batch: int = 2, dtype: torch.dtype = to
     return torch.randn(batch, CHANNELS, *size, generator=generator, dtype=dtype).requires_grad_()
 
 
-def randomised(
+def randomized(
     name: str, channels: int, size: int | tuple[int, int], std: float, dtype: torch.dtype = torch.float64,
     gamma: float = 0.7, **options,
 ) -> AttentionModule:  # fmt: skip
-    """A module all of whose parameters are drawn anew, N(0, std), its gain not 0."""
+    """A module whose parameters are drawn from N(0, std), except for gamma."""
     torch.manual_seed(0)
     module = make_attention(name, channels, size, **options).to(dtype)
     for key, parameter in module.named_parameters():
@@ -67,8 +67,17 @@ def randomised(
     return module
 
 
+def assert_same_with_gradients(found: Tensor, expected: Tensor, inputs: list[Tensor], atol: float = 1e-9) -> None:
+    """Compare two results in float64 and the gradients of a random linear function of them with respect to `inputs`."""
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    weight = torch.randn_like(expected)
+    gradients = torch.autograd.grad((found * weight).sum(), inputs)
+    for gradient, by_loop in zip(gradients, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
+        torch.testing.assert_close(gradient, by_loop, rtol=atol, atol=atol)
+
+
 class Sizes(TorchDispatchMode):
-    """Numbers of elements of every tensor that an operation gave."""
+    """Records the number of elements of every tensor that an operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +85,7 @@ class Sizes(TorchDispatchMode):
 
     @property
     def elements(self) -> int:
-        """Of the largest."""
+        """Elements of the largest tensor."""
         return max(self.seen, default=0)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

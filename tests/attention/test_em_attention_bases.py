@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from sagan.attention import make_attention
-from sagan.layers import initialize
-from sagan.spectral_norm import hold_state
+from sagan.layers.spectral_norm import hold_state
+from sagan.models.blocks import initialize
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0, 1.0])
 def test_bases_follow_once_and_stay_unit_vectors(momentum: float):
-    """Breaks when the bases move while held or in eval mode, by another share, or shrink as in the released code."""
+    """Bases move only in training, by the momentum, and keep unit length."""
     module, x = make(momentum=momentum), draw(4, 5)
     before = module.get_buffer("bases.vectors").clone()
     _, _, found = unit(x, dict(module.named_parameters()), before)
@@ -35,7 +35,7 @@ def test_bases_follow_once_and_stay_unit_vectors(momentum: float):
 
 
 def test_bases_start_as_unit_vectors():
-    """Breaks when the bases are not drawn as unit vectors, or an initialisation does not draw them anew."""
+    """Bases are drawn as unit vectors, also by `initialize`."""
     module = make_attention("em_attention", 64, 12)
     first = module.get_buffer("bases.vectors").clone()
     assert first.shape == (64, 64)
@@ -48,7 +48,7 @@ def test_bases_start_as_unit_vectors():
 
 
 def test_a_step_leaves_earlier_graphs_alone():
-    """Breaks when moved bases change or forbid the first or second derivative of a forward before the move."""
+    """Moving the bases leaves first and second derivatives of earlier forwards intact."""
     x, y = draw(4, 5), draw(4, 5)
     module = make()
     state, bases = dict(module.named_parameters()), module.get_buffer("bases.vectors").clone()
@@ -67,7 +67,7 @@ def test_a_step_leaves_earlier_graphs_alone():
 
 
 def test_an_empty_basis_has_finite_derivatives():
-    """Breaks when a basis no cell belongs to gives a nan in the first or second derivative, or moves."""
+    """A basis without cells has finite first and second derivatives."""
     module, x = make((3, 3), bases=30, lam=1e4), draw(3, 3)
     module(x)
     kept = module.get_buffer("bases.vectors")
@@ -78,7 +78,7 @@ def test_an_empty_basis_has_finite_derivatives():
 
 
 def test_autocast_leaves_float32_state():
-    """Breaks when EM runs in bfloat16, or the bases become bfloat16 or lose their length."""
+    """EM runs in float32 under autocast, and so do the bases."""
     torch.manual_seed(0)
     x = torch.randn(2, CHANNELS, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -103,7 +103,7 @@ def follow_in_two(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_keep_the_same_bases(tmp_path: Path):
-    """Breaks when the bases of two processes part, or are not those of one process with both their batches."""
+    """Two processes keep the bases of one process with both batches."""
     torch.manual_seed(1)
     images = torch.randn(4, CHANNELS, 3, 4, dtype=torch.float64)
     torch.save(images, tmp_path / "images.pt")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from forms import Sizes, randomised
+from forms import assert_same_with_gradients, randomized
 from torch import Tensor
 
 from sagan.attention import AttentionModule, make_attention
@@ -21,12 +21,12 @@ SIZES = [(4, 4), (5, 3), (2, 7)]
 
 def make(size: tuple[int, int], channels: int = 16, dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
     """A module with random parameters, gamma not 0."""
-    return randomised("gated_positional", channels, size, 0.4, dtype, **options)
+    return randomized("gated_positional", channels, size, 0.4, dtype, **options)
 
 
 def normed(t: Tensor, p: Mapping[str, Tensor], name: str) -> Tensor:
-    centred = t - t.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+    centered = t - t.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
 
 
 def reference_maps(x: Tensor, p: Mapping[str, Tensor], mutant: str = "") -> dict[str, Tensor]:
@@ -70,20 +70,15 @@ def reference(x: Tensor, p: Mapping[str, Tensor], mutant: str = "") -> Tensor:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("options", FORMS)
 def test_equals_the_equations(options: dict, size: tuple[int, int]):
-    """Breaks when the positional softmax does not factorise as it should, or gate, scale or residual are others."""
+    """Values and gradients equal the equations over all pairs of cells."""
     module = make((3, 3), **options)  # r comes from the map at hand
     x = torch.randn(2, 16, *size, dtype=torch.float64, requires_grad=True)
     expected = reference(x, dict(module.named_parameters()))
-    found = module(x)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    inputs, weight = [x, *module.parameters()], torch.randn_like(expected)
-    gradients = torch.autograd.grad((found * weight).sum(), inputs)
-    for gradient, by_loop in zip(gradients, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
-        torch.testing.assert_close(gradient, by_loop, rtol=1e-9, atol=1e-9)
+    assert_same_with_gradients(module(x), expected, [x, *module.parameters()])
 
 
 def test_differs_from_a_gate_on_the_logits():
-    """Breaks when the two terms are gated before one softmax instead of after two."""
+    """Two softmaxes are gated, not the logits of one."""
     module = make((4, 5))
     x = torch.randn(2, 16, 4, 5, dtype=torch.float64)
     wrong = reference(x, dict(module.named_parameters()), "gate on the logits")
@@ -93,7 +88,7 @@ def test_differs_from_a_gate_on_the_logits():
 @pytest.mark.parametrize("size", [(4, 4), (7, 5)])
 @pytest.mark.parametrize("options", FORMS)
 def test_attention_rows_equal_the_full_matrices(options: dict, size: tuple[int, int]):
-    """Breaks when a row of a term belongs to another cell, head or sample, or a gate to another head."""
+    """Rows of all terms belong to their cell, head and image."""
     module = make(size, **options)
     p = dict(module.named_parameters())
     x = torch.randn(2, 16, *size, dtype=torch.float64)
@@ -110,7 +105,7 @@ def test_attention_rows_equal_the_full_matrices(options: dict, size: tuple[int, 
 
 @pytest.mark.parametrize(("heads", "side"), [(1, 1), (2, 2), (4, 2), (5, 3), (8, 3), (9, 3), (12, 4), (16, 4)])
 def test_every_head_starts_local(heads: int, side: int):
-    """Breaks when a head has no cell of its own: heads of a full grid in the paper's order, otherwise the central."""
+    """Each head starts at its own offset; full grids are in the paper's order."""
     module = make_attention("gated_positional", 720, 9, heads=heads, locality=2.0)
     w = dict(module.named_parameters())["position"].detach()
     c = (side - 1) / 2
@@ -124,8 +119,8 @@ def test_every_head_starts_local(heads: int, side: int):
     assert max(x * x + y * y for x, y, _ in found) <= min([x * x + y * y for x, y, _ in left_out], default=99)
 
 
-def test_a_sharp_head_reads_its_neighbour():
-    """Breaks when the offsets' sign or axes are not those of key - query: nine heads of a 3×3 convolution's taps."""
+def test_a_sharp_head_reads_its_neighbor():
+    """Nine sharp heads read the nine taps of a 3×3 convolution: offsets are key - query."""
     module = make_attention("gated_positional", 18, (5, 6), heads=9, locality=20.0)
     rows = module.attention_rows(torch.randn(1, 18, 5, 6), torch.tensor([[2, 3]]))["position"][0, :, 0]
     cells = [divmod(int(row.argmax()), 6) for row in rows]
@@ -133,8 +128,8 @@ def test_a_sharp_head_reads_its_neighbour():
     torch.testing.assert_close(rows.amax(dim=(1, 2)), torch.ones(9))
 
 
-def test_initialisation_is_the_papers():
-    """Breaks when value is not the identity, g not 1, or the other linears are not drawn with deviation 0.02."""
+def test_initialization_is_the_papers():
+    """Value starts as the identity, g at 1, the other linear layers at N(0, 0.02)."""
     module = make_attention("gated_positional", 64, 8, mlp=True)
     p = dict(module.named_parameters())
     assert torch.equal(p["value.weight"], torch.eye(64))
@@ -143,25 +138,3 @@ def test_initialisation_is_the_papers():
         assert 0.018 < p[f"{name}.weight"].std() < 0.022
     assert not p["out.bias"].any()
     assert "query.bias" not in p
-
-
-def test_never_holds_all_pairs():
-    """Breaks when content or position is laid out for all pairs of cells, or r for all of them."""
-    module = make((48, 40), dtype=torch.float32)
-    x = torch.randn(1, 16, 48, 40, requires_grad=True)
-    with Sizes() as forward:
-        module(x).sum().backward()
-    assert forward.elements <= 48 * 40 * 16 * 3
-    with Sizes() as rows, torch.no_grad():
-        module.attention_rows(x, torch.tensor([[0, 0], [47, 39], [5, 9]]))
-    assert rows.elements <= 16 * 48 * 40
-
-
-def test_mistakes_name_their_numbers():
-    """Breaks when heads that do not divide the channels, or a locality that scatters, are taken silently."""
-    with pytest.raises(ValueError, match="5 heads must divide 64 channels"):
-        make_attention("gated_positional", 64, 12, heads=5)
-    with pytest.raises(ValueError, match="0 heads"):
-        make_attention("gated_positional", 64, 12, heads=0)
-    with pytest.raises(ValueError, match="locality is 0"):
-        make_attention("gated_positional", 64, 12, locality=0)

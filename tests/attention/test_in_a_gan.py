@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import assert_same_bits, tiny_batches, tiny_config, tiny_gan
+from tiny import assert_same_bits, one_process, tiny_batches, tiny_config, tiny_gan
 
-from sagan.adversarial import GAN, LocalEngine, Objective, discriminator_step, generator_step
 from sagan.attention import ATTENTION, attention_options
-from sagan.checkpoint import Progress, load_checkpoint, save_checkpoint
-from sagan.config import Config
-from sagan.ema import averaged_generator, update_average
-from sagan.losses import LOSSES
-from sagan.sampling import latents
-from sagan.snapshot import load_snapshot, save_snapshot
+from sagan.config.load import Config
+from sagan.models.gan import GAN
+from sagan.runs.checkpoint import Progress, load_checkpoint, save_checkpoint
+from sagan.runs.snapshot import load_snapshot, save_snapshot
+from sagan.sampling.sampler import latents
+from sagan.training.ema import ema_generator, update_ema
+from sagan.training.losses import LOSSES, Objective, make_objective
+from sagan.training.step import discriminator_step, generator_step
 
 PLACED = [(name, place) for name, mechanism in ATTENTION.items() for place in mechanism.places]
 
@@ -32,15 +33,15 @@ def trained(config: Config, steps: int = 2) -> GAN:
     gan = tiny_gan(config, dtype=torch.float32)
     for step in range(steps):
         batches = tiny_batches(config, 1, 4, dtype=torch.float32)
-        discriminator_step(gan, Objective(LOSSES["hinge"], config.loss.r1), batches, LocalEngine())
-        generator_step(gan, Objective(LOSSES["hinge"]), [batches[0][1]], LocalEngine())
-        update_average(gan.average, gan.generator, 0.5 if step else 0.0)
+        discriminator_step(gan, make_objective(config), batches, one_process())
+        generator_step(gan, Objective(LOSSES["hinge"]), [batches[0][1]], one_process())
+        update_ema(gan.ema, gan.generator, 0.5 if step else 0.0)
     return gan
 
 
 @pytest.mark.parametrize(("name", "place"), PLACED)
 def test_trains_and_survives_average_checkpoint_and_snapshot(name: str, place: str, tmp_path: Path) -> None:
-    """Breaks when a mechanism cannot stand in a network, or part of its state is lost on the way."""
+    """Training, averaging, checkpoints and snapshots preserve every mechanism's state."""
     config = config_of(name, place)
     gan = trained(config)
     assert all(p.isfinite().all() for network in (gan.generator, gan.discriminator) for p in network.parameters())
@@ -48,7 +49,7 @@ def test_trains_and_survives_average_checkpoint_and_snapshot(name: str, place: s
     again = tiny_gan(config, dtype=torch.float32)
     load_checkpoint(tmp_path / "00000002", again)
     assert_same_bits(gan, again)
-    average = averaged_generator(gan.average)
+    average = ema_generator(gan.ema)
     save_snapshot(average, tmp_path / "snapshot")
     found = load_snapshot(tmp_path / "snapshot")
     found.memory_format = average.memory_format
@@ -57,7 +58,7 @@ def test_trains_and_survives_average_checkpoint_and_snapshot(name: str, place: s
 
 
 def test_state_moves_in_its_own_network_s_update_only() -> None:
-    """Breaks when bases of D move while G is updated, or those of G while D is, or twice in an update."""
+    """The bases of D and G move only in their own update."""
     config = config_of("em_attention", "after")
     gan = trained(config)
     batches = tiny_batches(config, 2, 4, dtype=torch.float32)
@@ -68,11 +69,11 @@ def test_state_moves_in_its_own_network_s_update_only() -> None:
 
     before = bases()
     assert before.keys() == {"G", "D"}
-    discriminator_step(gan, Objective(LOSSES["hinge"]), batches, LocalEngine())
+    discriminator_step(gan, Objective(LOSSES["hinge"]), batches, one_process())
     after_d = bases()
     assert torch.equal(after_d["G"], before["G"])
     assert not torch.equal(after_d["D"], before["D"])
-    generator_step(gan, Objective(LOSSES["hinge"]), [batches[0][1], batches[1][1]], LocalEngine())
+    generator_step(gan, Objective(LOSSES["hinge"]), [batches[0][1], batches[1][1]], one_process())
     after_g = bases()
     assert torch.equal(after_g["D"], after_d["D"])
     assert not torch.equal(after_g["G"], after_d["G"])

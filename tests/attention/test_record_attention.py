@@ -6,7 +6,7 @@ from network_cases import CASES, discriminator_of, generator_of, output_of
 from torch import Tensor, nn
 
 from sagan.attention import make_attention, record_attention
-from sagan.networks import Generator
+from sagan.models.generator import Generator
 
 each_network = pytest.mark.parametrize("network_of", [generator_of, discriminator_of], ids=["G", "D"])
 
@@ -20,7 +20,7 @@ def attention() -> nn.Module:
 
 
 def test_recorded_maps_are_those_of_the_last_forward():
-    """Breaks when a fraction falls into the wrong cell, a name or shape is wrong, or an earlier map is kept."""
+    """Names, kinds, shapes and values are those of the last forward."""
     network = nn.Sequential(nn.Conv2d(3, 16, 1).double(), attention())
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64)
     cells = torch.tensor([[0, 0], [5, 7], [3, 4]])
@@ -43,11 +43,11 @@ def test_recorded_maps_are_those_of_the_last_forward():
 
 
 def test_recording_ends_with_its_block():
-    """Breaks when a listener stays after the block, also one left by an error, or a point outside the map is taken."""
+    """No recorder stays after the block, also after an error."""
     module, x = attention(), torch.randn(1, 16, 6, 8, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"\[0, 1\)"), record_attention(module, torch.tensor([[0.5, 1.0]])):
         module(x)
-    assert module.listener is None
+    assert module.recorder is None
     with record_attention(module) as maps:
         pass
     module(x)
@@ -57,7 +57,7 @@ def test_recording_ends_with_its_block():
 @each_network
 @pytest.mark.parametrize("training", [True, False])
 def test_recording_changes_no_bit(network_of, training: bool):
-    """Breaks when listening moves vectors, statistics or random state, or changes an output, a gradient or a key."""
+    """Recording changes no output, gradient, state or random number of a network."""
 
     def run(record: bool) -> dict[str, Tensor]:
         network, (x, labels) = network_of(CASES[0])
@@ -83,8 +83,8 @@ def test_recording_changes_no_bit(network_of, training: bool):
 
 
 @each_network
-def test_recorded_rows_are_those_of_the_normalised_weights(network_of):
-    """Breaks when a recorded map has another name or shape, or comes of other weights or features."""
+def test_recorded_rows_are_those_of_the_normalized_weights(network_of):
+    """Rows are those of the spectrally normalized weights."""
     network, inputs = network_of(CASES[0])
     prefix, sizes = ("attention", (8, 32)) if isinstance(network, Generator) else ("trunk.attention", (16, 8))
     module, seen = network.get_submodule(f"{prefix}.8x8"), []

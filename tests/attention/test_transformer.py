@@ -6,7 +6,7 @@ from math import cos, erf, pi, sin, tanh
 import pytest
 import torch
 import torch.nn.functional as F
-from forms import Sizes, randomised
+from forms import assert_same_with_gradients, randomized
 from torch import Tensor, nn
 
 from sagan.attention import AttentionModule, make_attention
@@ -23,12 +23,12 @@ SIZES = [(4, 4), (5, 3), (2, 7)]
 
 def make(size: tuple[int, int], channels: int = 16, dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
     """A module with random parameters, gamma not 0."""
-    return randomised("transformer", channels, size, 0.4, dtype, **options)
+    return randomized("transformer", channels, size, 0.4, dtype, **options)
 
 
 def normed(t: Tensor, p: Mapping[str, Tensor], name: str, eps: float = 1e-6) -> Tensor:
-    centred = t - t.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+    centered = t - t.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
 
 
 def gelu(t: Tensor, form: str) -> Tensor:
@@ -75,21 +75,16 @@ def reference(x: Tensor, p: Mapping[str, Tensor], options: dict, mutant: str = "
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("options", FORMS)
 def test_equals_the_equations(options: dict, size: tuple[int, int], built: tuple[int, int] | None):
-    """Breaks when norms, scale, GELU, positions (also of another size) or what gamma stands before are others."""
+    """Values and gradients equal the equations."""
     module = make(built or size, **options)
     x = torch.randn(2, 16, *size, dtype=torch.float64, requires_grad=True)
     expected, _ = reference(x, dict(module.named_parameters()), options)
-    found = module(x)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    inputs, weight = [x, *module.parameters()], torch.randn_like(expected)
-    gradients = torch.autograd.grad((found * weight).sum(), inputs)
-    for gradient, by_loop in zip(gradients, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
-        torch.testing.assert_close(gradient, by_loop, rtol=1e-9, atol=1e-9)
+    assert_same_with_gradients(module(x), expected, [x, *module.parameters()])
 
 
 @pytest.mark.parametrize("mutant", ["eps 1e-5", "no first norm", "exact GELU"])
 def test_differs_from_known_mistakes(mutant: str):
-    """Breaks when the norm's epsilon is torch's default, the norm is left out, or the default GELU is the exact one."""
+    """The module differs from wrong re-implementations."""
     module = make((4, 5))
     x = torch.randn(2, 16, 4, 5, dtype=torch.float64)
     p = dict(module.named_parameters())
@@ -101,7 +96,7 @@ def test_differs_from_known_mistakes(mutant: str):
 @pytest.mark.parametrize("size", [(4, 4), (7, 5)])
 @pytest.mark.parametrize("options", FORMS)
 def test_attention_rows_equal_the_full_matrix(options: dict, size: tuple[int, int]):
-    """Breaks when a row belongs to another cell, head or sample, or positions are left out of it."""
+    """Rows belong to their cell, head and image, and include positions."""
     module = make(size, **options)
     x = torch.randn(2, 16, *size, dtype=torch.float64)
     points = torch.tensor([[0, 0], [size[0] - 1, 0], [1, size[1] - 1], [2, 3]])
@@ -114,7 +109,7 @@ def test_attention_rows_equal_the_full_matrix(options: dict, size: tuple[int, in
 
 
 def test_gelu_is_that_of_the_words():
-    """Breaks when "tanh" and "exact" are exchanged: the activation at 1."""
+    """The words tanh and exact name the right activations."""
     for word, one in (("tanh", (1 + tanh((2 / pi) ** 0.5 * 1.044715)) / 2), ("exact", (1 + erf(0.5**0.5)) / 2)):
         (activation,) = [m for m in make((2, 2), gelu=word).modules() if isinstance(m, nn.GELU)]
         assert activation(torch.ones((), dtype=torch.float64)).item() == pytest.approx(one, abs=1e-12)
@@ -122,12 +117,12 @@ def test_gelu_is_that_of_the_words():
 
 @pytest.mark.parametrize(("channels", "heads"), [(16, 1), (64, 1), (96, 1), (128, 2), (200, 2), (512, 8)])
 def test_default_heads(channels: int, heads: int):
-    """Breaks when the default is not the largest divisor of C up to C/64."""
+    """The default is the largest divisor of C up to C/64."""
     assert make_attention("transformer", channels, 4).heads == heads
 
 
-def test_initialisation_is_the_papers():
-    """Breaks when weights are not Xavier-uniform, or tables and the MLP's biases not N(0, 0.02) and N(0, 1e-6)."""
+def test_initialization_is_the_papers():
+    """Weights are Xavier-uniform; positions N(0, 0.02), biases of the MLP N(0, 1e-6)."""
     p = dict(make_attention("transformer", 64, 16).named_parameters())
     assert p["position_table"].shape == (1, 64, 16, 16)
     assert 0.0195 < p["position_table"].std() < 0.0205
@@ -138,31 +133,3 @@ def test_initialisation_is_the_papers():
         assert 0.95 < p[f"{name}.weight"].abs().max() / (6 / 320) ** 0.5 <= 1
         assert 0.7e-6 < p[f"{name}.bias"].std() < 1.3e-6
     assert sum(v.numel() for v in p.values()) == 12 * 64**2 + (9 + 4) * 64 + 64 * 16**2 + 1
-
-
-def test_never_holds_all_pairs():
-    """Breaks when no fused kernel is chosen, or k rows cost more than O(k·N)."""
-    module = make((48, 40), dtype=torch.float32, position="sincos")
-    x = torch.randn(1, 16, 48, 40, requires_grad=True)
-    with Sizes() as forward:
-        module(x).sum().backward()
-    assert forward.elements <= 48 * 40 * 4 * 16
-    with Sizes() as rows, torch.no_grad():
-        module.attention_rows(x, torch.tensor([[0, 0], [47, 39], [5, 9]]))
-    assert rows.elements <= 16 * 48 * 40
-
-
-def test_mistakes_name_what_is_known():
-    """Breaks when a wrong number or word is taken silently."""
-    with pytest.raises(ValueError, match="5 heads must divide 64 channels"):
-        make_attention("transformer", 64, 12, heads=5)
-    with pytest.raises(ValueError, match="-1 heads"):
-        make_attention("transformer", 64, 12, heads=-1)
-    with pytest.raises(ValueError, match="ratio is 0"):
-        make_attention("transformer", 64, 12, ratio=0)
-    with pytest.raises(ValueError, match="position is 'rotary'; known: learned, sincos, none"):
-        make_attention("transformer", 64, 12, position="rotary")
-    with pytest.raises(ValueError, match="gelu is 'fast'; known: tanh, exact"):
-        make_attention("transformer", 64, 12, gelu="fast")
-    with pytest.raises(ValueError, match="divisible by 4, not 18"):
-        make_attention("transformer", 18, 12, position="sincos")

@@ -16,9 +16,9 @@ from tiny import write_config
 
 from sagan.data.dataset import PreparedData
 from sagan.data.shapes import CLASSES
-from sagan.images import read_png, save_png
-from sagan.networks import Generator
-from sagan.snapshot import save_snapshot
+from sagan.models.generator import Generator
+from sagan.runs.snapshot import save_snapshot
+from sagan.utils.images import read_png, save_png
 
 TESTS = Path(__file__).parents[1]
 STANDIN = register_standin()
@@ -229,7 +229,7 @@ def test_a_reference_with_more_classes_is_not_taken_for_balanced(
     np.savez(tmp_path / "r.npz", images=images, labels=np.arange(40) % 5)
     command = ["evaluate", run / "snapshots" / "00000002", "--reference", tmp_path / "r.npz", "--backbone", STANDIN]
     assert sagan(*command, "--num", 20) == 2
-    assert "the reference has 5 classes, the generator 4; --labels uniform" in capsys.readouterr().err
+    assert "the reference has 5 classes, the generator 4; use --labels uniform" in capsys.readouterr().err
     assert sagan(*command, "--num", 20, "--labels", "uniform", "--metrics", "fid") == 0
 
 

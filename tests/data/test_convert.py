@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sagan.data.convert import Unusable, convert
-from sagan.data.folder import _open
-from sagan.data.source import Item
+from sagan.data.decode import Unusable, convert
+from sagan.data.sources import Item, _open
 
 # Pillow warns of damage and of large sizes; preparation silences it and judges itself.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")

@@ -8,7 +8,7 @@ import pytest
 
 from sagan.data.dataset import Manifest, PreparedData, is_prepared
 from sagan.data.prepare import prepare
-from sagan.errors import UserError
+from sagan.utils.errors import UserError
 
 
 @pytest.fixture

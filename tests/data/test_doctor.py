@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from sagan.data.doctor import CONVERTED, UNUSABLE, WARNINGS, Finding, Report, Tally, duplicates, imbalance, refusal
-from sagan.data.source import Problem
+from sagan.data.report import CONVERTED, UNUSABLE, WARNINGS, Finding, Report, Tally, duplicates, imbalance, refusal
+from sagan.data.sources import Problem
 
 
 def test_tally_counts_all_and_names_the_first():

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sagan.data.folder import FolderSource
-from sagan.errors import UserError
+from sagan.data.sources import FolderSource
+from sagan.utils.errors import UserError
 
 
 def refusal(path: Path | str) -> str:

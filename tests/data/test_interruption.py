@@ -11,7 +11,7 @@ import pytest
 
 from sagan.data.dataset import PreparedData
 from sagan.data.prepare import prepare
-from sagan.files import TEMPORARY
+from sagan.utils.io import TEMPORARY
 
 PREPARE = "import sys; from sagan.data.prepare import prepare; prepare(sys.argv[1], sys.argv[2], 32)"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sagan.data.npz import NpzSource
-from sagan.errors import UserError
+from sagan.data.sources import NpzSource
+from sagan.utils.errors import UserError
 
 
 def refusal(path: Path | str) -> str:

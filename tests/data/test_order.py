@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from sagan.data.order import indices
+from sagan.data.dataset import indices
 
 
 def test_every_epoch_holds_each_image_once():

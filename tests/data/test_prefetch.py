@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sagan.data.prefetch import Prefetcher
+from sagan.data.dataset import Prefetcher
 
 
 def test_results_come_in_order():
@@ -55,7 +55,7 @@ def test_close_ends_the_thread():
 
 def test_interpreter_leaves_though_nobody_closed():
     """Breaks when the thread waits for a consumer that is gone: the process would never end."""
-    code = "from sagan.data.prefetch import Prefetcher; b = Prefetcher(lambda s: s, 0, 10**9); print(next(b)); exit(5)"
+    code = "from sagan.data.dataset import Prefetcher; b = Prefetcher(lambda s: s, 0, 10**9); print(next(b)); exit(5)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (5, "0\n")
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sagan.commands.prepare import prepare_command
-from sagan.data.prepare import ensure_prepared, prepare
-from sagan.errors import UserError
-from sagan.settings import DataSettings
+from sagan.config.schema import DataSettings
+from sagan.data.prepare import ensure_prepared, prepare, prepare_command
+from sagan.utils.errors import UserError
 
 
 @pytest.fixture

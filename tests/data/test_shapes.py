@@ -5,7 +5,6 @@ import hashlib
 import numpy as np
 import pytest
 
-from sagan.data.rendering import hue_to_rgb, rgb_to_hue
 from sagan.data.shapes import (
     CLASSES,
     MARGIN,
@@ -13,13 +12,15 @@ from sagan.data.shapes import (
     SATURATION,
     TINT,
     VALUE,
+    hue_to_rgb,
     object_masks,
     placement,
     render,
     render_many,
+    rgb_to_hue,
     scenes,
 )
-from sagan.errors import UserError
+from sagan.utils.errors import UserError
 
 RESOLUTIONS = (32, 64, 128, 256)
 

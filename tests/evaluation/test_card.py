@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from sagan.evaluation.card import Card, over_repeats
-from sagan.evaluation.protocol import Protocol, protocol_differences
+from sagan.evaluation.result import EvaluationResult, Protocol, over_repeats, protocol_differences
 
 
-def card(fid: float, seeds: str = "0-9", **protocol: object) -> Card:
-    return Card({"fid": fid}, Protocol(images="generated", num=10, size=(32, 32), seeds=seeds, **protocol))
+def card(fid: float, seeds: str = "0-9", **protocol: object) -> EvaluationResult:
+    return EvaluationResult({"fid": fid}, Protocol(images="generated", num=10, size=(32, 32), seeds=seeds, **protocol))
 
 
 def test_a_card_is_one_json_object_with_metrics_at_the_top():
@@ -33,7 +32,7 @@ def test_repeats_give_mean_and_spread():
 
 def test_a_warning_stands_in_card_and_table():
     """Breaks when a warning is only shown on the screen."""
-    weak = Card({"fid": 1.0}, card(1.0).protocol, warnings=("10 samples: few",))
+    weak = EvaluationResult({"fid": 1.0}, card(1.0).protocol, warnings=("10 samples: few",))
     assert weak.to_dict()["warnings"] == ["10 samples: few"]
     assert "warning: 10 samples: few" in weak.to_table()
 

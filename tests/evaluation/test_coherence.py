@@ -5,9 +5,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from sagan.data.shapes import CLASSES, render_many, scenes
-from sagan.errors import UserError
-from sagan.evaluation.coherence import Coherence, coherence, data_reference
-from sagan.evaluation.segmentation import find_objects
+from sagan.evaluation.coherence import Coherence, coherence, data_reference, find_objects
+from sagan.utils.errors import UserError
 
 COUNT = 400
 

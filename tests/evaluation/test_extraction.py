@@ -8,9 +8,8 @@ import pytest
 import torch
 from standin import register_standin
 
-from sagan.evaluation.backbones import Backbone, load_backbone
-from sagan.evaluation.extraction import CHUNK, Extraction, extract
-from sagan.evaluation.image_set import ImageSet
+from sagan.evaluation.extractors import Backbone, load_backbone
+from sagan.evaluation.features import CHUNK, Extraction, ImageSet, extract
 
 COUNT = 2 * CHUNK + 76
 

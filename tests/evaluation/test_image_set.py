@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from sagan.data.dataset import PreparedData
-from sagan.errors import UserError
-from sagan.evaluation.image_set import from_files, from_prepared
-from sagan.images import save_png
+from sagan.evaluation.features import from_files, from_prepared
+from sagan.utils.errors import UserError
+from sagan.utils.images import save_png
 
 
 @pytest.fixture

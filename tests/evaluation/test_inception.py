@@ -5,18 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluate import random_weights
 from PIL import Image
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
-from sagan.evaluation.inception import (
+from sagan.evaluation.extractors import (
     IMAGES_AT_ONCE,
+    as_file,
     build_extractor,
     fast_inception,
     fold_batch_norm,
-    random_weights,
+    load_tensors,
 )
-from sagan.evaluation.weights import as_file, load_tensors
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagan.evaluation.labels import labels_by_frequency
+from sagan.evaluation.result import labels_by_frequency
 
 
 def test_equal_classes_take_turns():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from sagan.evaluation.resize import resize_like_tensorflow
+from sagan.evaluation.extractors import resize_like_tensorflow
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sagan.errors import UserError
-from sagan.evaluation.statistics import Statistics, frechet_distance, load_statistics, save_statistics
+from sagan.evaluation.fid import Statistics, frechet_distance, load_statistics, save_statistics
+from sagan.utils.errors import UserError
 
 
 def some(dimension: int) -> Statistics:
@@ -81,7 +81,7 @@ def test_changed_numbers_are_found(tmp_path: Path) -> None:
         changed = dict(arrays)
     changed["covariance"][1, 1] += 1e-12
     np.savez(tmp_path / "a.npz", **changed)
-    with pytest.raises(UserError, match="damaged, its checksum"):
+    with pytest.raises(UserError, match="damaged, its checksum does not match"):
         load_statistics(tmp_path / "a.npz")
 
 
@@ -124,11 +124,12 @@ def write_bad_file(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "message"), [
-    ("missing", "no such file"), ("folder", "no such file"), ("truncated", "not readable"), ("pickle", "not readable"),
+    ("missing", "no such statistics file"), ("folder", "no such statistics file"), ("truncated", "not readable"),
+    ("pickle", "not readable"),
     ("npy", "not readable"), ("text_in_zip", "not readable"), ("huge", "not readable"),
     ("objects", "not readable"),
     ("images", "holds neither"), ("shapes", "expected floats"), ("not_square", "expected floats"),
-    ("integers", "expected floats"), ("empty", "expected floats"), ("not_finite", "not all finite"),
+    ("integers", "expected floats"), ("empty", "expected floats"), ("not_finite", "not finite"),
     ("not_symmetric", "not symmetric"), ("negative", "negative variance"),
 ])  # fmt: skip
 def test_bad_files_are_refused(tmp_path: Path, kind: str, message: str) -> None:

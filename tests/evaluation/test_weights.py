@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sagan.errors import UserError
-from sagan.evaluation import weights as weights_module
-from sagan.evaluation.weights import Published, as_file, find_weights, load_tensors, tensors_sha256
-from sagan.files import sha256
+from sagan.evaluation import extractors as weights_module
+from sagan.evaluation.extractors import Pretrained, as_file, find_weights, load_tensors, tensors_sha256
+from sagan.utils.errors import UserError
+from sagan.utils.io import sha256
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)}
 
@@ -36,15 +36,15 @@ def source(tmp_path: Path) -> Path:
 
 def test_a_given_file_is_taken_as_it_is(cache: Path, source: Path) -> None:
     """Breaks when the cache comes before what the user named, or a missing file is replaced silently."""
-    assert find_weights(Published("http://127.0.0.1:1/net-1.pth", "00000000"), source) == source
+    assert find_weights(Pretrained("http://127.0.0.1:1/net-1.pth", "00000000"), source) == source
     for wrong in (source.with_name("other.pth"), source.parent):
-        with pytest.raises(UserError, match="no such file of weights"):
-            find_weights(Published(source.as_uri()), wrong)
+        with pytest.raises(UserError, match="no such weights file"):
+            find_weights(Pretrained(source.as_uri()), wrong)
 
 
 def test_it_is_fetched_once_into_the_cache(cache: Path, source: Path) -> None:
     """Breaks when a download leaves more than the file, or happens again."""
-    published = Published(source.as_uri(), sha256(source)[:8], "renamed.pth")
+    published = Pretrained(source.as_uri(), sha256(source)[:8], "renamed.pth")
     assert find_weights(published) == cache / "renamed.pth"
     assert [path.name for path in cache.iterdir()] == ["renamed.pth"]
     assert (cache / "renamed.pth").read_bytes() == source.read_bytes()
@@ -54,12 +54,12 @@ def test_it_is_fetched_once_into_the_cache(cache: Path, source: Path) -> None:
 
 def test_another_file_by_its_name_is_refused(cache: Path, source: Path) -> None:
     """Breaks when a file that is not the published one gets into the cache, or is taken from it."""
-    published = Published(source.as_uri(), "00000000")
-    with pytest.raises(UserError, match="cut short, or another file"):
+    published = Pretrained(source.as_uri(), "00000000")
+    with pytest.raises(UserError, match="truncated, or another file"):
         find_weights(published)
     assert list(cache.iterdir()) == []
     (cache / "net-1.pth").write_bytes(source.read_bytes())
-    with pytest.raises(UserError, match=r"not the published file \(SHA-256 00000000…\); delete it, or name .* by --w"):
+    with pytest.raises(UserError, match=r"not the official file \(SHA-256 00000000…\); delete it, or name .* by --w"):
         find_weights(published, option="--w")
 
 
@@ -67,7 +67,7 @@ def test_without_a_network_it_says_what_to_put_where(cache: Path) -> None:
     """Breaks when the message lacks place, digits or reason."""
     digits = "ab" * 32
     with pytest.raises(UserError, match="--w") as error:
-        find_weights(Published("http://127.0.0.1:1/x/net-1.pth", digits), option="--w")
+        find_weights(Pretrained("http://127.0.0.1:1/x/net-1.pth", digits), option="--w")
     assert str(cache / "net-1.pth") in str(error.value)
     assert f"SHA-256 {digits})" in str(error.value)
     assert "refused" in str(error.value)
@@ -76,11 +76,11 @@ def test_without_a_network_it_says_what_to_put_where(cache: Path) -> None:
 
 def test_a_server_that_does_not_answer_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks when a command hangs where packets are dropped."""
-    monkeypatch.setattr(weights_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(weights_module, "TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/net-1.pth"
         with pytest.raises(UserError, match="timed out"):
-            find_weights(Published(url))
+            find_weights(Pretrained(url))
     assert list(cache.iterdir()) == []
 
 
@@ -112,9 +112,7 @@ def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
     """Breaks when a file is unpickled: the mark is made then."""
     mark = tmp_path / "mark"
     torch.save({"a.weight": torch.ones(2), "b": Evil(mark)}, tmp_path / "evil.pth")
-    with pytest.raises(
-        UserError, match=r"evil\.pth: damaged, cut short, or not a file of tensors alone; nothing was e"
-    ):
+    with pytest.raises(UserError, match=r"evil\.pth: damaged, truncated, or not a file of tensors only; nothing was e"):
         load_tensors(tmp_path / "evil.pth")
     assert not mark.exists()
     torch.load(tmp_path / "evil.pth", weights_only=False)
@@ -135,7 +133,7 @@ def test_damaged_files_are_refused(kind: str, tmp_path: Path, source: Path, recw
         with warnings.catch_warnings():  # torch.jit is deprecated
             warnings.simplefilter("ignore")
             torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
-    with pytest.raises(UserError, match=r"damaged\.pth: damaged, cut short"):
+    with pytest.raises(UserError, match=r"damaged\.pth: damaged, truncated"):
         load_tensors(path)
     assert not recwarn.list
 
@@ -143,8 +141,8 @@ def test_damaged_files_are_refused(kind: str, tmp_path: Path, source: Path, recw
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.ones(2)], "holds no named tensors"),
-        ({}, "holds no named tensors"),
+        ([torch.ones(2)], "expected a dictionary of tensors"),
+        ({}, "expected a dictionary of tensors"),
         ({"state_dict": {"a.weight": torch.ones(2)}}, "state_dict is not a tensor"),
         ({"a.weight": torch.tensor([1.0, float("nan")])}, "a.weight holds values that are not finite"),
     ],

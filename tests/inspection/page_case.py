@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sagan.inspection.packing import pack
-from sagan.inspection.page_data import Layer, PageData
+from sagan.inspection.page import Layer, PageData, pack
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>&amp;"
 NAMES = ("disc", "ring", HOSTILE)

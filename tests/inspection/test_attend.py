@@ -1,5 +1,8 @@
+"""`sagan attend`: its files, its numbers, its options, and the memory that it needs."""
+
 import json
-import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,115 +11,35 @@ from command_line import sagan
 from PIL import Image
 from tiny import write_config
 
-from sagan.commands.attend import attend_command
-from sagan.commands.attend_options import Options
-from sagan.config import load_config
+from sagan.config.load import load_config
 from sagan.data.dataset import PreparedData
 from sagan.data.shapes import CLASSES
-from sagan.errors import UserError
-from sagan.images import save_png
-from sagan.networks import bake, build_generator
-from sagan.snapshot import save_snapshot
-
-
-@pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("attend") / "snapshot", CLASSES)
+from sagan.models.generator import build_generator, remove_spectral_norm
+from sagan.runs.snapshot import save_snapshot
+from sagan.utils.images import save_png
 
 
 def saved(folder: Path, class_names: tuple[str, ...], *settings: str, gamma: float = 0.5) -> Path:
     config = load_config(None, ["generator.channels=8", *settings])
-    generator = bake(build_generator(config, len(class_names), class_names))
+    generator = remove_spectral_norm(build_generator(config, len(class_names), class_names))
     for module in generator.attention.values():
         module.gamma.data.fill_(gamma)  # type: ignore[union-attr]
     save_snapshot(generator, folder)
     return folder
 
 
-def look(source: Path, out: Path, seeds: str, classes: str | None, points: str | None, **more: object) -> None:
-    attend_command(Options(str(source), out, seeds, classes, points, **more))  # type: ignore[arg-type]
+def attend(source: Path, out: Path, options: str) -> None:
+    assert sagan("attend", source, "--out", out, *options.split()) == 0
 
 
-def test_attend_writes_figure_and_arrays_and_says_whether_attention_is_used(
-    snapshot: Path, tmp_path: Path, capsys
-) -> None:
-    """Breaks when a file is missing or its points, seeds or labels are others than asked for."""
-    look(snapshot, tmp_path, "2,5-6", None, "3", as_json=False)
-    said = capsys.readouterr().out
-    assert said.startswith("attention at 16x16 is used: gamma 0.5, ")
-    assert "no query point lies on one of two clear objects" in said  # an untrained generator draws none
-    assert str(tmp_path / "attention.png") in said
-    with np.load(tmp_path / "attention.npz", allow_pickle=False) as arrays:
-        assert arrays["seeds"].tolist() == [2, 5, 6]
-        assert arrays["labels"].tolist() == [2, 1, 2]
-        assert arrays["maps/attention.16x16"].shape == (3, 1, 3, 8, 8)
-    with Image.open(tmp_path / "attention.png") as figure:
-        assert figure.width > 4 * 128
-        assert figure.height > 3 * 128
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ablation.png", "attention.npz", "attention.png"]
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
-def test_every_seed_is_shown_in_each_class_asked_for(snapshot: Path, tmp_path: Path, capsys) -> None:
-    """Breaks when classes follow the place in the list, or names are not understood."""
-    look(snapshot, tmp_path, "0-1", "cross,0", "grid", as_json=True)
-    said = json.loads(capsys.readouterr().out)
-    assert said["images"] == 4
-    assert said["attention"]["attention.16x16"]["gamma"] == 0.5
-    with np.load(tmp_path / "attention.npz") as arrays:
-        assert arrays["seeds"].tolist() == [0, 0, 1, 1]
-        assert arrays["labels"].tolist() == [CLASSES.index("cross"), 0] * 2
-        assert arrays["points"].shape == (4, 9, 2)
-
-
-def test_the_same_command_gives_the_same_bytes(snapshot: Path, tmp_path: Path) -> None:
-    """Breaks when points or files depend on anything but the arguments."""
-    for out in (tmp_path / "a", tmp_path / "b"):
-        look(snapshot, out, "0-2", None, "random", as_json=False)
-    for name in ("attention.png", "attention.npz"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_gamma_zero_is_called_unused(tmp_path: Path, capsys) -> None:
-    """Breaks when a figure of attention that is not used passes without a word; unconditional generators work too."""
-    source = saved(tmp_path / "snapshot", (), gamma=0.0)
-    look(source, tmp_path / "out", "0", None, "1", as_json=False)
-    said = capsys.readouterr().out
-    assert said.splitlines()[0] == "attention at 16x16 is unused: gamma is still 0"
-    assert "object" not in said  # partners are for shapes
-
-
-def test_a_network_without_attention_is_refused_with_what_would_show_it(tmp_path: Path) -> None:
-    """Breaks when an empty figure is written."""
-    source = saved(tmp_path / "snapshot", (), "generator.attention={}")
-    with pytest.raises(UserError, match=r"no attention.*generator\.attention\.16=self_attention"):
-        look(source, tmp_path / "out", "0", None, "1", as_json=False)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("seeds", "classes", "points", "message"), [
-    ("0-", None, "5", "--seeds"),
-    ("0-3", "9", "5", "--classes 9"),
-    ("0-3", "dics", "5", "did you mean disc"),
-    ("0-3", None, "0", "--points 0: expected a number from 1 to 32, random or grid"),
-    ("0-3", None, "many", "--points many"),
-    ("0-3", None, "²", "--points"),
-    ("0-200", None, "5", "201 images asked for; a figure shows at most 128"),
-    ("0-63", "0-3", "5", "256 images"),
-])  # fmt: skip
-def test_bad_input_is_refused_and_nothing_written(
-    snapshot: Path, tmp_path: Path, seeds, classes, points, message
-) -> None:
-    """Breaks when an argument is not checked before the work."""
-    with pytest.raises(UserError, match=message):
-        look(snapshot, tmp_path / "out", seeds, classes, points, as_json=False)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_file_in_the_way_is_named(snapshot: Path, tmp_path: Path) -> None:
-    """Breaks when the output folder is only tried after the work."""
-    (tmp_path / "out").write_text("in the way")
-    with pytest.raises(UserError, match="out: is a file"):
-        look(snapshot, tmp_path / "out", "0", None, "1", as_json=False)
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("attend") / "snapshot", CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -128,91 +51,146 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: PreparedData) -> Path:
     return folder / "run"
 
 
-def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+def test_figure_arrays_and_summary_of_the_seeds(snapshot: Path, tmp_path: Path, capsys) -> None:
+    """The files show the seeds asked for, in their own classes, and are the same bytes when written again."""
+    for out in (tmp_path / "a", tmp_path / "b"):
+        attend(snapshot, out, "--seeds 2,5-6 --points 3")
+    out = tmp_path / "a"
+    text = capsys.readouterr().out
+    assert text.startswith("attention at 16x16 is used: gamma 0.5, ")
+    assert "no query point lies on one of two clear objects" in text  # an untrained generator draws none
+    assert str(out / "attention.png") in text
+    arrays = arrays_of(out / "attention.npz")
+    assert arrays["seeds"].tolist() == [2, 5, 6]
+    assert arrays["labels"].tolist() == [2, 1, 2]
+    assert arrays["maps/attention.16x16"].shape == (3, 1, 3, 8, 8)
+    with Image.open(out / "attention.png") as figure:
+        assert figure.width > 4 * 128
+        assert figure.height > 3 * 128
+    assert sorted(path.name for path in out.iterdir()) == ["ablation.png", "attention.npz", "attention.png"]
+    for path in out.iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_every_seed_is_shown_in_each_class_asked_for(snapshot: Path, tmp_path: Path, capsys) -> None:
+    """--classes pairs every seed with every class; --json reports the numbers."""
+    attend(snapshot, tmp_path, "--seeds 0-1 --classes cross,0 --points grid --json")
+    report = json.loads(capsys.readouterr().out)
+    assert report["images"] == 4
+    assert report["attention"]["attention.16x16"]["gamma"] == 0.5
+    arrays = arrays_of(tmp_path / "attention.npz")
+    assert arrays["seeds"].tolist() == [0, 0, 1, 1]
+    assert arrays["labels"].tolist() == [CLASSES.index("cross"), 0] * 2
+    assert arrays["points"].shape == (4, 9, 2)
+
+
+def test_points_are_those_of_at(snapshot: Path, tmp_path: Path) -> None:
+    """--at takes (row, column) pixels."""
+    attend(snapshot, tmp_path, "--seeds 0 --at 3,30;31,0")
+    assert arrays_of(tmp_path / "attention.npz")["point_pixels"].tolist() == [[[3, 30], [31, 0]]]
+
+
+def test_gamma_zero_is_called_unused(tmp_path: Path, capsys) -> None:
+    """The summary says when attention is unused; unconditional generators work too."""
+    attend(saved(tmp_path / "snapshot", (), gamma=0.0), tmp_path / "out", "--seeds 0 --points 1")
+    text = capsys.readouterr().out
+    assert text.splitlines()[0] == "attention at 16x16 is unused: gamma is still 0"
+    assert "object" not in text  # partners are for shapes
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_the_ablation_changes_images_only_where_attention_is_used(tmp_path: Path, capsys, gamma: float) -> None:
+    """With gamma 0 the ablated images and their coherence are the same."""
+    attend(saved(tmp_path / "s", CLASSES, gamma=gamma), tmp_path / "o", "--seeds 0-1 --points 1 --json")
+    change = json.loads(capsys.readouterr().out)["ablation"]
+    assert (change["grey_levels"] > 0) == (gamma > 0)
+    assert gamma > 0 or change["with"] == change["without"]
 
 
 @pytest.mark.usefixtures("alone")
 def test_the_discriminator_is_shown_on_real_and_generated_images(run: Path, data: PreparedData, tmp_path: Path) -> None:
-    """Breaks when the discriminator's maps are of other images than the generator's, or real ones get wrong labels."""
-    look(run, tmp_path, "0-2", None, "2", network="both")
+    """The generated images are the generator's; the real ones come from the run's data, with their labels."""
+    attend(run, tmp_path, "--seeds 0-2 --points 2 --network both")
     own, fakes, reals = (
         arrays_of(tmp_path / f"{name}.npz") for name in ("attention", "discriminator-generated", "discriminator-real")
     )
     assert np.array_equal(own["images"], fakes["images"])
     assert np.array_equal(own["labels"], fakes["labels"])
     assert fakes["layers"].tolist() == ["trunk.attention.8x8"]
-    sums = fakes["maps/trunk.attention.8x8"].sum((-2, -1))
-    np.testing.assert_allclose(sums, 1, atol=1e-5)
+    np.testing.assert_allclose(fakes["maps/trunk.attention.8x8"].sum((-2, -1)), 1, atol=1e-5)
     places = [int(np.flatnonzero((data.images == image).all((1, 2, 3)))[0]) for image in reals["images"]]
     assert data.labels[places].tolist() == reals["labels"].tolist()
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_checkpoint_shows_both_networks_on_images_of_a_folder(run: Path, data: PreparedData, tmp_path: Path) -> None:
-    """Breaks when --images are not what the discriminator judges, or their sub-folders are not the classes."""
+def test_a_checkpoint_shows_the_discriminator_on_images_of_a_folder(
+    run: Path, data: PreparedData, tmp_path: Path
+) -> None:
+    """--images are what the discriminator sees; their sub-folders are the classes."""
     for i in range(6):
         save_png(tmp_path / "in" / CLASSES[data.labels[i]] / f"{i}.png", data.images[i])
-    checkpoint = run / "checkpoints" / "00000002"
-    look(checkpoint, tmp_path / "out", "0-5", None, "1", network="discriminator", images=tmp_path / "in")
+    options = f"--seeds 0-5 --points 1 --network discriminator --images {tmp_path / 'in'}"
+    attend(run / "checkpoints" / "00000002", tmp_path / "out", options)
     found = arrays_of(tmp_path / "out" / "discriminator-real.npz")
     own = {image.tobytes(): label for image, label in zip(data.images[:6], data.labels[:6], strict=True)}
     assert [own[image.tobytes()] for image in found["images"]] == found["labels"].tolist()
     assert not (tmp_path / "out" / "attention.png").exists()
 
 
-def test_points_are_those_of_at(snapshot: Path, tmp_path: Path) -> None:
-    """Breaks when rows and columns are swapped, or a pixel is not the one that was named."""
-    look(snapshot, tmp_path, "0", None, None, at="3,30;31,0")
-    assert arrays_of(tmp_path / "attention.npz")["point_pixels"].tolist() == [[[3, 30], [31, 0]]]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"at": "3;4"}, "--at '3': expected ROW,COLUMN pairs"),
-        ({"at": "32,0"}, "point 32,0 lies outside the image of 32 rows and 32 columns"),
-        ({"at": "1,1", "points": "3"}, "--points and --at exclude each other"),
-        ({"layers": "attention.16x61"}, "no such map; did you mean attention.16x16?"),
-        ({"network": "both"}, "a snapshot holds the generator alone; give its run or a checkpoint"),
-        ({"images": Path("x")}, "--images: are for the discriminator"),
-        ({"animate": "snapshots"}, "--animate snapshots: needs a run"),
-        ({"mp4": True}, "--mp4: is for an animation"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(
-    snapshot: Path, tmp_path: Path, options: dict[str, object], message: str
-) -> None:
-    """Breaks when an option is passed over, or refused after files were written."""
-    with pytest.raises(UserError, match=re.escape(message)):
-        attend_command(Options(str(snapshot), tmp_path / "out", **options))  # type: ignore[arg-type]
-    assert not (tmp_path / "out").exists()
-
-
-def test_ablation_is_nothing_where_attention_is_unused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks when the ablation compares other images, or the network is left without its attention."""
-    changes = {}
-    for gamma in (0.0, 2.0):
-        source = saved(tmp_path / f"s{gamma}", CLASSES, gamma=gamma)
-        look(source, tmp_path / f"o{gamma}", "0-1", None, "1", as_json=True)
-        changes[gamma] = json.loads(capsys.readouterr().out)["ablation"]
-    assert changes[0.0]["grey_levels"] == 0
-    assert changes[0.0]["with"] == changes[0.0]["without"]
-    assert changes[2.0]["grey_levels"] > 0
-
-
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize(("what", "frames"), [("snapshots", 2), ("path", 48)])
-def test_an_animation_has_a_frame_a_snapshot_or_a_place(run: Path, tmp_path: Path, what: str, frames: int) -> None:
-    """Breaks when a frame is missing, or two snapshots give the same picture."""
-    look(run, tmp_path, "0", None, "2", animate=what, tile=64)
-    with Image.open(tmp_path / f"attention-{what}.gif") as animation:
+@pytest.mark.parametrize(("kind", "frames"), [("snapshots", 2), ("path", 48)])
+def test_an_animation_has_a_frame_per_snapshot_or_point(run: Path, tmp_path: Path, kind: str, frames: int) -> None:
+    """No two frames are merged as equal."""
+    attend(run, tmp_path, f"--seeds 0 --points 2 --tile 64 --animate {kind}")
+    with Image.open(tmp_path / f"attention-{kind}.gif") as animation:
         assert animation.n_frames == frames
 
 
-def test_an_animation_can_be_a_film(run: Path, tmp_path: Path) -> None:
-    """Breaks when --mp4 writes a GIF under another name, or nothing."""
-    look(run, tmp_path, "0", None, "2", animate="snapshots", tile=64, mp4=True)
+def test_an_animation_can_be_an_mp4(run: Path, tmp_path: Path) -> None:
+    """--mp4 writes an MP4 file and no GIF."""
+    attend(run, tmp_path, "--seeds 0 --points 2 --tile 64 --animate snapshots --mp4")
     assert (tmp_path / "attention-snapshots.mp4").read_bytes()[4:8] == b"ftyp"
     assert not (tmp_path / "attention-snapshots.gif").exists()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ("--seeds 0-", "--seeds"),
+    ("--seeds 0-63 --classes 0-3", "256 images"),
+    ("--classes dics", "did you mean disc"),
+    ("--points 0", "--points 0: expected a number from 1 to 32, random or grid"),
+    ("--points ²", "--points"),
+    ("--layers attention.16x61", "no such map; did you mean attention.16x16?"),
+])  # fmt: skip
+def test_wrong_options_are_refused_before_anything_is_written(
+    snapshot: Path, tmp_path: Path, capsys, options: str, message: str
+) -> None:
+    """tests/test_bad_input.py has the other messages."""
+    assert sagan("attend", snapshot, "--out", tmp_path / "out", *options.split()) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from sagan.config.load import load_config
+from sagan.inspection.command import attend_cli
+from sagan.models.generator import remove_spectral_norm, build_generator
+from sagan.runs.snapshot import save_snapshot
+
+out = Path(sys.argv[1])
+config = load_config(None, ["data.resolution=256", "generator.channels=8", "generator.attention={256: self_attention}"])
+save_snapshot(remove_spectral_norm(build_generator(config, 0)), out / "snapshot")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+attend_cli([str(out / "snapshot"), "--out", str(out / "attention"), "--seeds", "0-1"], standalone_mode=False)
+print("MIB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_256_map_stays_under_a_gigabyte(tmp_path: Path) -> None:
+    """Only the rows of the points are computed: N×M weights are 4 GiB an image (65536 queries, 16384 pooled keys)."""
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout.split("MIB")[-1]) < 1024
+    assert (tmp_path / "attention" / "attention.png").is_file()

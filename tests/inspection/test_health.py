@@ -1,14 +1,27 @@
+"""Numbers of attention maps, and attention to the other object of `shapes`."""
+
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from sagan.attention import AttentionMap, record_attention
-from sagan.config import load_config
-from sagan.inspection.health import attention_health, describe, entropy, map_health, module_gammas, variation
-from sagan.inspection.points import grid_points, pixel_points
-from sagan.networks import Generator, build_discriminator, build_generator
+from sagan.config.load import load_config
+from sagan.data.shapes import object_masks, placement, render_many
+from sagan.evaluation.coherence import clear_pairs, find_objects
+from sagan.inspection.health import (
+    attention_health,
+    describe,
+    entropy,
+    map_health,
+    object_mask,
+    partner_mass,
+    variation,
+)
+from sagan.inspection.record import Recording, grid_points, module_gammas, pixel_points
+from sagan.models.generator import Generator, build_discriminator, build_generator
 
 
 def explicit_health(weights: Tensor, points: Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
@@ -50,7 +63,7 @@ def random_map(size: tuple[int, int], keys: tuple[int, int], sharpness: float = 
     ("size", "keys"), [((8, 8), (8, 8)), ((16, 16), (8, 8)), ((9, 13), (4, 6)), ((5, 12), (5, 12))]
 )
 def test_health_is_what_loops_over_every_cell_give(size: tuple[int, int], keys: tuple[int, int]) -> None:
-    """Breaks when keys and points are placed wrongly, pooled keys are not spread, or axes are exchanged."""
+    """Compared with explicit loops over every key and cell."""
     weights, points = random_map(size, keys)
     health = map_health(AttentionMap("softmax row", weights), points, size)
     uniform = map_health(AttentionMap("softmax row", torch.full_like(weights, 1 / keys[0] / keys[1])), points, size)
@@ -60,14 +73,14 @@ def test_health_is_what_loops_over_every_cell_give(size: tuple[int, int], keys: 
 
 
 def test_points_shared_by_all_images_count_as_given_for_each() -> None:
-    """Breaks when (k, 2) points are not broadcast over the batch."""
+    """(k, 2) points count for every image."""
     weights, points = random_map((16, 16), (8, 8))
     found = AttentionMap("softmax row", weights)
     assert map_health(found, points[0], (16, 16)) == map_health(found, points[:1].expand(2, -1, -1), (16, 16))
 
 
 def test_all_mass_on_the_own_cell_and_in_the_far_corner() -> None:
-    """Breaks when a distance is not in map sides or the neighbourhood is not 7×7."""
+    """Distances are in map sides; the local neighborhood is 7×7."""
     weights = torch.zeros(1, 1, 3, 10, 10)
     weights[0, 0, 0, 0, 0] = weights[0, 0, 1, 0, 9] = weights[0, 0, 2, 3, 3] = 1
     point = pixel_points(torch.tensor([[0, 0]]), 10, 10)
@@ -79,14 +92,14 @@ def test_all_mass_on_the_own_cell_and_in_the_far_corner() -> None:
 
 
 def test_entropy_of_a_row_with_zeros_is_finite() -> None:
-    """Breaks when 0 log 0 gives nan."""
+    """0 log 0 is 0."""
     row = torch.zeros(4, 4)
     row[0, :2] = 0.5
     assert entropy(row).item() == pytest.approx(math.log(2) / math.log(16))
 
 
 def test_variation_is_the_mean_distance_between_the_rows_of_two_points() -> None:
-    """Breaks when points of different images or heads are compared, or a point with itself counts."""
+    """Pairs are points of the same image and head, without a point and itself."""
     weights, _ = random_map((8, 8), (4, 6))
     rows = weights.flatten(3)
     expected = [
@@ -103,7 +116,7 @@ def test_variation_is_the_mean_distance_between_the_rows_of_two_points() -> None
 
 
 def test_health_and_gammas_of_networks() -> None:
-    """Breaks when a module is left out, gamma is another module's, or the query map has the wrong size."""
+    """Every module has its own gamma and the size of its query map."""
     config = load_config(None, ["generator.channels=8", "generator.attention={8: self_attention, 16: self_attention}",
                                 "discriminator.channels=8"])  # fmt: skip
     generator, discriminator = build_generator(config, 0), build_discriminator(config, 0)
@@ -122,14 +135,14 @@ def test_health_and_gammas_of_networks() -> None:
 
 
 def test_a_map_that_is_no_softmax_has_only_its_gamma() -> None:
-    """Breaks when entropy is taken of signed weights."""
+    """Signed weights have no entropy."""
     config = load_config(None, ["generator.channels=8"])
     maps = {"attention.16x16": AttentionMap("signed weight", torch.randn(1, 1, 2, 8, 8))}
     assert attention_health(build_generator(config, 0), maps, grid_points(2)) == {"attention.16x16": {"gamma": 0.0}}
 
 
 def test_a_health_is_said_in_plain_words() -> None:
-    """Breaks when used, weak and unused attention read alike."""
+    """Used, weak and unused attention read differently."""
     numbers = {"entropy": 0.6, "variation": 0.5, "far_mass": 0.634, "uniform_far_mass": 0.8}
     assert describe({"attention.16x16": {"gamma": 0.41, **numbers}}) == (
         "attention at 16x16 is used: gamma 0.41, 63 % of the mass is far (uniform: 80 %)"
@@ -151,3 +164,76 @@ def test_a_health_is_said_in_plain_words() -> None:
 def set_gamma(network: Generator, place: str, gamma: float) -> None:
     with torch.no_grad():
         network.attention[place].gamma.fill_(gamma)  # type: ignore[union-attr]
+
+
+COUNT = 16
+MASKS = np.stack([object_masks(placement(i), 32) for i in range(COUNT)])
+
+
+def recording_on(points: torch.Tensor, weights: torch.Tensor, kind: str = "softmax row") -> Recording:
+    images, labels = render_many(COUNT, 32)
+    maps = {"attention.16x16": AttentionMap(kind, weights)}
+    return Recording(images, np.arange(COUNT), labels, points, maps, {}, {"attention.16x16": (16, 16)})
+
+
+def on_objects() -> torch.Tensor:
+    """Points (COUNT, 3, 2): in each image one on the left object, one on the right one, one on the background."""
+
+    def inside(mask: np.ndarray) -> list[int]:
+        pixels = np.argwhere(mask)
+        return pixels[len(pixels) // 2].tolist()
+
+    return pixel_points(torch.tensor([[inside(m[0]), inside(m[1]), inside(~m.any(0))] for m in MASKS]), 32, 32)
+
+
+def test_attention_on_the_partner_alone_and_on_the_own_object_alone() -> None:
+    """Own object and partner are told apart; points on the background do not count."""
+    cells = torch.from_numpy(MASKS.reshape(COUNT, 2, 8, 4, 8, 4).mean((3, 5)) == 1)  # keys wholly on an object
+    whole = cells.flatten(2).double()
+    usable = (whole.sum(2) > 0).all(1)
+    rows = (whole / whole.sum(2, keepdim=True).clamp(min=1)).unflatten(2, (8, 8))  # left, right
+    junk = torch.rand(COUNT, 8, 8).double()
+    for order, expected in (((1, 0), 1.0), ((0, 1), 0.0)):
+        weights = torch.stack([rows[:, order[0]], rows[:, order[1]], junk], dim=1)[:, None]  # (B, 1, 3, 8, 8)
+        measured = partner_mass(recording_on(on_objects(), weights), MASKS * usable.numpy()[:, None, None, None])
+        found = measured["attention.16x16"]
+        assert found.mass == pytest.approx(expected)
+        assert found.own == pytest.approx(1 - expected)
+        assert found.points == 2 * usable.sum() >= 16
+
+
+def test_uniform_attention_is_at_chance_which_is_the_partners_area() -> None:
+    """Chance is what uniform attention gives: the partner's share of the area."""
+    weights = torch.full((COUNT, 2, 3, 8, 8), 1 / 64)
+    found = partner_mass(recording_on(on_objects(), weights), MASKS)["attention.16x16"]
+    assert found.mass == pytest.approx(found.chance)
+    assert found.chance == pytest.approx(MASKS.mean())
+    assert found.points == 2 * COUNT
+
+
+def test_the_same_map_for_every_point_is_above_chance_but_not_above_the_own_object() -> None:
+    """`own` is a control: attention on the left object alone is no attention to the partner."""
+    left = torch.from_numpy(MASKS[:, 0].reshape(COUNT, 8, 4, 8, 4).mean((2, 4)))
+    weights = (left / left.sum((1, 2), keepdim=True))[:, None, None].expand(-1, 1, 3, -1, -1)
+    found = partner_mass(recording_on(on_objects(), weights), MASKS)["attention.16x16"]
+    assert found.mass > 3 * found.chance
+    assert found.mass == pytest.approx(found.own)
+
+
+def test_nothing_on_an_object_measures_nothing() -> None:
+    """No object, or no softmax rows, gives no result rather than nan."""
+    weights = torch.full((COUNT, 1, 3, 8, 8), 1 / 64)
+    assert partner_mass(recording_on(on_objects(), weights), np.zeros_like(MASKS)) == {}
+    assert partner_mass(recording_on(on_objects(), weights, kind="gate"), MASKS) == {}
+
+
+@pytest.mark.parametrize("resolution", [32, 64])
+def test_masks_from_segmentation_cover_the_rendered_objects(resolution: int) -> None:
+    """A mask has the shape, place and size of the object that was found."""
+    images, _ = render_many(40, resolution)
+    which, found = clear_pairs(find_objects(images))
+    assert len(which) == 40
+    drawn = np.stack([object_masks(placement(i), resolution) for i in range(40)]).reshape(80, resolution, resolution)
+    masks = np.stack([object_mask(*row, resolution) for row in zip(found.shape, found.centre, found.area, strict=True)])
+    overlap = (masks & drawn).sum((1, 2)) / (masks | drawn).sum((1, 2))
+    assert overlap.mean() > 0.9

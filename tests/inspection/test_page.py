@@ -12,14 +12,12 @@ import torch
 from page_case import HOSTILE, dot_product_rows, known_data, known_layers
 
 from sagan.attention import record_attention
-from sagan.config import load_config
-from sagan.errors import UserError
-from sagan.inspection import page_data
-from sagan.inspection.packing import pack, unpack
-from sagan.inspection.page import attention_page, write_page
-from sagan.inspection.page_data import PageData, page_data_of
-from sagan.networks import Generator, build_generator
-from sagan.sampling import default_labels, generate, latents
+from sagan.config.load import load_config
+from sagan.inspection import page as page_data
+from sagan.inspection.page import PageData, attention_page, pack, page_data_of, unpack, write_page
+from sagan.models.generator import Generator, build_generator
+from sagan.sampling.sampler import default_labels, generate, latents
+from sagan.utils.errors import UserError
 
 HEALTH = {"attention.16x16": {"gamma": 0.5, "entropy": 0.61, "uniform_entropy": 1.0}}
 SEEDS = list(range(2, 13))  # more than one batch of 8
@@ -85,7 +83,7 @@ class Elements(HTMLParser):
     (4, 4, 16, 1.0, "bytes"),
 ])  # fmt: skip
 def test_every_weight_is_within_a_510th_of_its_rows_peak(n, m, width, spread, form) -> None:
-    """Breaks when a form loses more than it may, says another error than it makes, or is never chosen."""
+    """Both forms keep the bound and report their true error."""
     weights = dot_product_rows(n, m, width, spread, np.random.default_rng(0))
     packed = pack(weights)
     error = (np.abs(unpack(packed) - weights) / weights.max(axis=1, keepdims=True)).max()
@@ -96,13 +94,13 @@ def test_every_weight_is_within_a_510th_of_its_rows_peak(n, m, width, spread, fo
 
 @pytest.mark.parametrize(("m", "most"), [(16, 2.5), (32, 4.0)])
 def test_sixteen_images_of_a_32x32_map_stay_small(m: int, most: float) -> None:
-    """Breaks when maps of a wide query (32 channels) and of every key are stored weight by weight."""
+    """Wide queries (32 channels) are stored as factors, not weight by weight."""
     packed = pack(dot_product_rows(32, m, 32, 1.0, np.random.default_rng(0)))
     assert 16 * len(packed.content) * 4 / 3 / 1e6 < most
 
 
 def test_constant_empty_and_one_hot_rows_are_kept_exactly() -> None:
-    """Breaks when a row without structure divides by zero or vanishes."""
+    """Rows without structure are kept."""
     for weights in (np.full((9, 16), 1 / 16), np.zeros((9, 16)), np.eye(16)[:9]):
         packed = pack(weights.astype(np.float32))
         assert np.allclose(unpack(packed), weights, atol=1e-9)
@@ -113,7 +111,7 @@ def test_constant_empty_and_one_hot_rows_are_kept_exactly() -> None:
 
 
 def test_signed_weights_keep_sign_and_bound() -> None:
-    """Breaks when a negative weight is lost, wraps around, or takes the logarithm."""
+    """Signs are kept, within 1/255 of the peak."""
     weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     packed = pack(weights)
     peaks = np.abs(weights).max(axis=1, keepdims=True)
@@ -122,7 +120,7 @@ def test_signed_weights_keep_sign_and_bound() -> None:
 
 
 def test_underflowed_weights_do_not_spoil_the_others() -> None:
-    """Breaks when logarithms of zeros enter the factors unchecked."""
+    """Weights that underflowed to 0 do not affect the others."""
     weights = dot_product_rows(16, 16, 8, 40.0, np.random.default_rng(0))
     assert (weights == 0).any()
     packed = pack(weights)
@@ -133,7 +131,7 @@ def test_underflowed_weights_do_not_spoil_the_others() -> None:
 
 
 def test_packed_maps_are_those_of_the_network_and_images_those_of_sampling() -> None:
-    """Breaks when a map is another image's, cell's or head's, or rows come from another forward than the image."""
+    """Every map is that of its image, cell and head, from the forward that gave the image."""
     generator = small_generator().train()
     z, labels = latents(SEEDS, generator.z_dim), default_labels(SEEDS, 4)
     before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
@@ -156,7 +154,7 @@ def test_packed_maps_are_those_of_the_network_and_images_those_of_sampling() -> 
 
 
 def test_a_page_that_would_be_too_large_says_what_fits() -> None:
-    """Breaks when a page of any size is written, or the number of images that it names does not fit."""
+    """The error names a number of images that fits."""
     generator = small_generator()
     z, labels = latents(SEEDS, generator.z_dim), default_labels(SEEDS, 4)
     with pytest.raises(
@@ -170,17 +168,17 @@ def test_a_page_that_would_be_too_large_says_what_fits() -> None:
 
 
 def test_maps_too_large_to_hold_are_refused_before_they_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks when all rows of a 128×128 map are allocated to find out that they are too many."""
+    """A map of more than MOST_WEIGHTS is refused from its shape alone."""
     generator = small_generator()
     z, labels = latents(SEEDS, generator.z_dim), default_labels(SEEDS, 4)
     monkeypatch.setattr(page_data, "MOST_WEIGHTS", 64 * 64 + 256 * 64 - 1)
-    monkeypatch.setattr(page_data, "_batches", None)
-    with pytest.raises(UserError, match=r"attention\.16x16: all rows of its map are .* million weights an image"):
+    monkeypatch.setattr(page_data, "record_batch", None)
+    with pytest.raises(UserError, match=r"attention\.16x16: all rows of its map are .* million weights per image"):
         page_data_of(generator, z, labels, SEEDS)
 
 
 def test_nothing_to_point_at_and_weights_that_are_not_finite_are_refused() -> None:
-    """Breaks when an empty page is written, or nan is drawn as if it were a weight."""
+    """There is no empty page and no page of nan."""
     plain = build_generator(load_config(None, ["generator.channels=8", "generator.attention={}"]), 0)
     with pytest.raises(UserError, match="no attention module"):
         page_data_of(plain, latents(SEEDS, plain.z_dim), None, SEEDS)
@@ -195,7 +193,7 @@ def test_nothing_to_point_at_and_weights_that_are_not_finite_are_refused() -> No
 
 
 def test_the_page_holds_every_map_and_nothing_from_elsewhere(data: PageData) -> None:
-    """Breaks when a map is left out or in another's place, or the page asks for a file or a server."""
+    """Every map has its own element, and the page loads nothing."""
     page = Elements(page_of(data))
     scripts = {attrs.get("id"): text for attrs, text in page.named("script")}
     for i, layer in enumerate(data.layers):
@@ -213,7 +211,7 @@ def test_the_page_holds_every_map_and_nothing_from_elsewhere(data: PageData) -> 
 
 
 def test_the_policy_allows_the_pages_own_script_and_style_alone(data: PageData) -> None:
-    """Breaks when script or style are changed after their hash is taken, or anything else may run or load."""
+    """The policy holds the hashes of the page's script and style and forbids everything else."""
     page = Elements(page_of(data))
     policy = next(attrs["content"] for attrs, _ in page.named("meta") if attrs.get("http-equiv"))
     script = next(text for attrs, text in page.named("script") if not attrs)
@@ -226,7 +224,7 @@ def test_the_policy_allows_the_pages_own_script_and_style_alone(data: PageData) 
 
 
 def test_names_cannot_end_or_begin_an_element(data: PageData) -> None:
-    """Breaks when a class name or the source is written into the page as it is."""
+    """Class names and source are escaped."""
     text = page_of(data, source=HOSTILE)
     page, harmless = Elements(text), Elements(page_of(data))
     assert [tag for tag, _ in page.found] == [tag for tag, _ in harmless.found]
@@ -236,28 +234,30 @@ def test_names_cannot_end_or_begin_an_element(data: PageData) -> None:
 
 
 def test_numbers_sentence_and_error_of_storage_are_told(data: PageData) -> None:
-    """Breaks when the page says another number than the health, rounds even maps up, or hides its storage error."""
+    """The numbers are those of `health`; even maps are not rounded up to 1."""
     page = page_of(data)
     assert "attention at 16x16 is used: gamma 0.5" in page
     assert "<td>0.61</td><td>1.00</td>" in page
     assert "Variation" not in page  # not measured
     assert "<td>0.9996</td>" in attention_page(data, {"attention.8x8": {"entropy": 0.9996, "uniform_entropy": 1}}, "")
     for layers in (data.layers, data.layers[:3]):
-        told = re.search("exact to (.*) % of the largest", attention_page(replace(data, layers=layers), HEALTH, ""))
+        told = re.search(
+            "error of at most (.*) % of the largest", attention_page(replace(data, layers=layers), HEALTH, "")
+        )
         error = 100 * max(packed.error for layer in layers for heads in layer.maps for packed in heads)
         assert told
         assert error <= float(told[1]) < error + 0.01
 
 
 def test_images_without_classes_and_with_nameless_ones(data: PageData) -> None:
-    """Breaks when a label without a name is taken for another class's."""
+    """A label without a name is shown by its number."""
     for labels, names, expected in (([-1] * 4, (), ""), ([7] * 4, (), "class 7")):
         page = Elements(attention_page(replace(data, labels=np.array(labels), class_names=names), {}, "a"))
         assert [image["name"] for image in content_of(page)["images"]] == [expected] * 4
 
 
 def test_a_page_is_written_whole_and_the_same_bytes_again(data: PageData, tmp_path: Path) -> None:
-    """Breaks when a date or a random number enters the page, or a temporary file is left."""
+    """Equal arguments give equal bytes, and no temporary file is left."""
     for name in ("a.html", "b.html"):
         write_page(tmp_path / name, data, HEALTH, "runs/shapes")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()

@@ -13,9 +13,8 @@ import pytest
 from page_case import HOSTILE, NAMES, RESOLUTION, Known, known_data, known_layers
 from PIL import Image
 
-from sagan.inspection import tiles
-from sagan.inspection.page import write_page
-from sagan.inspection.page_data import PageData
+from sagan.inspection import figure as tiles
+from sagan.inspection.page import PageData, write_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -28,7 +27,7 @@ ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--no-first-run", "--disable-quic",
 )  # fmt: skip
-CLOSE = 255 / 255 + 1  # levels of colour: the storage error of a signed map, and rounding
+CLOSE = 255 / 255 + 1  # levels of color: the storage error of a signed map, and rounding
 HEALTH = {"attention.16x16": {"gamma": 0.5, "entropy": 0.61, "uniform_entropy": 1.0}}
 Cell = tuple[int, int]
 
@@ -84,25 +83,25 @@ class Screen:
         return self.pixels(f"figure:nth-child({image + 1}) canvas")
 
     def expected(self, image: int, points: list[tuple[Cell, int]], side: int, smooth: bool = False) -> np.ndarray:
-        """What cells, each with the number of its colour, must give."""
+        """What cells, each with the number of its color, must give."""
         large = self.data.images[image].repeat(side // RESOLUTION, 0).repeat(side // RESOLUTION, 1).astype(np.float32)
         maps = [self.known.at(image, self.head, cell) for cell, _ in points]
         alphas = [tiles.opacity(weights, self.known.size, side, smooth) for weights in maps]
         if len(points) == 1:
-            return tiles.overlay(large, alphas[0], tiles.colour_of(points[0][1]))
-        return blended(large, alphas, [tiles.COLOURS[slot % len(tiles.COLOURS)] for _, slot in points])
+            return tiles.overlay(large, alphas[0], tiles.color_of(points[0][1]))
+        return blended(large, alphas, [tiles.COLORS[slot % len(tiles.COLORS)] for _, slot in points])
 
     def text(self, selector: str) -> str:
         return self.page.inner_text(selector)
 
 
-def blended(large: np.ndarray, alphas: list[np.ndarray], colours: list[tuple[int, int, int]]) -> np.ndarray:
-    """The image dark under the mean of the colours, weighted by their opacities."""
+def blended(large: np.ndarray, alphas: list[np.ndarray], colors: list[tuple[int, int, int]]) -> np.ndarray:
+    """The image dark under the mean of the colors, weighted by their opacities."""
     grey = (large @ np.array([0.299, 0.587, 0.114]))[..., None]
     every = np.stack(alphas)[..., None]
     clear, mean = (
         np.prod(1 - every, axis=0),
-        (every * np.array(colours)[:, None, None]).sum(0) / np.maximum(every.sum(0), 1e-9),
+        (every * np.array(colors)[:, None, None]).sum(0) / np.maximum(every.sum(0), 1e-9),
     )
     return clear * (16 + 0.35 * grey) + (1 - clear) * mean * (0.7 + 0.3 * grey / 255)
 
@@ -228,45 +227,45 @@ def test_what_is_shown_is_said_in_words(screen: Screen) -> None:
     words = f"cell 5, 7 attends most to {2 * row}–{2 * row + 1}, {2 * column}–{2 * column + 1}: {shown} uniform"
     assert screen.text("#words") == f"ring, seed 1: {words}"
     assert screen.text("#peak").split() == [shown, "uniform"]
-    assert screen.text("#full") == "Full colour: the largest weight of the map"
+    assert screen.text("#full") == "Full color: the largest weight of the map"
     screen.page.wait_for_timeout(400)
     assert screen.page.text_content("#live") == f"ring, seed 1: {words}"
 
 
 def test_flat_maps_stay_faint_and_the_legend_says_so(screen: Screen) -> None:
-    """Breaks when noise about uniform attention is stretched to full colour."""
+    """Breaks when noise about uniform attention is stretched to full color."""
     flat = screen.choose(2)
     flat.hover(0, (4, 4))
     peak = flat.known.at(0, 0, (4, 4)).max() * 64
     assert peak < 4
-    assert flat.text("#full") == "Full colour: 4× uniform, more than any weight here"
+    assert flat.text("#full") == "Full color: 4× uniform, more than any weight here"
     assert flat.text("#ticks").split() == ["0", "uniform", "4×"]
     assert_close(flat.shown(0), flat.expected(0, [((4, 4), 0)], RESOLUTION))
 
 
-def test_signed_weights_have_two_colours_and_gates_are_as_they_are(screen: Screen) -> None:
+def test_signed_weights_have_two_colors_and_gates_are_as_they_are(screen: Screen) -> None:
     """Breaks when a sign is lost, or a gate of 0.6 is drawn as if it were open."""
     large = screen.data.images[2].astype(np.float32)
     signed = screen.choose(4)
     signed.hover(2, (9, 9))
     weights = signed.known.at(2, 0, (9, 9)).repeat(4, 0).repeat(4, 1)
     alpha = np.abs(weights) / np.abs(weights).max()
-    negative, positive = (blended(large, [alpha], [colour]) for colour in tiles.SIGNS)
+    negative, positive = (blended(large, [alpha], [color]) for color in tiles.SIGNS)
     assert_close(signed.shown(2), np.where(weights[..., None] < 0, negative, positive))
     assert signed.text("#ticks").split()[1] == "0"
     assert "smallest −" in signed.text("#words")
     gate = screen.choose(5)
     gate.hover(2, (1, 2))
     opened = gate.known.at(2, 0, (1, 2))
-    assert_close(gate.shown(2), blended(large, [opened.repeat(4, 0).repeat(4, 1)], [tiles.COLOURS[0]]))
+    assert_close(gate.shown(2), blended(large, [opened.repeat(4, 0).repeat(4, 1)], [tiles.COLORS[0]]))
     assert gate.text("#peak").split()[0] == f"{opened.max():.2g}"
 
 
 # ---- Pins
 
 
-def test_pins_compare_in_the_figures_colours_and_a_click_removes_one(screen: Screen) -> None:
-    """Breaks when pins share a colour, blend wrongly, have another's map, or the wrong one goes."""
+def test_pins_compare_in_the_figures_colors_and_a_click_removes_one(screen: Screen) -> None:
+    """Breaks when pins share a color, blend wrongly, have another's map, or the wrong one goes."""
     cells = [(2, 3), (12, 5), (7, 13)]
     for cell in cells:
         screen.click(0, cell)
@@ -276,14 +275,14 @@ def test_pins_compare_in_the_figures_colours_and_a_click_removes_one(screen: Scr
     assert_close(screen.shown(3), screen.expected(3, [((8, 8), 3)], RESOLUTION))
     for i, cell in enumerate(cells):
         assert_close(screen.pixels(f".tile:nth-child({i + 1}) canvas"), screen.expected(0, [(cell, i)], RESOLUTION))
-    colours = screen.page.eval_on_selector_all(
+    colors = screen.page.eval_on_selector_all(
         ".image .pin", "pins => pins.map(p => getComputedStyle(p).backgroundColor)"
     )
-    assert colours == [f"rgb({r}, {g}, {b})" for r, g, b in tiles.COLOURS[:4]]
+    assert colors == [f"rgb({r}, {g}, {b})" for r, g, b in tiles.COLORS[:4]]
     screen.click(0, cells[1])
     screen.leave()
     assert_close(screen.shown(0), screen.expected(0, [(cells[0], 0), (cells[2], 2)], RESOLUTION))
-    screen.hover(1, (5, 5))  # the free colour is the next one's
+    screen.hover(1, (5, 5))  # the free color is the next one's
     assert_close(screen.shown(1), screen.expected(1, [((5, 5), 1)], RESOLUTION))
     screen.page.locator(".tile").first.click()
     screen.leave()
@@ -432,7 +431,7 @@ def test_dragging_a_finger_shows_and_a_tap_pins(opened: Callable[..., Screen]) -
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_follows_the_systems_colours_and_is_readable(opened: Callable[..., Screen], scheme: str) -> None:
+def test_the_page_follows_the_systems_colors_and_is_readable(opened: Callable[..., Screen], scheme: str) -> None:
     """Breaks when dark mode is light, or text has less contrast than 4.5 (WCAG AA)."""
     page = opened(color_scheme=scheme).page
 

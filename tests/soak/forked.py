@@ -10,7 +10,7 @@ import torch
 
 from sagan.cli import main
 
-IMPORTED = ["sagan.evaluating", "sagan.finetune", "sagan.training", "torch.utils.tensorboard"]
+IMPORTED = ["sagan.training.evaluator", "sagan.training.finetune", "sagan.training.trainer", "torch.utils.tensorboard"]
 
 
 def start(config: Path, run: Path, said: Path, *options: str) -> ForkServerProcess:

@@ -15,7 +15,7 @@ import yaml
 from tiny import TINY
 
 from sagan.data.dataset import PreparedData
-from sagan.files import write_json
+from sagan.utils.io import write_json
 
 STEPS, SECONDS_BETWEEN_LOOKS = 4000, 0.5
 TRAIN = "import sys; from sagan.cli import main; main(['train', *sys.argv[1:]])"

@@ -11,10 +11,10 @@ import yaml
 from forked import start
 from tiny import TINY, files_of, log_of
 
-from sagan.checkpoint import list_checkpoints, verify_checkpoint
 from sagan.data.dataset import PreparedData
-from sagan.files import TEMPORARY
-from sagan.images import read_png
+from sagan.runs.checkpoint import list_checkpoints, verify_checkpoint
+from sagan.utils.images import read_png
+from sagan.utils.io import TEMPORARY
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone")]
 

@@ -13,11 +13,11 @@ from forked import start
 from safetensors.torch import load_file
 from tiny import TINY, files_of, log_of
 
-from sagan.checkpoint import list_checkpoints, verify_checkpoint
-from sagan.config import load_config
+from sagan.config.load import load_config
 from sagan.data.dataset import PreparedData, is_prepared
-from sagan.files import TEMPORARY, read_json
-from sagan.images import read_png
+from sagan.runs.checkpoint import list_checkpoints, verify_checkpoint
+from sagan.utils.images import read_png
+from sagan.utils.io import TEMPORARY, read_json
 
 STEPS, CHECKPOINT_EVERY = 24, 2
 pytestmark = pytest.mark.usefixtures("alone")

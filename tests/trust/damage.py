@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from sagan.errors import UserError
+from sagan.utils.errors import UserError
 
 FAST, SOAK = 100, 2_000  # inputs a kind of file: in every test run, and in `make soak`
 SECONDS = 5.0

@@ -19,18 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sagan.checkpoint import verify_checkpoint
-from sagan.comparison.runs import read_runs
-from sagan.config import load_config
-from sagan.data.convert import Unusable, convert, decode
+from sagan.config.load import load_config
 from sagan.data.dataset import PreparedData
-from sagan.data.npz import NpzSource
-from sagan.data.source import FORMATS, Item
-from sagan.evaluation.statistics import load_statistics
-from sagan.evaluation.weights import load_tensors
-from sagan.pretrained import read_tensors
-from sagan.sample_folder import read_npz
-from sagan.snapshot import load_snapshot
+from sagan.data.decode import Unusable, convert, decode
+from sagan.data.sources import FORMATS, Item, NpzSource
+from sagan.evaluation.extractors import load_tensors
+from sagan.evaluation.fid import load_statistics
+from sagan.experiments.runs import read_runs
+from sagan.models.hub import read_tensors
+from sagan.runs.checkpoint import verify_checkpoint
+from sagan.runs.snapshot import load_snapshot
+from sagan.sampling.writer import read_npz
 
 MOST_MEMORY = 700 << 10  # KiB by which the process may grow
 Read = Callable[[Path], object]

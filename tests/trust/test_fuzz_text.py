@@ -9,13 +9,13 @@ from damage import FAST, HOSTILE, SOAK, fuzzing, taken_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagan.commands.attend_options import Options as AttendOptions
-from sagan.commands.attend_options import check_options, parse_pixels
-from sagan.commands.measured import Source
-from sagan.config import load_config, make_config
+from sagan.config.load import load_config, make_config
+from sagan.config.options import check_interpolation, check_truncation, parse_classes, parse_seeds
+from sagan.config.schema import Config
 from sagan.data.sources import open_source
-from sagan.evaluation.choices import parse_metrics
-from sagan.selections import check_interpolation, check_truncation, parse_classes, parse_seeds
+from sagan.evaluation.registry import parse_metrics
+from sagan.inspection.command import parse_pixels, parse_points
+from sagan.utils.errors import UserError
 
 SYMBOLS = st.text("0123456789-,:;.{}[]()&*!|>%@'\"\\#~= \n\t\x1b\ud800\u0663ae_", max_size=14)
 NUMBERS = st.integers(-(10**25), 10**25).map(str) | st.integers(0, 40).map(str) | st.floats().map(str)
@@ -26,16 +26,27 @@ TEXTS = (
     | st.builds(lambda mark, parts: mark.join(parts), st.sampled_from(",;:- "),
                 st.lists(PARTS | NUMBERS | SYMBOLS, max_size=5))
 )  # fmt: skip
-NAMED = Source("run", "run", Path("run"))
+
+
+def usable(config: Config) -> None:
+    """A config that was taken must survive being written as config.yaml and read again."""
+    try:
+        again = make_config(yaml.safe_load(config.to_yaml()))
+    except UserError as error:
+        raise AssertionError(error) from error
+    assert again == config
+
+
 READERS: dict[str, Any] = {  # what the text is given to
     "--seeds": parse_seeds,
     "--classes": lambda text: parse_classes(text, ["cat", "dog", "3", "a-b", "ä"], 5),
-    "--points": lambda text: check_options(AttendOptions("run", Path("out"), points=text), NAMED),
+    "--points": parse_points,
     "--at": parse_pixels,
     "--metrics": parse_metrics,
-    "--set": lambda text: make_config({}, [text]),
-    "--set of a setting": lambda text: make_config({}, [f"training.steps={text}"]),
-    "--set of attention": lambda text: make_config({}, [f"generator.attention.16={text}"]),
+    "--set": lambda text: usable(make_config({}, [text])),
+    "--set of a setting": lambda text: usable(make_config({}, [f"training.steps={text}"])),
+    "--set of a seed": lambda text: usable(make_config({}, [f"seed={text}"])),
+    "--set of attention": lambda text: usable(make_config({}, [f"generator.attention.16={text}"])),
     "source": lambda text: open_source(f"shapes:{text}", 32),
     "source of torchvision": lambda text: open_source(f"torchvision:{text}", 32),
 }
@@ -73,7 +84,7 @@ def fuzz_config(path: Path, examples: int) -> None:
     @given(st.lists(LINES, max_size=6).map("\n".join) | TREES.map(written))
     def run(text: str) -> None:
         path.write_bytes(text.encode(errors="surrogatepass"))
-        taken_or_refused(lambda: load_config(path))
+        taken_or_refused(lambda: usable(load_config(path)))
 
     run()
 

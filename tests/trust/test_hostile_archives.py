@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sagan.data.npz import NpzSource
-from sagan.errors import UserError
-from sagan.evaluation.statistics import load_statistics
-from sagan.sample_folder import read_npz
+from sagan.data.sources import NpzSource
+from sagan.evaluation.fid import load_statistics
+from sagan.sampling.writer import read_npz
+from sagan.utils.errors import UserError
 
 
 def npy(shape: str, descr: str = "'|u1'", data: bytes = b"") -> bytes:
@@ -105,7 +105,7 @@ def test_an_array_that_unpacks_well_is_prepared(tmp_path: Path) -> None:
 
 def test_statistics_say_what_we_write(tmp_path: Path, sound: Path) -> None:
     """Breaks when a file with a right checksum and odd words ends in a traceback or writes to the terminal."""
-    from sagan.evaluation.statistics import _digest
+    from sagan.evaluation.fid import _digest
 
     with np.load(sound / "statistics.npz", allow_pickle=False) as arrays:
         whole = dict(arrays)
@@ -115,5 +115,5 @@ def test_statistics_say_what_we_write(tmp_path: Path, sound: Path) -> None:
     ):  # fmt: skip
         changed = {**whole, **changes}
         np.savez(tmp_path / "a.npz", **changed | {"sha256": np.array(_digest(changed))})
-        with pytest.raises(UserError, match="what it says of itself"):
+        with pytest.raises(UserError, match="its count or description is invalid"):
             load_statistics(tmp_path / "a.npz")

@@ -15,10 +15,10 @@ import torch
 from refusals import assert_refused
 from safetensors.torch import load_file, save_file
 
-from sagan.config import load_config
-from sagan.data.torchvision_sets import TorchvisionSource
-from sagan.errors import UserError
-from sagan.pretrained import read_snapshot
+from sagan.config.load import load_config
+from sagan.data.sources import TorchvisionSource
+from sagan.models.hub import read_snapshot
+from sagan.utils.errors import UserError
 
 LETTERS = list(pairwise("abcdefghi"))
 YAML = {

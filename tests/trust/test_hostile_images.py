@@ -14,10 +14,10 @@ from PIL import Image
 from refusals import assert_refused, attempt
 from standin import NAME
 
-from sagan.data.folder import FolderSource
-from sagan.errors import UserError, escaped
-from sagan.evaluation.image_set import from_files
-from sagan.files import expand_home
+from sagan.data.sources import FolderSource
+from sagan.evaluation.features import from_files
+from sagan.utils.errors import UserError, escaped
+from sagan.utils.io import expand_home
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -13,8 +13,8 @@ from refusals import assert_refused, attempt
 from standin import NAME, register_standin
 from torchvision.datasets import CIFAR10
 
-from sagan.evaluation.extraction import _stored
-from sagan.evaluation.reference import _read as read_cached_features
+from sagan.evaluation.features import _read as read_cached_features
+from sagan.evaluation.features import _stored
 
 IMAGES = np.zeros((4, 40, 40, 3), np.uint8)
 TAG = "!!python/object/apply:os.mkdir [SPRUNG]"
@@ -67,7 +67,7 @@ def run(name: str, path: str, content: Callable[[], bytes], command: str, says: 
     return Reader(name, f"run_trap/{path}", content, command, says, ("run", "run_trap"))
 
 
-NOT_TENSORS = "damaged, cut short, or not a file of tensors alone; nothing was executed"
+NOT_TENSORS = "damaged, truncated, or not a file of tensors only; nothing was executed"
 NOT_SAFE = "model.safetensors: missing, damaged, or not a safetensors file"
 READERS = [
     Reader("config: pickle", "trap.yaml", traps.raw, "train trap.yaml --out out", "trap.yaml: not readable"),
@@ -130,11 +130,11 @@ READERS = [
         for kind, content in (("pickle", traps.raw), ("torch.save", traps.torch_file),
                               ("old torch.save", lambda: traps.torch_file(legacy=True)))
     ),
-    weights("weights: CLIP", traps.raw, "--backbone clip-rn50 --backbone-weights trap.pth", "so no other is opened"),
+    weights("weights: CLIP", traps.raw, "--backbone clip-rn50 --backbone-weights trap.pth", "only the official one is"),
     Reader("weights: cached Inception", f"{HUB}/weights-inception-2015-12-05-6726825d.pth", traps.torch_file,
-           "evaluate pets --reference data", "not the published file"),
+           "evaluate pets --reference data", "not the official file"),
     Reader("weights: cached trunk of LPIPS", f"{HUB}/alexnet-owt-7be5be79.pth", traps.torch_file,
-           "evaluate pets --metrics lpips_diversity", "not the published file"),
+           "evaluate pets --metrics lpips_diversity", "not the official file"),
     Reader("torchvision: CIFAR-10", "home/.cache/sagan/torchvision/cifar-10-batches-py/data_batch_1", traps.raw,
            "prepare torchvision:cifar10 --out out", "torchvision:cifar10: could not download"),
     Reader("torchvision: LSUN", "_cache_lsun", traps.raw, "prepare torchvision:lsun --out out",

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sagan.checkpoint import _digest
-from sagan.files import sha256
+from sagan.runs.checkpoint import _digest
+from sagan.utils.io import sha256
 
 SPRUNG = "SPRUNG"
 

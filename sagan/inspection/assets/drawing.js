@@ -41,7 +41,7 @@ function paint(canvas, tile, points) {
   const overlays = points.map(({ attention: { ratios, peak }, slot }) => {
     const factor = peak > 0 ? peak / fullOf(peak) : 0;
     const opacities = (smooth ? smoothOpacities : cellOpacities)(ratios, factor, side, layer);
-    return { opacities, positive: signed ? signs[1] : colourOf(slot), negative: signs[0] };
+    return { opacities, positive: signed ? signs[1] : colorOf(slot), negative: signs[0] };
   });
   if (canvas.width !== side) canvas.width = canvas.height = side;
   canvas.classList.toggle("smooth", smooth);
@@ -50,10 +50,10 @@ function paint(canvas, tile, points) {
   context.putImageData(frame, 0, 0);
 }
 
-const colourOf = (slot) => colours[slot % colours.length];
-const css = (colour) => `rgb(${colour.join(" ")})`;
+const colorOf = (slot) => colors[slot % colors.length];
+const css = (color) => `rgb(${color.join(" ")})`;
 
-/** The current cell has the colour of its pin, or the one that its pin would have. */
+/** The current cell has the color of its pin, or the one that its pin would have. */
 function currentSlot() {
   const pin = state.current && state.pins.find((pin) => sameCell(pin, state.current));
   return pin ? pin.slot : freeSlot();
@@ -90,7 +90,7 @@ function drawPins() {
 
 function pinDot({ slot, y, x }) {
   const dot = make("span", "pin", `${slot + 1}`);
-  dot.style.setProperty("--colour", css(colourOf(slot)));
+  dot.style.setProperty("--color", css(colorOf(slot)));
   Object.assign(dot.style, { top: `${100 * y}%`, left: `${100 * x}%` });
   return dot;
 }

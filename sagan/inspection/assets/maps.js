@@ -114,7 +114,7 @@ function greyOf(pixels, resolution, scale) {
 }
 
 /**
- * Fill RGBA pixels with the image dark and grey, under overlays {opacities, positive, negative}: colours of positive
+ * Fill RGBA pixels with the image dark and grey, under overlays {opacities, positive, negative}: colors of positive
  * and negative ones. Several blend alike, whatever their order.
  */
 function paintOverlays(pixels, grey, overlays) {
@@ -122,10 +122,10 @@ function paintOverlays(pixels, grey, overlays) {
     let clear = 1, sum = 0, red = 0, green = 0, blue = 0;
     for (let k = 0; k < overlays.length; k++) {
       const value = overlays[k].opacities[i], opacity = Math.abs(value);
-      const colour = value < 0 ? overlays[k].negative : overlays[k].positive;
-      red += opacity * colour[0];
-      green += opacity * colour[1];
-      blue += opacity * colour[2];
+      const color = value < 0 ? overlays[k].negative : overlays[k].positive;
+      red += opacity * color[0];
+      green += opacity * color[1];
+      blue += opacity * color[2];
       clear *= 1 - opacity;
       sum += opacity;
     }

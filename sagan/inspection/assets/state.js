@@ -1,11 +1,11 @@
 // What the page holds: its data, the layer and head shown, the current point, pins; and what a point attends to.
-const { images, layers, resolution, colours, signs, uniformFull } = JSON.parse(find("data").textContent);
+const { images, layers, resolution, colors, signs, uniformFull } = JSON.parse(find("data").textContent);
 const FINE = Math.ceil(128 / resolution); // canvas pixels a pixel of the image, as in the figure
 const NARROWEST = 184, WIDEST = 352; // CSS pixels of an image
 const REACH = 10; // CSS pixels: nearer to a pin is on it, farther from where it was pressed is a drag
 const DARK = [61, 61, 61];
 
-// A point is an image and a place in it as fractions, which every layer has. A pin has a slot too: its colour.
+// A point is an image and a place in it as fractions, which every layer has. A pin has a slot too: its color.
 const state = { layer: layers[0], head: 0, smooth: false, current: null, pins: [] };
 const maps = new Map(); // key -> map, once inflated
 const tiles = images.map(buildTile); // the elements of each image
@@ -35,7 +35,7 @@ function attentionOf(point) {
   return map ? attentionAt(map, state.layer.perQuery ? row * state.layer.size[1] + column : 0) : null;
 }
 
-/** The weight that is drawn in full colour. */
+/** The weight that is drawn in full color. */
 function fullOf(peak) {
   const { scale, keys } = state.layer;
   if (scale === "share") return Math.max(peak, uniformFull / (keys[0] * keys[1]));

@@ -51,7 +51,7 @@ function drawLegend(attention) {
   const most = share ? times(full * count) : attention ? number(full) : scale === "gate" ? "1" : "largest";
   const marks = signed ? [[0, `−${most}`], [50, "0"], [100, most]] : [[0, "0"], [100, most]];
   if (share && even > 12 && even < 80) marks.splice(1, 0, [even, "uniform"]);
-  const stops = signed ? [signs[0], DARK, signs[1]] : [DARK, colourOf(currentSlot())];
+  const stops = signed ? [signs[0], DARK, signs[1]] : [DARK, colorOf(currentSlot())];
   find("bar").style.setProperty("--stops", stops.map(css).join(", "));
   find("even").hidden = !share;
   find("even").style.left = `${even}%`;
@@ -64,8 +64,8 @@ function drawLegend(attention) {
 }
 
 function legendWords(attention, full) {
-  if (state.layer.scale === "gate" && !(attention?.peak > 1)) return "Full colour: weight 1";
-  if (attention && full > attention.peak) return `Full colour: ${uniformFull}× uniform, more than any weight here`;
-  if (attention || state.layer.scale !== "share") return "Full colour: the largest weight of the map";
-  return `Full colour: the largest weight of the map, at least ${uniformFull}× uniform`;
+  if (state.layer.scale === "gate" && !(attention?.peak > 1)) return "Full color: weight 1";
+  if (attention && full > attention.peak) return `Full color: ${uniformFull}× uniform, more than any weight here`;
+  if (attention || state.layer.scale !== "share") return "Full color: the largest weight of the map";
+  return `Full color: the largest weight of the map, at least ${uniformFull}× uniform`;
 }

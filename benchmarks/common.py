@@ -1,0 +1,268 @@
+"""The benchmark harness: interleaved rounds, ratios within a round, peak memory, cells in child processes.
+
+Machines are shared and noisy, so variants take turns in one run and results are medians of per-round ratios.
+"""
+
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as OutOfTime
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from sagan.config.schema import Config
+from sagan.utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SAGAN = [sys.executable, "-c", "from sagan.cli import main; main()"]
+MIB = 2**20
+Row = dict[str, Any]
+Step = Callable[[], object]
+
+# --- the command line
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+rounds = partial(click.option, "--rounds", type=click.IntRange(1), show_default=True, help="Interleaved rounds.")
+
+
+def of_config(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add CONFIG and --set."""
+    change = click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting.")
+    return click.argument("config", required=False)(change(command))
+
+
+class CommaSeparated(click.ParamType):
+    """ "a,b" -> [a, b], each converted by another type."""
+
+    name = "list"
+
+    def __init__(self, kind: click.ParamType) -> None:
+        self.kind = kind
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        return [self.kind.convert(word.strip(), param, ctx) for word in value.split(",")]
+
+
+def run(command: click.Command) -> None:
+    """Run a benchmark; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        command()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def pick_device(config: Config | None = None) -> torch.device:
+    """A CUDA device where there is one, unless the config asks for the CPU."""
+    wanted = config is None or config.training.device != "cpu"
+    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
+
+
+def about(device: torch.device) -> Row:
+    """Device, threads and torch version, as every benchmark records them."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+# --- time and operations
+
+
+def timed(step: Step, count: int = 1) -> float:
+    """Seconds of `count` steps, until the GPU, if any, is done."""
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    steps: Mapping[str, Step], count: int, repeat: int = 2
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of one step of every variant in each of `count` rounds, and seconds of its warm-up.
+
+    The warm-up is one step, on a GPU three: CUDA graphs are recorded in the second and replayed in the third.
+    """
+    warm_up = {name: timed(step, 3 if torch.cuda.is_initialized() else 1) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(count):
+        for name, step in steps.items():
+            seconds[name].append(timed(step, repeat) / repeat)
+    return seconds, warm_up
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """How many times as fast `fast` is: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """Slowest round over fastest round, minus 1."""
+    return max(seconds) / min(seconds) - 1
+
+
+def rates(amount: float, seconds: Mapping[str, Sequence[float]]) -> Row:
+    """images_per_second_NAME and spread_NAME of every variant."""
+    found: Row = {}
+    for name, each in seconds.items():
+        found[f"images_per_second_{name}"] = amount / statistics.median(each)
+        found[f"spread_{name}"] = spread(each)
+    return found
+
+
+def flops_of(step: Step) -> int:
+    """Operations of convolutions and matrix products in one eager step; a multiply-add counts as two."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def matrix_product(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Step, int]:
+    """A large matrix product and its number of operations: what the machine can do at best."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return lambda: torch.mm(a, b), 2 * side**3
+
+
+# --- memory
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be allocated without swapping."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def peak_mib(step: Step, device: torch.device) -> float:
+    """Peak MiB that a step allocates: by CUDA's allocator, else by counting tensors (the same on every machine)."""
+    if device.type != "cuda":
+        with _LiveBytes() as live:
+            step()
+        return live.peak / MIB
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Count the bytes of every storage that operations create, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak, self.alive = 0, 0, set[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            key, size = storage._cdata, storage.nbytes()
+            if key not in given and key not in self.alive:  # neither a view nor in place
+                self.alive.add(key)
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, key, size)
+        return result
+
+    def _free(self, key: int, size: int) -> None:
+        self.alive.discard(key)
+        self.now -= size
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+# --- processes
+
+
+def cells_in_processes(
+    work: Callable[[Any], Row], cells: Sequence[Any], seconds: float, cell_seconds: float, fresh: bool = False
+) -> Iterator[tuple[Any, Row]]:
+    """Yield every cell with `work(cell)`, computed in a child process; `fresh`: a new process for each.
+
+    A cell that runs out of memory or time, or whose process dies, yields a row that says so in "state"; the next cell
+    gets a new process.
+    """
+    pool, end = None, time.monotonic() + seconds
+    for cell in cells:
+        left = end - time.monotonic()
+        if left <= 0:
+            yield cell, {"state": "not reached"}
+            continue
+        pool = pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        try:
+            row = pool.submit(_work, work, cell).result(min(left, cell_seconds))
+        except OutOfTime:
+            row = {"state": "out of time" if cell_seconds <= left else "not reached"}
+        except BrokenProcessPool:
+            row = {"state": "failed", "why": "its process died"}
+        yield cell, row
+        if fresh or row["state"] != "ok":
+            pool = _end(pool)
+    _end(pool)
+
+
+def _end(pool: ProcessPoolExecutor | None) -> None:
+    for process in multiprocessing.active_children():
+        for compiler in psutil.Process(process.pid).children(recursive=True):
+            compiler.kill()
+        process.kill()
+    if pool is not None:
+        pool.shutdown()
+
+
+def _work(work: Callable[[Any], Row], cell: Any) -> Row:
+    try:
+        return {"state": "ok", **work(cell)}
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            return {"state": "out of memory"}
+        return {"state": "failed", "why": f"{type(error).__name__}: {error}"[:200]}
+
+
+# --- output
+
+
+def show(result: Row, as_json: bool, note: str = "") -> None:
+    """Print one JSON object, or a line per value, the cells as a table, and the note."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    width = max(map(len, result))
+    for name, value in result.items():
+        if name != "cells":
+            print(f"{name:{width}}  {_text(value)}")
+    table, cells = Table(box=None), result.get("cells", [])
+    columns = [name for name in dict.fromkeys(name for cell in cells for name in cell) if name not in result]
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for cell in cells:
+        table.add_row(*(_text(cell.get(column, "")) for column in columns))
+    if cells:
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+    if note:
+        print(note, file=sys.stderr)
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,179 @@
+"""Features, Frechet distance and FID against torch-fidelity on the same images: python benchmarks/evaluate.py."""
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import click
+import common
+import numpy as np
+import torch
+import torch_fidelity
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.utils import get_featuresdict_from_dataset
+
+from sagan.data.dataset import PreparedData, is_prepared
+from sagan.evaluation.command import open_images, parse_source
+from sagan.evaluation.extractors import (
+    BACKBONES,
+    Backbone,
+    as_file,
+    build_extractor,
+    fast_inception,
+    find_weights,
+    load_tensors,
+)
+from sagan.evaluation.features import SAMPLES_SHEET, extract
+from sagan.evaluation.fid import Statistics, frechet_distance
+from sagan.utils.errors import UserError
+from sagan.utils.random import numpy_generator, torch_generator
+
+BATCH, SIZE, DIMENSION = 64, 32, 2048
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+class Images(Dataset):
+    """uint8 (N, H, W, 3) as torch-fidelity reads images: one at a time, (3, H, W)."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images.permute(0, 3, 1, 2)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def random_weights(seed: int) -> dict[str, Tensor]:
+    """Seeded random weights of the Inception network, whose activations neither vanish nor explode."""
+    with torch.random.fork_rng(devices=[]):
+        network = _Untrained("inception-v3-compat", ["2048"], feature_extractor_weights_path=as_file({}))
+    tensors, rng = network.state_dict(), torch_generator(seed, "inception")
+    for name, tensor in tensors.items():
+        if name.endswith("running_var") or name.endswith("bn.weight"):
+            tensor.uniform_(0.8, 1.2, generator=rng)
+        elif tensor.is_floating_point():
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5 if tensor.dim() > 1 else 0.1, generator=rng)
+    return tensors
+
+
+class _Untrained(FeatureExtractorInceptionV3):
+    def load_state_dict(self, *arguments: object, **options: object) -> object:
+        """Keep the initial values."""
+        return super().load_state_dict({}, strict=False)
+
+
+def inception_tensors(given: Path | None) -> tuple[dict[str, Tensor], str]:
+    """The named weights, those in torch hub's cache, or random ones, and which of these they are."""
+    pretrained = BACKBONES["inception"].pretrained
+    if given is not None or pretrained.cached.is_file():
+        return load_tensors(find_weights(pretrained, given)), "pretrained"
+    return random_weights(0), "random (none in torch hub's cache; speed does not depend on them)"
+
+
+def our_backbone(tensors: dict[str, Tensor], device: torch.device) -> Backbone:
+    compute = fast_inception(build_extractor(as_file(tensors)), device, logits=False)
+    return Backbone("inception", "", BACKBONES["inception"].dimension, "", device, compute)
+
+
+def compare_features(tensors: dict[str, Tensor], num: int, count: int, device: torch.device) -> common.Row:
+    """Features of `num` random images."""
+    extractor, backbone = build_extractor(as_file(tensors)).to(device), our_backbone(tensors, device)
+    images = torch.randint(256, (num, SIZE, SIZE, 3), generator=torch_generator(0, "bench"), dtype=torch.uint8)
+
+    def theirs(images: Tensor) -> Tensor:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # like ours
+            return get_featuresdict_from_dataset(
+                Images(images), extractor, BATCH, device.type == "cuda", True, False
+            )["2048"]  # fmt: skip
+
+    def ours(images: Tensor) -> Tensor:
+        return torch.cat([backbone(some).features.cpu() for some in images.split(BATCH)])
+
+    differ = (theirs(images[:BATCH]) - ours(images[:BATCH])).abs().max().item()
+    each = {"torch_fidelity": lambda: theirs(images), "project": lambda: ours(images)}
+    seconds, _ = common.interleaved(each, count, repeat=1)
+    return {"features_differ_by": differ, **common.rates(num, seconds),
+            "ratio_features": common.ratio(seconds["torch_fidelity"], seconds["project"])}  # fmt: skip
+
+
+def compare_distances(count: int) -> common.Row:
+    """The Frechet distance of two sets of statistics whose variances fall like Inception's."""
+    scale, rows = np.geomspace(1, 0.03, DIMENSION), 2 * DIMENSION
+    sets = []
+    for i in range(2):
+        features = numpy_generator(0, "bench", i).normal(size=(rows, DIMENSION)) * scale + 0.1 * i
+        sets.append(Statistics(rows, features.mean(0), np.cov(features, rowvar=False)))
+    as_theirs = [{"mu": one.mean, "sigma": one.covariance} for one in sets]
+    each: dict[str, Callable[[], float]] = {
+        "torch_fidelity": lambda: fid_statistics_to_metric(*as_theirs, verbose=False)[KEY_METRIC_FID],
+        "project": lambda: frechet_distance(sets[0], sets[1]),
+    }
+    seconds, _ = common.interleaved(each, count, repeat=1)
+    found: common.Row = {"distances_differ_by": abs(each["project"]() / each["torch_fidelity"]() - 1)}
+    for name, times in seconds.items():
+        found |= {f"seconds_frechet_{name}": median(times), f"spread_frechet_{name}": common.spread(times)}
+    return found | {"ratio_frechet": common.ratio(seconds["torch_fidelity"], seconds["project"])}
+
+
+def compare_fid(folders: tuple[Path, Path], tensors: dict[str, Tensor], device: torch.device) -> common.Row:
+    """FID of two folders of PNG files or prepared data, from files to number, without TF32 and caches."""
+    sets = [open_images(parse_source(str(folder))) for folder in folders]
+    theirs = [
+        Images(torch.from_numpy(PreparedData.open(folder).images[:])) if is_prepared(folder) else str(folder)
+        for folder in folders
+    ]
+    with (
+        TemporaryDirectory() as folder,
+        warnings.catch_warnings(action="ignore"),  # about worker processes
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        file = Path(folder) / "weights.pth"
+        file.write_bytes(as_file(tensors).getvalue())
+        start = time.perf_counter()
+        fid = torch_fidelity.calculate_metrics(
+            input1=theirs[0], input2=theirs[1], fid=True, cuda=device.type == "cuda", batch_size=BATCH,
+            feature_extractor_weights_path=str(file), samples_find_deep=True, cache=False, verbose=False,
+        )["frechet_inception_distance"]  # fmt: skip
+        middle = time.perf_counter()
+        backbone = our_backbone(tensors, device)
+        generated, real = (extract(each, backbone, BATCH).statistics for each in sets)
+        ours = frechet_distance(generated, real)
+    seconds = {"torch_fidelity": middle - start, "project": time.perf_counter() - middle}
+    count = sum(each.count for each in sets)
+    return {
+        "fid_images": count, "fid_torch_fidelity": fid, "fid_project": ours, "fid_differs_by": abs(fid - ours),
+        **{f"images_per_second_fid_{name}": count / each for name, each in seconds.items()},
+        "ratio_fid": seconds["torch_fidelity"] / seconds["project"],
+    }  # fmt: skip
+
+
+@click.command()
+@click.option("--num", type=click.IntRange(2), default=256, show_default=True, help="Images a round.")
+@common.rounds(default=3)
+@click.option("--inception-weights", type=click.Path(path_type=Path), help="Default: torch hub's cache, else random.")
+@click.option("--fid", type=(FOLDER, FOLDER), metavar="SAMPLES REFERENCE", help="Also compare the FID of two folders.")
+@common.as_json
+def main(num: int, rounds: int, inception_weights: Path | None, fid: tuple[Path, Path] | None, as_json: bool) -> None:
+    """Compare with torch-fidelity's own loop. `ratio_features`, `ratio_frechet`, `ratio_fid`: times as fast."""
+    for folder in fid or ():
+        if (folder / SAMPLES_SHEET).exists():
+            raise UserError(f"{folder}: holds {SAMPLES_SHEET}, which torch-fidelity would score too; remove it")
+    device, (tensors, kind) = common.pick_device(), inception_tensors(inception_weights)
+    result: common.Row = {**common.about(device), "resolution": SIZE, "batch_size": BATCH, "images": num,
+                          "rounds": rounds, "weights": kind}  # fmt: skip
+    result |= compare_features(tensors, num, rounds, device) | compare_distances(rounds)
+    if fid is not None:
+        result |= compare_fid(fid, tensors, device)
+    common.show(result, as_json, "torch-fidelity: its own loop over the same images, without worker processes")
+
+
+if __name__ == "__main__":
+    common.run(main)

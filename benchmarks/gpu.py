@@ -1,0 +1,101 @@
+"""Run the measurements of docs/results/gpu on one GPU: python benchmarks/gpu.py --data DATA --weights INCEPTION.pth
+
+Measures in order: throughput of the training step, training and evaluation of a run, larger sizes, attention. Each
+command has its own time limit and writes to --out; run the same call again to continue: what is there is kept, and
+training resumes. `--only NAME` runs one command.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import common
+
+GRACE = 45  # seconds to save a checkpoint
+
+
+@dataclass(frozen=True)
+class Command:
+    """`sagan WORDS`, or a benchmark ("step.py ..."). `result`: the file it makes; *.json: its standard output."""
+
+    name: str
+    words: list[str]
+    seconds: float
+    result: str = ""
+
+
+def plan(out: Path, data: Path, weights: list[str], config: str, steps: int) -> list[Command]:
+    """What is measured, the most useful first."""
+    run, png, source = str(out / "run"), str(out / "png"), ["--set", f"data.source={data}"]
+    schedule = ["--set", f"training.steps={steps}", "--set", f"optim.decay_start={steps // 4}"]
+    score = ["evaluate", run, "--reference", str(data), *weights, "--json"]
+    throughput = ["throughput.py", config, "--json", "--seconds"]
+    commands = [
+        Command("throughput", [*throughput, "110", "--batch-sizes", "256,512,128"], 120, "throughput.json"),
+        Command("train", ["train", config, "--out", run, *source, *schedule], 1080, f"run/snapshots/{steps:08d}"),
+        Command("fid", [*score, "--num", "50000", "--metrics", "fid,kid"], 240, "fid.json"),
+        Command("sample", ["sample", run, "--out", png, "--num", "50000"], 120, "png/samples.json"),
+        Command("torch-fidelity", ["evaluate.py", *weights, "--num", "4096", "--fid", png, str(data),
+                "--json"], 300, "torch-fidelity.json"),
+        Command("attend", ["attend", run, "--out", str(out / "attention"), "--network", "both"], 120,
+                "attention/attention.png"),
+        Command("manifold", [*score, "--num", "10000", "--metrics", "precision,recall,density,coverage"], 240,
+                "manifold.json"),
+    ]  # fmt: skip
+    for name, batch in (("studio64", 64), ("mmgen128", 32)):
+        words = ["step.py", name, "--set", f"training.batch_size={batch}", "--set", "optim.accumulation=1", "--rounds",
+                 "3", "--variants", "plain,project,tf32,bf16", "--json"]  # fmt: skip
+        commands.append(Command(f"step-{name}", words, 200, f"step-{name}.json"))
+    for side in ("32", "64", "128", "256"):
+        words = ["attention.py", "--names", "self_attention", "--explicit", "--resolution", side, "--json"]
+        commands.append(Command(f"attention-{side}", words, 60, f"attention-{side}.json"))
+    compiled = [*throughput, "500", "--cell-seconds", "500", "--batch-sizes", "256", "--precisions", "bf16",
+                "--compile"]  # fmt: skip
+    return [*commands, Command("compiled", compiled, 540, "compiled.json")]
+
+
+def run_command(command: Command, out: Path) -> str:
+    """Run a command within its time limit; returns what came of it."""
+    result, (program, *arguments) = out / command.result, command.words
+    if result.exists():
+        return "already done"
+    script = [sys.executable, str(common.ROOT / "benchmarks" / program)] if program.endswith(".py") else None
+    path = os.pathsep.join([str(common.ROOT), os.environ.get("PYTHONPATH", "")])
+    partial = out / f".{command.name}.stdout"
+    with partial.open("wb") as stdout, subprocess.Popen(
+        [*(script or [*common.SAGAN, program]), *arguments], stdout=stdout, env={**os.environ, "PYTHONPATH": path}
+    ) as process:  # fmt: skip
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(command.seconds)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)  # `sagan train` saves a checkpoint
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+            process.kill()
+            return "out of time"
+    if process.returncode == 0 and result.suffix == ".json" and not result.exists():
+        partial.replace(result)
+    return f"exit code {process.returncode}" if process.returncode else "done"
+
+
+@click.command(help=__doc__)
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Prepared CIFAR-10 training images.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Inception weights (default: torch hub's cache).")
+@click.option("--config", default="cifar10-gpu", show_default=True)
+@click.option("--steps", default=24_000, show_default=True, help="Images/s of throughput.json x 1020 s / batch size.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/gpu"), show_default=True)
+@click.option("--only", multiple=True, help="Run only this command; repeat for several.")
+def main(data: Path, weights: Path | None, config: str, steps: int, out: Path, only: tuple[str, ...]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for command in plan(out, data, ["--inception-weights", str(weights)] if weights else [], config, steps):
+        if not only or command.name in only:
+            print(f"{command.name}: {run_command(command, out)}", flush=True)
+
+
+if __name__ == "__main__":
+    common.run(main)

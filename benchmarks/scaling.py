@@ -1,0 +1,90 @@
+"""Training throughput of several processes (torchrun) against one: python benchmarks/scaling.py [CONFIG]."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import click
+import common
+
+from sagan.config.load import load_config, replaced
+from sagan.config.schema import Config
+from sagan.utils.errors import UserError
+
+SMALL = ["generator.channels=16", "discriminator.channels=16", "training.batch_size=8"]
+IMAGES = 256  # of the embedded shapes
+
+
+def timed_config(config: Config, processes: int, steps: int, data: Path, device: str) -> Config:
+    """The config on shapes, with its batch in each process, logged four times, with nothing else in between."""
+    rarely = dict.fromkeys(("sample_every", "snapshot_every", "checkpoint_every"), steps + 1)
+    classes = 0 if config.data.num_classes == 0 else None
+    training = {
+        **rarely, "steps": steps, "batch_size": config.training.batch_size * processes, "trackers": [],
+        "log_every": max(1, steps // 4), "init_from": None,
+        "device": "cpu" if device == "cpu" else config.training.device,
+    }  # fmt: skip
+    source = {"source": f"shapes:{IMAGES}", "prepared": str(data), "num_classes": classes}
+    return replaced(config, {"data": source, "training": training, "evaluate": {"every": 0}})
+
+
+def seconds_an_image(run_folder: Path) -> float:
+    """Between the first and the last line of the log: start-up, warm-up and saving are not timed."""
+    lines = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    first, last = ((1000 * line["kimg"], line["images_per_second"]) for line in (lines[0], lines[-1]))
+    return (last[0] / last[1] - first[0] / first[1]) / (last[0] - first[0])
+
+
+def train(config: Path, out: Path, processes: int, threads: int) -> float:
+    """Seconds an image of `sagan train`, alone or under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--no-python"]
+    command = [
+        *([sys.executable, *launcher] if processes > 1 else []),
+        *common.SAGAN,
+        "train",
+        str(config),
+        "--out",
+        str(out),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("sagan: ") or "Error: " in line]
+        raise UserError(f"training in {processes} processes failed: {errors[0] if errors else done.returncode}")
+    return seconds_an_image(out)
+
+
+@click.command()
+@common.of_config
+@click.option("--processes", type=click.IntRange(2), default=2, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each process.")
+@click.option("--steps", type=click.IntRange(2), default=12, show_default=True, help="The first quarter is not timed.")
+@common.rounds(default=3)
+@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@common.as_json
+def main(config: str | None, overrides: tuple[str, ...], processes: int, threads: int, steps: int, rounds: int,
+         device: str, as_json: bool) -> None:  # fmt: skip
+    """Train with the same batch in each process. `ratio_efficiency`: n processes over n times one; 1 is perfect."""
+    settings = load_config(config, [*([] if config else SMALL), *overrides])
+    seconds: dict[int, list[float]] = {1: [], processes: []}
+    with tempfile.TemporaryDirectory() as name:
+        for i in range(rounds):
+            for count, each in seconds.items():
+                path = Path(name) / f"{count}.yaml"
+                path.write_text(timed_config(settings, count, steps, Path(name) / "data", device).to_yaml())
+                each.append(train(path, Path(name) / f"{count}-{i}", count, threads))
+    result: common.Row = {
+        "resolution": settings.data.resolution, "batch_size_a_process": settings.training.batch_size,
+        "processes": processes, "threads_a_process": threads, "rounds": rounds,
+        **{f"images_per_second_{count}": 1 / median(each) for count, each in seconds.items()},
+        "ratio_efficiency": common.ratio(seconds[1], seconds[processes]) / processes,
+    }  # fmt: skip
+    common.show(result, as_json)
+
+
+if __name__ == "__main__":
+    common.run(main)

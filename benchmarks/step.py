@@ -1,0 +1,203 @@
+"""Time a training step against its plain form and other variants: python benchmarks/step.py [CONFIG]."""
+
+import copy
+import os
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+import click
+import common
+import torch
+from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
+from torch import Tensor
+
+from sagan.config.load import load_config, replaced
+from sagan.config.schema import Config
+from sagan.layers.resampling import ResamplingConv2d
+from sagan.layers.spectral_norm import hold_state
+from sagan.models.gan import GAN
+from sagan.models.generator import build_discriminator, build_generator
+from sagan.training.ema import update_ema
+from sagan.training.losses import make_objective
+from sagan.training.state import begin_update, compile_networks
+from sagan.training.step import LatentBatch, RealBatch, discriminator_step, generator_step
+from sagan.utils.errors import UserError
+from sagan.utils.random import torch_generator
+
+STUDIO32 = ["discriminator.widths=[2,2,2,2]", "optim.d_steps=1", "training.batch_size=32", "data.num_classes=10"]
+PLAIN = "plain: two discriminator passes, convolutions unfolded, contiguous, eager"
+Precision = Literal["no", "tf32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute the step. `folded` and `channels_last` change rounding only.
+
+    `precision`: "no" is float32 throughout, without the TF32 that torch allows in convolutions by default.
+    """
+
+    two_passes: bool = False  # of the discriminator: reals, then fakes
+    folded: bool = True
+    channels_last: bool = True
+    spectral_norm: bool = True
+    precision: Precision = "no"
+    compiled: bool = False
+    cuda_graphs: bool = False
+
+    @property
+    def needs_cuda(self) -> bool:
+        return self.precision == "tf32" or self.cuda_graphs
+
+
+VARIANTS = {
+    "plain": Variant(two_passes=True, folded=False, channels_last=False),
+    "project": Variant(),
+    "unfolded": Variant(folded=False),
+    "contiguous": Variant(channels_last=False),
+    "two_passes": Variant(two_passes=True),
+    "without_norm": Variant(spectral_norm=False),
+    "tf32": Variant(precision="tf32"),
+    "bf16": Variant(precision="bf16"),
+    "compiled": Variant(compiled=True),
+    "cuda_graphs": Variant(compiled=True, cuda_graphs=True),
+    "bf16_compiled": Variant(precision="bf16", compiled=True),
+    "bf16_cuda_graphs": Variant(precision="bf16", compiled=True, cuda_graphs=True),
+}
+TRAINED = ("project", "compiled", "cuda_graphs")  # what a run can use in float32
+
+
+class OneDevice(Accelerator):
+    """One process with a precision of its own: that of Accelerate is the same for all instances."""
+
+    def __init__(self, device: torch.device, precision: Precision) -> None:
+        super().__init__(cpu=device.type == "cpu")
+        self.enabled = precision == "bf16"
+
+    def autocast(self, autocast_handler: AutocastKwargs | None = None) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.enabled)
+
+
+class TrainingStep:
+    """One step of a variant on fixed random inputs, in one process."""
+
+    def __init__(self, config: Config, device: torch.device, variant: Variant) -> None:
+        self.device, self.variant, self.d_steps = device, variant, config.d_steps
+        classes = 10 if config.data.num_classes is None else config.data.num_classes
+        norm = {"spectral_norm": variant.spectral_norm}
+        config = replaced(config, {"generator": norm, "discriminator": norm})
+        generator = build_generator(config, classes).to(device)
+        discriminator = build_discriminator(config, classes).to(device)
+        ema = copy.deepcopy(generator).requires_grad_(False)
+        for module in [*generator.modules(), *discriminator.modules()]:
+            if isinstance(module, ResamplingConv2d):
+                module.folding = variant.folded
+        layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+        generator.memory_format = layout
+        optimizers = [
+            torch.optim.Adam(network.parameters(), lr=adam.lr, betas=adam.betas, fused=True)
+            for network, adam in ((generator, config.optim.generator), (discriminator, config.optim.discriminator))
+        ]
+        if variant.compiled:
+            compile_networks(generator, discriminator, cuda_graphs=variant.cuda_graphs)
+        if variant.precision == "bf16":  # as Accelerate does
+            discriminator.forward = torch.autocast(device.type, torch.bfloat16)(discriminator.forward)
+        self.gan = GAN(generator, discriminator, generator, discriminator, optimizers[0], optimizers[1], ema)
+        self.accelerator = OneDevice(device, variant.precision)
+        self.objective = make_objective(config)
+        batch, size, rng = config.training.batch_size, config.data.resolution, torch_generator(0, "bench")
+        images = torch.rand(batch, 3, size, size, generator=rng).mul(2).sub(1).to(device, memory_format=layout)
+        labels = torch.randint(classes, (batch,), generator=rng).to(device) if classes else None
+        z = torch.randn(batch, generator.z_dim, generator=rng).to(device)
+        augmentation = torch.rand(batch, 8, generator=rng).to(device)
+        self.reals, self.latents = RealBatch(images, labels, augmentation), LatentBatch(z, labels, augmentation)
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Run one step; returns d_loss and g_loss, scalars ()."""
+        found: dict[str, Tensor] = {}
+        tf32 = self.variant.precision == "tf32"
+        with ExitStack() as stack, torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+            matmul = torch.backends.cuda.matmul
+            stack.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
+            matmul.allow_tf32 = tf32
+            for _ in range(self.d_steps):
+                if self.variant.cuda_graphs:
+                    begin_update()
+                if self.variant.two_passes:
+                    found = self.two_passes()
+                else:
+                    found = discriminator_step(self.gan, self.objective, [(self.reals, self.latents)], self.accelerator)
+            found = found | generator_step(self.gan, self.objective, [self.latents], self.accelerator)
+        update_ema(self.gan.ema, self.gan.generator, 0.999)
+        return {name: found[name] for name in ("d_loss", "g_loss")}
+
+    def two_passes(self) -> dict[str, Tensor]:
+        """The discriminator's update as public SAGAN repositories write it: a forward on reals, another on fakes."""
+        gan, reals, latents = self.gan, self.reals, self.latents
+        gan.discriminator_optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad(), hold_state(gan.generator):
+            fakes = gan.generator(latents.z, latents.labels)
+        real_logits = gan.discriminator(reals.images, reals.labels).logits
+        fake_logits = gan.discriminator(fakes, latents.labels).logits
+        loss = self.objective.loss.discriminator(real_logits, fake_logits)
+        loss.backward()
+        gan.discriminator_optimizer.step()
+        return {"d_loss": loss.detach()}
+
+
+@click.command()
+@common.of_config
+@click.option("--variants", type=common.CommaSeparated(click.Choice(list(VARIANTS))), help="The first is the baseline. "
+              "[default: plain,project, and compiled with a C++ compiler, cuda_graphs on a GPU]")  # fmt: skip
+@common.rounds(default=5)
+@common.as_json
+def main(config: str | None, overrides: tuple[str, ...], variants: list[str] | None, rounds: int,
+         as_json: bool) -> None:  # fmt: skip
+    """Time a training step (default: studio32, 64 channels, batch 32) in several variants.
+
+    `ratio_step`: how many times as fast the fastest float32 form that a run can use is as the plain form.
+    `ratio_of_matmul_NAME`: its rate of operations over that of this machine's float32 matrix product.
+    """
+    settings = load_config(config, [*([] if config else STUDIO32), *overrides])
+    device = common.pick_device(settings)
+    on_gpu = device.type == "cuda"
+    if variants is None:
+        compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+        variants = [
+            "plain",
+            "project",
+            *(["compiled"] if on_gpu or compiler else []),
+            *(["cuda_graphs"] if on_gpu else []),
+        ]
+    if not on_gpu and (lost := [name for name in variants if VARIANTS[name].needs_cuda]):
+        raise UserError(f"--variants: {lost[0]} needs a CUDA device; leave it out")
+    steps = {name: TrainingStep(settings, device, VARIANTS[name]) for name in variants}
+    multiply, operations = common.matrix_product(device)
+    seconds, warm_up = common.interleaved({**steps, "matmul": multiply}, rounds)
+    product = seconds.pop("matmul")
+    batch, first = settings.training.batch_size, variants[0]
+    result: common.Row = {
+        **common.about(device), "resolution": settings.data.resolution, "batch_size": batch, "rounds": rounds,
+        "gflops_matmul": operations / median(product) / 1e9, **common.rates(batch, seconds),
+    }  # fmt: skip
+    for name, step in steps.items():
+        if name != first:
+            result[f"ratio_{name}_to_{first}"] = common.ratio(seconds[first], seconds[name])
+        if VARIANTS[name].compiled:
+            result[f"warm_up_seconds_{name}"] = warm_up[name]
+        if on_gpu or not VARIANTS[name].compiled:
+            result[f"peak_mib_{name}"] = common.peak_mib(step, device)
+        if not VARIANTS[name].compiled:
+            flops = common.flops_of(step)
+            result[f"gflops_{name}"] = flops / median(seconds[name]) / 1e9
+            result[f"ratio_of_matmul_{name}"] = common.ratio(product, seconds[name]) * flops / operations
+    if first == "plain" and (trained := [key for t in TRAINED if (key := f"ratio_{t}_to_plain") in result]):
+        result["ratio_step"] = max(result[key] for key in trained)
+    common.show(result, as_json, PLAIN if "plain" in variants else "")
+
+
+if __name__ == "__main__":
+    common.run(main)

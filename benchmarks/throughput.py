@@ -1,0 +1,123 @@
+"""Training throughput by batch size, precision, layout and compilation: python benchmarks/throughput.py [CONFIG]."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from statistics import median
+from typing import Any, Literal, get_args
+
+import click
+import common
+import torch
+from step import STUDIO32, Precision, TrainingStep, Variant
+
+from sagan.config.load import load_config, make_config, replaced
+
+Form = Literal["eager", "compiled", "CUDA graphs"]
+LOSSES, CHUNKS, CHUNK_SECONDS = 5, 3, 0.5
+NOTE = "losses_differ_by: largest difference from float32, eager, in the first five steps"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to compute the step at one batch size."""
+
+    batch_size: int
+    precision: Precision
+    channels_last: bool = True
+    form: Form = "eager"
+
+    @property
+    def reference(self) -> "Cell":
+        return Cell(self.batch_size, "no")
+
+
+def grid(batch_sizes: list[int], precisions: list[Precision], compiled: bool) -> Iterator[Cell]:
+    """All cells, the most useful first: eager in channels last, then compiled, then contiguous."""
+    forms: tuple[Form, ...] = get_args(Form) if compiled else ("eager",)
+    for channels_last, form in product((True, False), forms):
+        for batch, precision in product(batch_sizes, precisions):
+            yield Cell(batch, precision, channels_last, form)
+
+
+def measure(raw: dict[str, Any], cell: Cell) -> common.Row:
+    """Losses of the first steps, then time and peak memory; runs in a child process."""
+    config = replaced(make_config(raw), {"training": {"batch_size": cell.batch_size}, "optim": {"accumulation": 1}})
+    device = common.pick_device(config)
+    variant = Variant(channels_last=cell.channels_last, precision=cell.precision, compiled=cell.form != "eager",
+                      cuda_graphs=cell.form == "CUDA graphs")  # fmt: skip
+    found: common.Row = common.about(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        multiply, operations = common.matrix_product(device, torch.bfloat16)
+        common.timed(multiply, 3)
+        found["bf16_matmul_tflops"] = 10 * operations / common.timed(multiply, 10) / 1e12
+    elif variant.needs_cuda:
+        return {"state": "skipped", "why": f"{cell.precision}, {cell.form}: needs a CUDA device"}
+    torch._dynamo.reset()  # earlier cells count against the limit of recompilations
+    step = TrainingStep(config, device, variant)
+    losses: list[list[float]] = []
+
+    def recorded() -> None:
+        losses.append([value.item() for value in step().values()])
+
+    found["seconds_first_step"] = common.timed(recorded)
+    common.timed(recorded, LOSSES - 1)
+    count = max(1, min(100, round(CHUNK_SECONDS / common.timed(step))))
+    seconds = [common.timed(step, count) / count for _ in range(CHUNKS)]
+    found |= {"images_per_second": cell.batch_size / median(seconds), "spread": common.spread(seconds)}
+    found["losses"] = losses
+    if cell.form == "eager" or device.type == "cuda":
+        found["peak_mib"] = common.peak_mib(step, device)
+    if cell == cell.reference:
+        found["flops_an_image"] = common.flops_of(step) / cell.batch_size
+    return found
+
+
+def compared(found: dict[Cell, common.Row]) -> list[common.Row]:
+    """All rows, with what needs the float32 row of the same batch size."""
+    rows = []
+    for cell, row in found.items():
+        reference, extra = found.get(cell.reference, {}), {}
+        if "losses" in row and "losses" in reference:
+            pairs = zip(row["losses"], reference["losses"], strict=True)
+            extra["losses_differ_by"] = [max(abs(a - b) for a, b in zip(x, y, strict=True)) for x, y in pairs]
+            extra["ratio_to_float32"] = row["images_per_second"] / reference["images_per_second"]
+            extra["tflops"] = row["images_per_second"] * reference["flops_an_image"] / 1e12
+            if "bf16_matmul_tflops" in row:
+                extra["ratio_of_bf16_matmul"] = extra["tflops"] / row["bf16_matmul_tflops"]
+        rows.append({**asdict(cell), **row, **extra})
+    return rows
+
+
+@click.command()
+@common.of_config
+@click.option("--batch-sizes", type=common.CommaSeparated(click.IntRange(1)), default="64,128,256,512",
+              show_default=True)  # fmt: skip
+@click.option("--precisions", type=common.CommaSeparated(click.Choice(get_args(Precision))), default="no,tf32,bf16",
+              show_default=True, help="no: float32 throughout.")  # fmt: skip
+@click.option("--compile", "compiled", is_flag=True, help="Also measure torch.compile, with and without CUDA graphs.")
+@click.option("--seconds", type=float, default=300.0, show_default=True, help="Time limit for the whole call.")
+@click.option("--cell-seconds", type=float, default=60.0, show_default=True, help="Time limit for one cell.")
+@common.as_json
+def main(config: str | None, overrides: tuple[str, ...], batch_sizes: list[int], precisions: list[Precision],
+         compiled: bool, seconds: float, cell_seconds: float, as_json: bool) -> None:  # fmt: skip
+    """Measure images/s of the whole training step (default: studio32) over a grid of cells, within a time limit."""
+    settings = load_config(config, [*([] if config else STUDIO32), *overrides])
+    found: dict[Cell, common.Row] = {}
+    cells = [*grid(batch_sizes, precisions, compiled)]
+    for cell, row in common.cells_in_processes(partial(measure, settings.to_dict()), cells, seconds, cell_seconds):
+        found[cell] = row
+        click.echo(f"{cell}: {row.get('images_per_second', row['state'])}", err=True)
+    rows = compared(found)
+    result: common.Row = {"resolution": settings.data.resolution, "d_steps": settings.d_steps, "cells": rows}
+    if timed_rows := [row for row in rows if "ratio_to_float32" in row]:
+        result["ratio_fastest"] = max(timed_rows, key=lambda row: row["images_per_second"])["ratio_to_float32"]
+    for row in [] if as_json else rows:  # a table has no room for lists
+        row |= {"losses": "", "losses_differ_by": max(row.get("losses_differ_by", [float("nan")]))}
+    common.show(result, as_json, NOTE)
+
+
+if __name__ == "__main__":
+    common.run(main)

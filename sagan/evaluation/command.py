@@ -1,0 +1,411 @@
+"""`sagan evaluate`: scores of a run, a snapshot or images, with their protocol. `sagan stats`: reference statistics."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from sagan.config.load import load_config
+from sagan.config.options import Place, as_json, check_truncation, device, inception_weights
+from sagan.config.schema import RESOLUTIONS, DataSettings
+from sagan.data.dataset import PreparedData, is_prepared
+from sagan.data.prepare import ensure_prepared, to_stderr
+from sagan.data.shapes import CLASSES
+from sagan.data.sources import cache_folder
+from sagan.evaluation.evaluate import SampleSettings, evaluate, generated_images, load_networks
+from sagan.evaluation.extractors import Backbone, load_backbone
+from sagan.evaluation.features import (
+    ImageSet,
+    Reference,
+    from_files,
+    from_prepared,
+    identity,
+    reference_features,
+    reference_from_file,
+)
+from sagan.evaluation.fid import save_statistics
+from sagan.evaluation.registry import DIRECTION, MANIFOLD, METRICS, Networks, parse_metrics
+from sagan.evaluation.result import EvaluationResult, over_repeats
+from sagan.models.generator import Generator
+from sagan.runs.checkpoint import load_generators, require_whole_checkpoint, verify_checkpoint, with_standing_statistics
+from sagan.runs.snapshot import load_snapshot, newest_snapshot
+from sagan.sampling.sampler import pick_device, processes
+from sagan.utils.errors import UserError
+from sagan.utils.images import save_png
+from sagan.utils.io import append_json_line, check_file_place, expand_home, member_names, write_json
+from sagan.utils.system import process_group
+
+DEFAULT_NUM = 10_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """SOURCE and its kind; `run`: the folder of the run that it is or belongs to."""
+
+    text: str
+    kind: Literal["run", "checkpoint", "snapshot", "prepared", "files"]
+    run: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.text)
+
+    @property
+    def holds_images(self) -> bool:
+        return self.kind in ("prepared", "files")
+
+
+def parse_source(text: str) -> Source:
+    """The kind of SOURCE, by its content; a text that is not a path is a Hub id."""
+    path = expand_home(text)
+    if (path / "snapshots").is_dir() or (path / "checkpoints").is_dir():
+        return Source(str(path), "run", path)
+    parent = path.resolve().parent.parent
+    run = parent if (parent / "config.yaml").is_file() else None
+    if (path / "state.json").is_file():
+        return Source(str(path), "checkpoint", run)
+    if is_prepared(path):
+        return Source(str(path), "prepared")
+    if path.is_file() or (path.is_dir() and not (path / "model.safetensors").is_file()):
+        return Source(str(path), "files")
+    return Source(str(path) if path.exists() else text, "snapshot", run)
+
+
+def open_images(source: Source) -> ImageSet:
+    """The images of a source that is not a generator."""
+    return from_prepared(PreparedData.open(source.path)) if source.kind == "prepared" else from_files(source.path)
+
+
+def open_reference(
+    text: str, size: tuple[int, int], resize: Literal["crop", "squash"], backbone: Backbone | None, quiet: bool
+) -> Reference:
+    """A reference at the samples' size (H, W): statistics, prepared data, or a source, which is prepared first."""
+    path = expand_home(text)
+    if _holds_statistics(path):
+        if backbone is None:
+            raise UserError(f"{path}: feature statistics are for fid, which --metrics does not include")
+        return reference_from_file(path, size, backbone)
+    if is_prepared(path):
+        reference = _prepared_reference(PreparedData.open(path))
+    elif size[0] == size[1] and size[0] in RESOLUTIONS:
+        settings = DataSettings(source=text, resolution=size[0], resize=resize)
+        reference = _prepared_reference(ensure_prepared(settings, report=_reporter(quiet)))
+    else:
+        images = from_files(path)
+        reference = Reference(images.name, images)
+    assert reference.images is not None
+    if reference.images.size != size:
+        here, there = ("x".join(map(str, each)) for each in (reference.images.size, size))
+        raise UserError(f"{text}: its images are {here}, the samples are {there}")
+    return reference
+
+
+def _prepared_reference(data: PreparedData) -> Reference:
+    return Reference(data.manifest.source, from_prepared(data), resize=data.manifest.resize)
+
+
+def _reporter(quiet: bool) -> Any:
+    return (lambda line: None) if quiet else to_stderr
+
+
+def _holds_statistics(path: Path) -> bool:
+    """Whether this is an .npz of mean and covariance, of ours or of another project's."""
+    return path.is_file() and not {"mean", "mu"}.isdisjoint(member_names(path))
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A generator to evaluate, with its entries in the protocol, and its step, if known."""
+
+    generator: Generator
+    weights: str = "averaged"
+    batch_norm: str = "running"
+    step: int | None = None
+
+
+def candidates(source: Source, which: str, modes: bool) -> Iterator[Candidate]:
+    """The generator of a source; with `modes` four variants of it."""
+    if modes:
+        checkpoint = source.path if source.kind == "checkpoint" else require_whole_checkpoint(source.path)
+        step = int(verify_checkpoint(checkpoint)["step"])
+        for weights, generator in load_generators(checkpoint).items():
+            yield Candidate(generator, weights, "running", step)
+            yield Candidate(with_standing_statistics(generator), weights, "standing", step)
+    elif source.kind == "checkpoint":
+        step = int(verify_checkpoint(source.path)["step"])
+        yield Candidate(load_generators(source.path)["averaged"], step=step)
+    else:
+        folder = _snapshot(source, which)
+        step = int(folder.name) if folder is not None and folder.name.isdigit() else None
+        yield Candidate(load_snapshot(source.text if folder is None else folder), step=step)
+
+
+def _snapshot(source: Source, which: str) -> Path | None:
+    """The folder of the snapshot; None for a Hub id."""
+    if source.kind != "run":
+        return source.path if source.path.exists() else None
+    if which == "newest":
+        return newest_snapshot(source.path)
+    best = verify_checkpoint(require_whole_checkpoint(source.path))["best_step"]
+    if best is None:
+        raise UserError(f"{source.text}: no best step is known; set evaluate.best to the metric that decides")
+    folder = source.path / "snapshots" / f"{best:08d}"
+    if not folder.is_dir():
+        raise UserError(f"{source.text}: no snapshot of its best step {best}")
+    return folder
+
+
+@click.command("evaluate")
+@click.argument("source")
+@click.option("--reference", metavar="DATA|STATISTICS", help="Real images. Default: the training data of a run.")
+@click.option("--metrics", metavar="fid,kid,…", help="Default: fid; coherence for a generator of shapes.")
+@click.option("--num", type=click.IntRange(2), metavar="N",
+              help="Number of samples (default 10000), or of images from a folder (default all).")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True,
+              help="Batch size of the feature extractor.")  # fmt: skip
+@click.option("--labels", type=click.Choice(["reference", "uniform"]), default="reference", show_default=True,
+              help="Class frequencies of the samples.")  # fmt: skip
+@click.option("--truncation", type=float, help="Draw z from a normal truncated at this value.")
+@click.option("--repeats", type=click.IntRange(1), default=1, show_default=True,
+              help="Repeat with other seeds; gives mean ± std.")  # fmt: skip
+@click.option("--which", type=click.Choice(["newest", "best"]), default="newest", show_default=True,
+              help="Snapshot of a run.")  # fmt: skip
+@click.option("--modes", is_flag=True, help="Compare averaged and raw weights, running and standing statistics.")
+@click.option("--backbone", default="inception", show_default=True,
+              help="Feature extractor: also vgg16, dinov2-…, clip-….")  # fmt: skip
+@inception_weights
+@click.option("--backbone-weights", type=Place(), metavar="FILE", help="Weights of another --backbone.")
+@click.option("--vgg16-weights", type=Place(), metavar="FILE", help="Add precision and recall on VGG16.")
+@click.option("--lpips", type=click.Choice(["alex", "vgg"]), default="alex", show_default=True, help="Trunk of LPIPS.")
+@click.option("--lpips-weights", type=Place(), metavar="FILE", help="Weights of the trunk; default as above.")
+@click.option("--out", type=Place(), metavar="FILE.json", help="Write the result here instead of into the run.")
+@device
+@as_json
+def evaluate_cli(
+    source: str, reference: str | None, metrics: str | None, num: int | None, batch_size: int, labels: str,
+    truncation: float | None, repeats: int, which: str, modes: bool, backbone: str, inception_weights: Path | None,
+    backbone_weights: Path | None, vgg16_weights: Path | None, lpips: str, lpips_weights: Path | None,
+    out: Path | None, device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Score SOURCE: a run, a snapshot, a Hub id, a folder of images or an .npz."""
+    given = parse_source(source)
+    asked = None if metrics is None else parse_metrics(metrics)
+    check_truncation(truncation)
+    if out is not None:
+        check_file_place(out)
+    _check_combinations(given, truncation, repeats, which, modes, labels)
+    _check_weights(asked or ("fid",), backbone, inception_weights, backbone_weights, vgg16_weights, lpips_weights)
+    _check_metrics(asked or (), given, reference, out)
+
+    rank, world = processes()
+    chosen = pick_device(device)
+    weights = inception_weights if backbone == "inception" else backbone_weights
+
+    def prepare(metrics: Sequence[str], size: tuple[int, int]) -> tuple[Networks, Reference | None]:
+        networks = load_networks(metrics, chosen, backbone, weights, lpips, lpips_weights, vgg16_weights)
+        return networks, _find_reference(given, reference, size, metrics, networks.backbone, quiet=rank > 0)
+
+    with process_group(world, chosen):
+        if given.holds_images:
+            images = open_images(given)
+            images = images if num is None else images.sample(num)
+            networks, real = prepare(asked or ("fid",), images.size)
+            store = _store(images.key, networks)
+            results = [evaluate(images, real, asked or ("fid",), networks, batch_size, store=store)]
+        else:
+            results, prepared = [], None
+            for candidate in candidates(given, which, modes):
+                generator = candidate.generator.to(chosen)
+                names = asked or (("coherence",) if generator.class_names == CLASSES else ("fid",))
+                if "coherence" in names and generator.class_names not in (CLASSES, ()):
+                    raise UserError(f"{source}: was not trained on shapes, for which alone coherence is defined")
+                prepared = prepared or prepare(names, (generator.resolution, generator.resolution))
+                results.append(
+                    _evaluate_candidate(
+                        candidate, given, names, *prepared, num or DEFAULT_NUM, repeats, labels, truncation, batch_size
+                    )
+                )
+    if rank == 0:
+        _write_result(given, [result for result in results if result is not None], out, as_json)
+
+
+def _check_combinations(
+    source: Source, truncation: float | None, repeats: int, which: str, modes: bool, labels: str
+) -> None:
+    """UserError for options that exclude each other or do not apply to the source."""
+    if repeats > 1 and modes:
+        raise UserError("--repeats and --modes cannot be combined; find the best mode first, then repeat it")
+    if modes and source.kind not in ("run", "checkpoint"):
+        raise UserError(
+            f"{source.text}: --modes needs a run or a checkpoint; a snapshot holds the averaged generator only"
+        )
+    if which == "best" and (source.kind != "run" or modes):
+        raise UserError("--which best: selects a snapshot of a run; give a run, without --modes")
+    if source.holds_images:
+        options = {"--truncation": truncation is not None, "--repeats": repeats > 1, "--labels": labels != "reference"}
+        for name in (name for name, used in options.items() if used):
+            raise UserError(f"{name}: applies to generators, but {source.text} holds images")
+
+
+def _check_metrics(metrics: Sequence[str], source: Source, reference: str | None, out: Path | None) -> None:
+    """UserError for metrics that lack their reference or a place for their image."""
+    for name in metrics:
+        if METRICS[name].compares and reference is None and source.run is None:
+            raise UserError(f"{name}: compares with real images; name them with --reference")
+    if "nearest" in metrics and out is None and source.run is None:
+        raise UserError("nearest: writes an image; name the result with --out FILE.json")
+
+
+def _check_weights(
+    metrics: Sequence[str],
+    backbone: str,
+    inception_weights: Path | None,
+    backbone_weights: Path | None,
+    vgg16_weights: Path | None,
+    lpips_weights: Path | None,
+) -> None:
+    """UserError for weights that would not be used, which is a mistake."""
+    on_features = any(METRICS[name].on_features for name in metrics)
+    for option, given, used in (
+        ("--inception-weights", inception_weights, on_features and backbone == "inception"),
+        ("--backbone-weights", backbone_weights, on_features and backbone != "inception"),
+        ("--vgg16-weights", vgg16_weights, not set(metrics).isdisjoint(MANIFOLD)),
+        ("--lpips-weights", lpips_weights, any(METRICS[name].needs == "lpips" for name in metrics)),
+    ):
+        if given is not None and not used:
+            raise UserError(f"{option}: not used by these metrics; remove it, or change --metrics")
+
+
+def _find_reference(
+    source: Source,
+    reference: str | None,
+    size: tuple[int, int],
+    metrics: Sequence[str],
+    backbone: Backbone | None,
+    quiet: bool,
+) -> Reference | None:
+    """The given reference, else the training data of a run if a metric needs it."""
+    if reference is not None:
+        return open_reference(reference, size, "crop", backbone, quiet)
+    if source.run is None or not any(METRICS[name].compares for name in metrics):
+        return None
+    data = load_config(source.run / "config.yaml").data
+    return None if data.source is None else _prepared_reference(ensure_prepared(data, report=_reporter(quiet)))
+
+
+def _evaluate_candidate(
+    candidate: Candidate, source: Source, metrics: Sequence[str], networks: Networks, reference: Reference | None,
+    num: int, repeats: int, labels: str, truncation: float | None, batch_size: int,
+) -> EvaluationResult | None:  # fmt: skip
+    """The result over all repeats; None on all processes but the first."""
+    name = source.path.name + ("" if candidate.step is None else f" at step {candidate.step}")
+    results = []
+    for repeat in range(repeats):
+        settings = SampleSettings(num, repeat * num, labels, truncation, candidate.weights, candidate.batch_norm)
+        samples = generated_images(candidate.generator, settings, reference, name)
+        store = _store(samples.key, networks)
+        result = evaluate(samples, reference, metrics, networks, batch_size, settings, candidate.step, store)
+        if result is not None:
+            results.append(result)
+    return over_repeats(results) if results else None
+
+
+def _store(key: str, networks: Networks) -> Path | None:
+    """Where features of these samples are kept during the evaluation, so that it can be resumed after a kill."""
+    if networks.backbone is None:
+        return None
+    name = hashlib.sha256(f"{key} {identity(networks.backbone)}".encode()).hexdigest()[:32]
+    return cache_folder() / "features" / f"samples-{name}"
+
+
+def _write_result(source: Source, results: Sequence[EvaluationResult], out: Path | None, as_json: bool) -> None:
+    """Save and print the result; of several modes the best one, with the others beside it."""
+    score = next((name for name in results[0].values if name in DIRECTION), None)
+    best = results[0] if score is None else max(results, key=lambda one: DIRECTION[score] * one.values[score])
+    record = best.to_dict()
+    if len(results) > 1:
+        record |= {"modes": {one.mode: one.values for one in results}, "best_mode": best.mode}
+    grid = None
+    if best.grid is not None:
+        if out is not None:
+            grid = out.with_name(f"{out.stem}-nearest.png")
+        else:
+            assert source.run is not None
+            grid = source.run / "samples" / f"{best.step or 0:08d}-nearest.png"
+        save_png(grid, best.grid)
+    if out is not None:
+        write_json(out, record)
+    elif source.run is not None:
+        append_json_line(source.run / "metrics.jsonl", record)
+    if as_json:
+        print(json.dumps(record))
+        return
+    if len(results) > 1:
+        print(_modes_table(results, best) + "\n")
+    print(best.to_table())
+    if grid is not None:
+        print(grid)
+
+
+def _modes_table(results: Sequence[EvaluationResult], best: EvaluationResult) -> str:
+    names = list(best.values)
+    rows = [["", *names], *([one.mode, *(f"{one.values[n]:.4g}" for n in names)] for one in results)]
+    rows[1 + list(results).index(best)].append("best")
+    width = max(len(row[0]) for row in rows)
+    return "\n".join("  ".join([row[0].ljust(width), *(cell.rjust(10) for cell in row[1:])]) for row in rows)
+
+
+@click.command("stats")
+@click.argument("data")
+@click.option("--out", type=Place(), required=True, metavar="FILE.npz", help="The statistics file.")
+@click.option("--resolution", type=int, help="32, 64, 128 or 256; not needed for prepared data.")
+@click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True,
+              help="For images that are not square.")  # fmt: skip
+@click.option("--backbone", default="inception", show_default=True, help="Feature extractor.")
+@click.option("--inception-weights", "--backbone-weights", "weights", type=Place(), metavar="FILE",
+              help="Default: torch hub's cache, or a download.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True,
+              help="Batch size of the feature extractor.")  # fmt: skip
+@device
+def stats_cli(
+    data: str, out: Path, resolution: int | None, resize: Literal["crop", "squash"], backbone: str,
+    weights: Path | None, batch_size: int, device: str,
+) -> None:  # fmt: skip
+    """Write the feature statistics of DATA to a file for `evaluate --reference`."""
+    if out.suffix != ".npz":
+        raise UserError(f"{out}: a statistics file is an .npz")
+    check_file_place(out)
+    if _holds_statistics(Path(data).expanduser()):
+        raise UserError(f"{data}: holds statistics already")
+    size = _resolution(data, resolution)
+    rank, world = processes()
+    chosen = pick_device(device)
+    with process_group(world, chosen):
+        network = load_backbone(backbone, weights, chosen)
+        reference = open_reference(data, (size, size), resize, network, quiet=rank > 0)
+        assert reference.images is not None
+        found = reference_features(reference, network, batch_size)
+        if found is not None and rank == 0:
+            about = {
+                "name": reference.name, "images": reference.images.key, "size": [size, size],
+                "resize": reference.resize, **identity(network),
+            }  # fmt: skip
+            save_statistics(out, found.statistics, about)
+            print(f"{out}: statistics of {found.statistics.count} images of {reference.name}")
+
+
+def _resolution(data: str, resolution: int | None) -> int:
+    if is_prepared(data):
+        found = PreparedData.open(data).manifest.resolution
+        if resolution not in (None, found):
+            raise UserError(f"{data}: prepared at {found}x{found}, --resolution says {resolution}")
+        return found
+    if resolution is None:
+        raise UserError(f"{data}: not prepared; give the size of its images with --resolution")
+    if resolution not in RESOLUTIONS:
+        raise UserError(f"--resolution {resolution}: expected one of {', '.join(map(str, RESOLUTIONS))}")
+    return resolution

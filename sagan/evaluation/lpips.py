@@ -1,0 +1,298 @@
+"""LPIPS, the perceptual distance, as an embedding: diversity of images, and their nearest neighbors.
+
+The Unreasonable Effectiveness of Deep Features as a Perceptual Metric. Zhang, Isola, Efros, Shechtman, Wang. 2018,
+arXiv:1801.03924. Eq. 1 is a mean over positions of weighted squared differences, with non-negative weights. So
+LPIPS(a, b) = ‖e(a) − e(b)‖² for an embedding e, and the mean over all pairs of images does not need the pairs.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from sagan.evaluation.extractors import Pretrained, find_weights, load_tensors
+from sagan.evaluation.features import ImageSet
+from sagan.evaluation.fid import float64_device
+from sagan.models.hub import load_exactly
+from sagan.utils.errors import UserError
+from sagan.utils.images import BLACK, WHITE, enlarge
+from sagan.utils.io import sha256
+from sagan.utils.progress import Progress
+from sagan.utils.system import rank_and_count
+
+UNLABELED = -1
+
+
+class Trunk(NamedTuple):
+    """A network of torchvision."""
+
+    architecture: str
+    pretrained: Pretrained
+    smallest: int  # image side that its last layer needs
+
+
+HUB = "https://download.pytorch.org/models"
+TRUNKS = {
+    "alex": Trunk("alexnet", Pretrained(f"{HUB}/alexnet-owt-7be5be79.pth", "7be5be79"), 31),
+    "vgg": Trunk("vgg16", Pretrained(f"{HUB}/vgg16-397923af.pth", "397923af"), 16),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Perceptual:
+    """LPIPS 0.1 on one trunk.
+
+    Attributes:
+        name: "alex" or "vgg". Distances of the two are not comparable.
+        sha256: of the trunk's weights file; the layer weights (w of eq. 1) ship with the package lpips.
+        network: lpips.LPIPS, frozen, in eval mode, on `device`, in channels_last format (1.3 to 1.5 times as fast).
+    """
+
+    name: str
+    sha256: str
+    device: torch.device
+    network: Any
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) on any device -> float32 (B, E) on `device`, E = the sum of C·H·W over the layers.
+
+        At 32 pixels E is 5760 (alex) or 124928 (vgg); it grows with the area. UserError for images that are too small.
+        """
+        import lpips
+
+        (height, width), least = images.shape[1:3], TRUNKS[self.name].smallest
+        if min(height, width) < least:
+            raise UserError(f"LPIPS {self.name}: images are {height}x{width}, it needs at least {least}x{least}")
+        x = images.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W) in [-1, 1]
+        with torch.backends.cudnn.flags(
+            enabled=True, allow_tf32=False
+        ):  # TF32: equal images in different batches differ
+            layers = self.network.net(self.network.scaling_layer(x))
+        parts = []
+        for features, head in zip(layers, self.network.lins, strict=True):
+            positions = features.shape[2] * features.shape[3]
+            scale = (head.model[-1].weight / positions).sqrt()  # (1, C, 1, 1)
+            parts.append((lpips.normalize_tensor(features) * scale).flatten(1))  # (B, C·H·W)
+        return torch.cat(parts, 1)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """LPIPS of uint8 (B, H, W, 3) and (B, H, W, 3), pair by pair -> float32 (B,)."""
+        return (self.embed(a) - self.embed(b)).square().sum(1)
+
+
+def load_perceptual(net: str, weights: Path | None = None, device: torch.device | str = "cpu") -> Perceptual:
+    """LPIPS on a trunk of TRUNKS.
+
+    `weights`: a file in torchvision's format (`features.0.weight`, …); None: torch hub's cache, or a download into it.
+    Nothing in it is executed. UserError if the file is missing, damaged or of another network.
+    """
+    path = find_weights(TRUNKS[net].pretrained, weights, "--lpips-weights")
+    trunk = {name: tensor.float() for name, tensor in load_tensors(path).items() if name.startswith("features.")}
+    network = _network(net)
+    slices = [getattr(network.net, f"slice{i + 1}") for i in range(network.net.N_slices)]
+    layers = nn.ModuleDict({name: layer for part in slices for name, layer in part.named_children()})
+    where = f"{path}: not the weights of torchvision's {TRUNKS[net].architecture}"
+    load_exactly(nn.ModuleDict({"features": layers}), trunk, where)
+    return Perceptual(net, sha256(path), torch.device(device), network.to(device, memory_format=torch.channels_last))
+
+
+def embeddings(images: ImageSet, perceptual: Perceptual, batch_size: int) -> Iterator[Tensor]:
+    """Embeddings (B, E) of all images, in batches."""
+    with Progress(images.count, f"LPIPS of {images.name}") as progress:
+        for indices in images.batches(batch_size):
+            yield perceptual.embed(images.read(indices))
+            progress.advance(len(indices))
+
+
+def lpips_diversity(images: ImageSet, perceptual: Perceptual, batch_size: int) -> dict[str, float]:
+    """Scores of `DiversitySums` of all images; every process calls it, the first one gets them, the others {}."""
+    rank, processes = rank_and_count()
+    first = perceptual.embed(images.read(np.arange(1)))
+    sums = DiversitySums(first.shape[1], first.device)
+    with Progress(images.count, f"LPIPS of {images.name}", quiet=rank > 0) as progress:
+        for indices in images.batches(batch_size)[rank::processes]:
+            labels = None if images.labels is None else images.labels[indices]
+            sums.update(perceptual.embed(images.read(indices)), labels)
+            progress.advance(len(indices) * processes)
+    sums.reduce()
+    return sums.result() if rank == 0 else {}
+
+
+@dataclass(frozen=True, eq=False)
+class _Spread:
+    """Count and mean (E,) of some vectors, and the sum of their squared distances to the mean."""
+
+    count: int
+    mean: Tensor
+    squares: float
+
+    def __add__(self, other: "_Spread") -> "_Spread":
+        """Of both together (Chan, Golub, LeVeque 1979), from differences to avoid cancellation."""
+        count, step = self.count + other.count, other.mean - self.mean  # (E,)
+        share = other.count / max(count, 1)
+        between = float(step.square().sum()) * self.count * share
+        return _Spread(count, self.mean + step * share, self.squares + other.squares + between)
+
+    def mean_of_pairs(self) -> float:
+        """Mean squared distance over all pairs of different vectors: 2 / (n - 1) times the sum of squares."""
+        return 2 * self.squares / (self.count - 1)
+
+
+class DiversitySums:
+    """Mean LPIPS of all pairs of images that arrive in batches: exact, in float64, without forming the pairs.
+
+    Memory: E float64 for each class, 45 KiB (alex, 32 pixels) or 1.2 MB (alex, 128 pixels). The sums are on `device`,
+    where the process group needs them (cuda for nccl), or on the CPU instead of MPS.
+    """
+
+    def __init__(self, embedding_size: int, device: torch.device | str = "cpu") -> None:
+        self.device = float64_device(device)
+        self._nothing = _Spread(0, torch.zeros(embedding_size, dtype=torch.float64, device=self.device), 0.0)
+        self._classes: dict[int, _Spread] = {}
+
+    def update(self, embeddings: Tensor, labels: np.ndarray | Tensor | None = None) -> None:
+        """Add embeddings (B, E) and their classes (B,), each at least 0, with every batch or with none."""
+        classes = [UNLABELED] * len(embeddings) if labels is None else labels.tolist()
+        for label in sorted(set(classes)):
+            rows = torch.tensor([i for i, other in enumerate(classes) if other == label], device=embeddings.device)
+            chosen = embeddings[rows].to(self.device).double()  # (b, E)
+            mean = chosen.mean(0)
+            spread = _Spread(len(chosen), mean, float((chosen - mean).square().sum()))
+            self._classes[label] = self._classes.get(label, self._nothing) + spread
+
+    def reduce(self) -> None:
+        """Sum over the processes; every process calls it, once."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        last = torch.tensor(max(self._classes, default=UNLABELED), device=self.device)
+        dist.all_reduce(last, dist.ReduceOp.MAX)
+        for label in range(UNLABELED, int(last) + 1):
+            if total := _reduced(self._classes.get(label, self._nothing)):
+                self._classes[label] = total
+
+    def result(self) -> dict[str, float]:
+        """Mean LPIPS of two different images: of any two, and of two of one class, averaged over the classes.
+
+        The latter ignores classes with a single image, and is missing if no class has two.
+        """
+        overall = sum(self._classes.values(), self._nothing).mean_of_pairs()
+        labeled = [spread for label, spread in sorted(self._classes.items()) if label != UNLABELED]
+        within = [spread.mean_of_pairs() for spread in labeled if spread.count > 1]
+        scores = {"lpips_diversity": overall}
+        return scores | ({"lpips_diversity_within": sum(within) / len(within)} if within else {})
+
+
+def _reduced(mine: _Spread) -> _Spread | None:
+    """The sum over all processes; None if none has an image."""
+    count = torch.tensor(mine.count, device=mine.mean.device)
+    dist.all_reduce(count)
+    if not count:
+        return None
+    mean = mine.mean * (mine.count / int(count))
+    dist.all_reduce(mean)
+    squares = mine.squares + mine.count * (mine.mean - mean).square().sum()
+    dist.all_reduce(squares)
+    return _Spread(int(count), mean, float(squares))
+
+
+def _network(net: str) -> Any:
+    """lpips.LPIPS with the package's layer weights and an uninitialized trunk; consumes no random numbers."""
+    import lpips
+
+    with torch.device("meta"), warnings.catch_warnings():  # lpips calls torchvision in a deprecated way
+        warnings.simplefilter("ignore")
+        network = lpips.LPIPS(pretrained=False, net=net, version="0.1", pnet_rand=True, verbose=False)
+    network.to_empty(device="cpu").requires_grad_(False).eval()
+    network.scaling_layer = lpips.ScalingLayer()
+    heads = nn.ModuleDict({f"lin{i}": head for i, head in enumerate(network.lins)})
+    path = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+    load_exactly(heads, load_tensors(path), str(path))
+    return network
+
+
+CHUNK = 1 << 22  # numbers in a block of differences
+SMALLEST, MARGIN, GAP, PITCH, CAPTION, HEADING, TEXT = 64, 12, 20, 6, 18, 22, 12  # pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """The k nearest images of each of S samples, nearest first; ties go to the lower index."""
+
+    indices: np.ndarray  # int64 (S, k), in the order in which the images were given
+    distances: np.ndarray  # float32 (S, k)
+
+
+@torch.no_grad()
+def nearest(samples: Tensor, batches: Iterable[Tensor], k: int) -> Nearest:
+    """Compare embeddings (S, E) with those of at least k images in `batches`, (B, E) each, in one exact pass.
+
+    Distances are squared Euclidean ones, which are LPIPS for embeddings of `Perceptual`, and exactly 0 for equal
+    embeddings. Memory: 8·S·E bytes and a batch.
+    """
+    points = samples.to(float64_device(samples.device)).double()  # (S, E)
+    distances = torch.empty(len(points), 0, device=points.device)
+    indices = torch.empty(len(points), 0, dtype=torch.long, device=points.device)
+    seen = 0
+    for batch in batches:
+        kept = distances[:, -1] if distances.shape[1] == k else None
+        found = _near_distances(points, batch.to(points), k, kept)  # (S, B)
+        places = torch.arange(seen, seen + len(batch), device=points.device).expand_as(found)
+        distances, order = torch.cat([distances, found], 1).sort(dim=1, stable=True)
+        distances, indices = distances[:, :k], torch.cat([indices, places], 1).gather(1, order[:, :k])
+        seen += len(batch)
+    return Nearest(indices.cpu().numpy(), distances.cpu().numpy())
+
+
+def _near_distances(points: Tensor, batch: Tensor, k: int, kept: Tensor | None) -> Tensor:
+    """Squared distances float32 (S, B); infinite if k others, here or in `kept` (S,), are certainly nearer.
+
+    ‖a‖² + ‖b‖² − 2ab, with a bound on its rounding, selects the candidates; their distances come from differences.
+    """
+    ours, theirs = points.square().sum(1)[:, None], batch.square().sum(1)  # (S, 1), (B,)
+    rounding = 4 * points.shape[1] * torch.finfo(torch.float64).eps * (ours + theirs)  # (S, B)
+    rough = ours + theirs - 2 * (points @ batch.T)
+    limit = torch.full_like(ours, torch.inf) if kept is None else kept[:, None].double()
+    if len(batch) >= k:
+        limit = limit.minimum((rough + rounding).kthvalue(k, dim=1, keepdim=True).values)  # (S, 1)
+    limit = limit * (1 + 2 * torch.finfo(torch.float32).eps)  # ties in float32 count as ties
+    sample, image = (rough - rounding <= limit).nonzero(as_tuple=True)
+    found = torch.full(rough.shape, torch.inf, device=points.device)
+    step = max(1, CHUNK // points.shape[1])
+    for s, i in zip(sample.split(step), image.split(step), strict=True):
+        found[s, i] = (points[s] - batch[i]).square().sum(1).float()
+    return found
+
+
+def nearest_grid(samples: np.ndarray, neighbors: np.ndarray, distances: np.ndarray, title: str) -> np.ndarray:
+    """One row per sample: the sample, and its nearest images with their distances below, as uint8 (H', W', 3).
+
+    Samples (S, H, W, 3) and neighbors (S, k, H, W, 3) are uint8, distances (S, k). Small images are enlarged by a
+    whole factor to at least 64 pixels.
+    """
+    scale = max(1, -(-SMALLEST // min(samples.shape[1:3])))
+    (height, width), k = (scale * side for side in samples.shape[1:3]), neighbors.shape[1]
+    lefts = [MARGIN, *(MARGIN + width + GAP + i * (width + PITCH) for i in range(k))]
+    top, pitch = MARGIN + 2 * HEADING, height + CAPTION + PITCH
+    font, larger = ImageFont.load_default(size=TEXT), ImageFont.load_default(size=TEXT + 3)
+    right = max(lefts[-1] + width, MARGIN + int(larger.getlength(title)) + 1)
+    canvas = Image.new("RGB", (right + MARGIN, top + len(samples) * pitch - PITCH + MARGIN), WHITE)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN, MARGIN), title, fill=BLACK, font=larger)
+    for left, heading in zip(lefts, ("sample", "nearest first" if k > 1 else "nearest"), strict=False):
+        draw.text((left, MARGIN + HEADING), heading, fill=BLACK, font=font)
+    for row, (sample, near) in enumerate(zip(samples, neighbors, strict=True)):
+        y = top + row * pitch
+        for left, image in zip(lefts, enlarge(np.stack([sample, *near]), scale), strict=True):
+            canvas.paste(Image.fromarray(image), (left, y))
+        for left, distance in zip(lefts[1:], distances[row], strict=True):
+            text = f"{distance:.3f}" if distance < 10 else f"{distance:.1f}"
+            draw.text((left + width // 2, y + height + 2), text, fill=BLACK, font=font, anchor="mt")
+    return np.asarray(canvas)

@@ -1,0 +1,385 @@
+"""`sagan attend`: what generator and discriminator attend to, as figures, arrays, page, animation and numbers."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from sagan.config.load import load_config
+from sagan.config.options import Place, parse_classes, parse_seeds
+from sagan.config.options import as_json as json_option
+from sagan.config.schema import ATTENTION_RESOLUTION
+from sagan.data.decode import Unusable, convert
+from sagan.data.prepare import ensure_prepared
+from sagan.data.shapes import CLASSES
+from sagan.data.sources import FolderSource
+from sagan.evaluation.coherence import clear_pairs, coherence, find_objects
+from sagan.evaluation.command import Source, parse_source
+from sagan.evaluation.features import from_prepared
+from sagan.evaluation.lpips import load_perceptual
+from sagan.inspection.animate import path_frames, path_points, snapshot_frames
+from sagan.inspection.figure import attention_figure
+from sagan.inspection.health import (
+    ablate,
+    agreement_with_untrained,
+    attention_health,
+    describe,
+    has_maps,
+    object_mask,
+    partner_mass,
+)
+from sagan.inspection.page import page_data_of, write_page
+from sagan.inspection.record import (
+    Points,
+    Recording,
+    attention_of,
+    discriminator_attention,
+    grid_points,
+    pixel_points,
+    random_points,
+    salient_points,
+    save_npz,
+)
+from sagan.models.discriminator import Discriminator
+from sagan.models.generator import Generator
+from sagan.runs.checkpoint import load_discriminator, load_generators, require_whole_checkpoint
+from sagan.runs.snapshot import load_snapshot, snapshots
+from sagan.sampling.sampler import default_labels, generate, latents
+from sagan.utils.errors import UserError, suggestion
+from sagan.utils.images import save_animation, save_png
+from sagan.utils.io import check_folder_place, make_folder
+
+COLUMNS = (
+    "gamma", "entropy", "uniform_entropy", "distance", "uniform_distance", "far_mass", "uniform_far_mass",
+    "variation", "uniform_variation", "untrained",
+)  # fmt: skip
+COHERENCE_SAMPLES = 256
+MOST_POINTS, MOST_IMAGES = 32, 128  # no figure of more is readable
+POINTS = {"random": partial(random_points, 5), "grid": partial(grid_points, 9)}
+FRAMES, FRAMES_PER_SECOND = 48, 12  # of a moving point
+SNAPSHOTS_PER_SECOND = 2
+
+
+@click.command("attend")
+@click.argument("source")
+@click.option("--out", type=Place(), required=True, help="Output folder.")
+@click.option("--seeds", default="0-7", show_default=True, metavar="0-7", help="Seeds of the images.")
+@click.option("--classes", metavar="0,3|NAMES", help="Show every seed in each of these classes.")
+@click.option("--points", metavar="K|random|grid", help="Query points per image.  [default: 5 salient points]")
+@click.option("--at", metavar="ROW,COL;…", help="Query points in image pixels, instead of --points.")
+@click.option("--network", type=click.Choice(["generator", "discriminator", "both"]), default="generator",
+              show_default=True, help="The discriminator needs a run or a checkpoint.")  # fmt: skip
+@click.option("--images", type=Place(), metavar="DIR",
+              help="Real images for the discriminator.  [default: the run's data]")  # fmt: skip
+@click.option("--layers", metavar="NAMES", help="Only these maps, such as attention.16x16.")
+@click.option("--html", is_flag=True, help="Also write an interactive page.")
+@click.option("--animate", type=click.Choice(["snapshots", "path"]),
+              help="Animate the maps over the run's snapshots, or of a moving point.")  # fmt: skip
+@click.option("--mp4", is_flag=True, help="Write the animation as .mp4 instead of .gif.")
+@click.option("--smooth", is_flag=True, help="Interpolate the cells of the maps.")
+@click.option("--tile", type=click.IntRange(64, 1024), default=128, show_default=True,
+              help="Size of an image in the figure, in pixels.")  # fmt: skip
+@click.option("--lpips-weights", type=Place(), metavar="FILE", help="Also measure the ablation by LPIPS.")
+@json_option
+def attend_cli(
+    source: str, out: Path, seeds: str, classes: str | None, points: str | None, at: str | None, network: str,
+    images: Path | None, layers: str | None, html: bool, animate: str | None, mp4: bool, smooth: bool, tile: int,
+    lpips_weights: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Show what the networks of SOURCE (a run, a checkpoint, a snapshot or a Hub id) attend to."""
+    found = parse_source(source)
+    check_options(found, network, points, at, images, html, animate, mp4)
+    chosen, pixels = parse_points(points or "5"), None if at is None else parse_pixels(at)
+    check_folder_place(out)
+    subject = open_subject(found, parse_seeds(seeds), classes, network)
+    if pixels is not None:
+        chosen = pixel_points(torch.tensor(pixels), subject.generator.resolution, subject.generator.resolution)
+
+    recordings = record_networks(subject, chosen, network, images, layers)
+    page = page_data_of(subject.generator, *subject.inputs, progress=True) if html else None  # may refuse: write later
+
+    make_folder(out)
+    written = []
+    for name, recording in recordings.items():
+        written += [out / f"{name}.png", out / f"{name}.npz"]
+        save_png(written[-2], attention_figure(recording, smooth, tile))
+        save_npz(written[-1], recording)
+    report, lines = summarize(subject, recordings)
+    if network != "discriminator":
+        written.append(out / "ablation.png")
+        report["ablation"] = write_ablation(written[-1], subject, lpips_weights)
+        lines += ["", *ablation_lines(report["ablation"])]
+    if page is not None:
+        written.append(out / "attention.html")
+        write_page(written[-1], page, report["attention"], Path(source).name)
+    if animate is not None:
+        written.append(out / f"attention-{animate}.{'mp4' if mp4 else 'gif'}")
+        write_animation(written[-1], subject, chosen, animate, layers, smooth, tile)
+    print(json.dumps(report) if as_json else "\n".join([*lines, "", *map(str, written)]))
+
+
+def check_options(
+    source: Source, network: str, points: str | None, at: str | None, images: Path | None, html: bool,
+    animate: str | None, mp4: bool,
+) -> None:  # fmt: skip
+    """UserError for options that do not fit the source or each other."""
+    for wrong, message in (
+        (source.kind in ("prepared", "files"),
+         f"{source.text}: holds images; give a run, a checkpoint, a snapshot or a Hub id"),
+        (points and at, "--points and --at exclude each other; give one of them"),
+        (network != "generator" and source.kind not in ("run", "checkpoint"),
+         f"{source.text}: a snapshot holds the generator alone; give its run or a checkpoint"),
+        (images and network == "generator", "--images needs --network discriminator or both"),
+        (html and network == "discriminator", "--html shows the generator; give --network generator or both"),
+        (mp4 and animate is None, "--mp4 needs --animate snapshots or path"),
+        (animate == "snapshots" and source.kind != "run", "--animate snapshots needs a run"),
+    ):  # fmt: skip
+        if wrong:
+            raise UserError(message)
+
+
+def parse_points(text: str) -> Points:
+    """The query points of `--points`; UserError for what is no number from 1 to MOST_POINTS, `random` or `grid`."""
+    if text in POINTS:
+        return POINTS[text]()
+    number = int(text) if re.fullmatch("[0-9]{1,8}", text) else 0
+    if not 1 <= number <= MOST_POINTS:
+        raise UserError(f"--points {text}: expected a number from 1 to {MOST_POINTS}, random or grid")
+    return partial(salient_points, k=number)
+
+
+def parse_pixels(text: str) -> list[tuple[int, int]]:
+    """ "3,4;10,20" -> [(3, 4), (10, 20)], (row, column). UserError for anything else."""
+    pixels = []
+    for part in text.split(";"):
+        match = re.fullmatch(r"\s*([0-9]{1,6})\s*,\s*([0-9]{1,6})\s*", part)
+        if match is None:
+            raise UserError(f"--at {part.strip()!r}: expected ROW,COLUMN pairs, such as 8,8;20,12")
+        pixels.append((int(match[1]), int(match[2])))
+    if len(pixels) > MOST_POINTS:
+        raise UserError(f"--at: {len(pixels)} points, a figure shows at most {MOST_POINTS}")
+    return pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Networks, and the inputs of each image: z (B, z_dim), labels (B,) or None, its seed."""
+
+    source: Source
+    generator: Generator
+    discriminator: Discriminator | None
+    z: Tensor
+    labels: Tensor | None
+    seeds: list[int]
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor | None, list[int]]:
+        return self.z, self.labels, self.seeds
+
+
+def open_subject(source: Source, seeds: Sequence[int], classes: str | None, network: str) -> Subject:
+    """Load the networks. UserError when one is missing or has no attention."""
+    discriminator = None
+    if source.kind == "checkpoint":
+        checkpoint = source.path
+        generator = load_generators(checkpoint)["averaged"]
+    else:
+        generator = load_snapshot(source.text)
+        checkpoint = require_whole_checkpoint(source.path) if network != "generator" else None
+    if network != "discriminator":
+        _require_attention(generator, source.text, "generator", generator.resolution)
+    if checkpoint is not None and network != "generator":
+        discriminator = load_discriminator(checkpoint)
+        _require_attention(discriminator, source.text, "discriminator", discriminator.resolution)
+    chosen = None if classes is None else parse_classes(classes, generator.class_names, generator.num_classes)
+    each_seed = [seed for seed in seeds for _ in chosen or [None]]
+    if len(each_seed) > MOST_IMAGES:
+        raise UserError(f"{len(each_seed)} images requested; a figure shows at most {MOST_IMAGES}")
+    labels = default_labels(seeds, generator.num_classes) if chosen is None else torch.tensor(chosen).repeat(len(seeds))
+    return Subject(source, generator, discriminator, latents(each_seed, generator.z_dim), labels, each_seed)
+
+
+def _require_attention(network: nn.Module, source: str, name: str, resolution: int) -> None:
+    if not has_maps(network):
+        raise UserError(
+            f"{source}: this {name} has no attention, so there is nothing to show; "
+            f"train one with, for example, --set {name}.attention.{ATTENTION_RESOLUTION[resolution]}=self_attention"
+        )
+
+
+def record_networks(
+    subject: Subject, points: Points, network: str, folder: Path | None, layers: str | None
+) -> dict[str, Recording]:
+    """The maps of the generator, and of the discriminator on generated and on real images, by file name."""
+    recordings = {}
+    if network != "discriminator":
+        recordings["attention"] = attention_of(subject.generator, *subject.inputs, points, progress=True)
+    if network != "generator":
+        assert subject.discriminator is not None
+        record = partial(discriminator_attention, subject.discriminator, class_names=subject.generator.class_names)
+        device = next(subject.generator.parameters()).device
+        fakes = torch.cat(list(generate(subject.generator, subject.z, subject.labels, device))).numpy()
+        reals, labels = _real_images(subject, folder)
+        recordings["discriminator-generated"] = record(fakes, subject.labels, subject.seeds, points)
+        recordings["discriminator-real"] = record(reals, labels, range(len(reals)), points)
+    return {name: select_layers(recording, layers) for name, recording in recordings.items()}
+
+
+def _real_images(subject: Subject, folder: Path | None) -> tuple[np.ndarray, Tensor | None]:
+    """As many real images as generated ones, uint8 (B, R, R, 3), and their labels (B,) where there are classes."""
+    count, generator, run = len(subject.seeds), subject.generator, subject.source.run
+    if folder is not None:
+        images, labels = _read_folder(folder, generator, count)
+    else:
+        assert run is not None
+        data = from_prepared(ensure_prepared(load_config(run / "config.yaml").data, report=lambda line: None))
+        some = data.sample(min(count, data.count))
+        images, labels = some.read(np.arange(some.count)).numpy(), some.labels
+    return images, None if labels is None or not generator.num_classes else torch.from_numpy(labels)
+
+
+def _read_folder(folder: Path, generator: Generator, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """`count` images spread evenly over a folder, at the generator's resolution, and their labels."""
+    source = FolderSource(folder)
+    places = {name: i for i, name in enumerate(generator.class_names)}
+    own = source.class_names()
+    if generator.num_classes and not (own and set(own) <= places.keys()):
+        raise UserError(
+            f"{folder}: the discriminator needs the class of every image; "
+            f"give sub-folders named after its classes: {', '.join(generator.class_names)}"
+        )
+    items = list(source.items())
+    images, labels = [], []
+    for item in items[:: max(1, len(items) // count)][:count]:
+        try:
+            pixels, label, _ = convert(item, generator.resolution, "crop")
+        except Unusable as error:
+            raise UserError(f"{folder / item.name}: {error.reason}") from None
+        images.append(pixels)
+        labels.append(places[own[label]] if generator.num_classes else 0)
+    return np.stack(images), np.array(labels, np.int64)
+
+
+def select_layers(recording: Recording, layers: str | None) -> Recording:
+    """The recording with the maps of `--layers` only; UserError for a name that it does not have."""
+    if layers is None:
+        return recording
+    wanted = [name.strip() for name in layers.split(",")]
+    for name in wanted:
+        if name not in recording.maps:
+            raise UserError(f"--layers {name!r}: no such map; {suggestion(name, recording.maps)}")
+    return replace(recording, maps={name: recording.maps[name] for name in wanted})
+
+
+def summarize(subject: Subject, recordings: dict[str, Recording]) -> tuple[dict[str, Any], list[str]]:
+    """The numbers of all recordings, for JSON, and the same as lines of text."""
+    report: dict[str, Any] = {"images": len(subject.seeds)}
+    lines: list[str] = []
+    for name, recording in recordings.items():
+        network = subject.generator if name == "attention" else subject.discriminator
+        assert network is not None
+        health = attention_health(network, recording.maps, recording.points)
+        if name == "attention":
+            agreement = agreement_with_untrained(subject.generator, recording, subject.z, subject.labels)
+            for layer, value in agreement.items():
+                health[layer]["untrained"] = value
+        lines += [*([""] if lines else []), *([name] if len(recordings) > 1 else []), describe(health)]
+        partners = partner_numbers(recording) if recording.class_names == CLASSES else {}
+        lines += [partner_line(layer, numbers) for layer, numbers in partners.items()]
+        if recording.class_names == CLASSES and not partners:
+            lines.append("attention to the partner is not measured: no query point lies on one of two clear objects")
+        lines += ["", health_table(health)]
+        report[name] = health
+        report["partner" if name == "attention" else f"{name}-partner"] = partners
+    return report, lines
+
+
+def health_table(health: dict[str, dict[str, float]]) -> str:
+    """One row per map. A column `uniform` holds the value of uniform attention for the column before it."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column()
+    for column in COLUMNS:
+        table.add_column("uniform" if column.startswith("uniform") else column, justify="right", no_wrap=True)
+    for name, numbers in health.items():
+        table.add_row(name, *(f"{numbers[column]:.3g}" if column in numbers else "-" for column in COLUMNS))
+    console = Console(width=1000, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def partner_numbers(recording: Recording) -> dict[str, dict[str, float]]:
+    """On `shapes`: how much attention of points on one object falls on the other."""
+    which, objects = clear_pairs(find_objects(recording.images))
+    resolution = recording.images.shape[1]
+    masks = np.zeros((len(recording.images), 2, resolution, resolution), bool)
+    for i, image in enumerate(which):
+        for side, row in enumerate((2 * i, 2 * i + 1)):
+            masks[image, side] = object_mask(objects.shape[row], objects.centre[row], objects.area[row], resolution)
+    return {
+        name: {**asdict(m), "ratio_to_chance": m.mass / m.chance} for name, m in partner_mass(recording, masks).items()
+    }
+
+
+def partner_line(name: str, numbers: dict[str, float]) -> str:
+    """Attention to the other object, with its chance level and the attention to the point's own object."""
+    return (
+        f"{name}: {100 * numbers['mass']:.1f} % of the attention of {numbers['points']} points on an object falls on "
+        f"the other object (chance: {100 * numbers['chance']:.1f} %, own object: {100 * numbers['own']:.1f} %)"
+    )
+
+
+def write_ablation(path: Path, subject: Subject, lpips_weights: Path | None) -> dict[str, Any]:
+    """Write images with attention, without, and their difference; return how large it is."""
+    found = ablate(subject.generator, subject.z, subject.labels)
+    save_png(path, found.picture())
+    change: dict[str, Any] = {"grey_levels": found.change}
+    if lpips_weights is not None:
+        perceptual = load_perceptual("alex", lpips_weights)
+        pair = torch.from_numpy(found.with_attention), torch.from_numpy(found.without)
+        change["lpips"] = float(perceptual.distance(*pair).mean())
+    if subject.generator.class_names == CLASSES:
+        seeds = range(COHERENCE_SAMPLES)
+        labels = torch.tensor([seed % len(CLASSES) for seed in seeds])
+        found = ablate(subject.generator, latents(seeds, subject.generator.z_dim), labels)
+        change["with"] = coherence(found.with_attention, labels.numpy()).to_dict()
+        change["without"] = coherence(found.without, labels.numpy()).to_dict()
+    return change
+
+
+def ablation_lines(change: dict[str, Any]) -> list[str]:
+    """What `write_ablation` measured, as text."""
+    lpips = f", LPIPS {change['lpips']:.3f}" if "lpips" in change else ""
+    lines = [f"setting every gamma to 0 changes the images by {change['grey_levels']:.1f}/255 on average{lpips}"]
+    if "without" in change:
+        for name in ("coherence", "two_objects", "hue_agreement", "shape_agreement"):
+            with_it, without = change["with"][name], change["without"][name]
+            lines.append(f"  {name.replace('_', ' ')}: {with_it:.3f} with attention, {without:.3f} without")
+    return lines
+
+
+def write_animation(
+    path: Path, subject: Subject, points: Points, kind: str, layers: str | None, smooth: bool, tile: int
+) -> None:
+    """`path`: a moving point; `snapshots`: the same seeds and points over a run."""
+    record = partial(attention_of, z=subject.z, labels=subject.labels, seeds=subject.seeds)
+    if kind == "path":
+        recording = record(subject.generator, points=path_points(FRAMES), progress=True)
+        save_animation(path, path_frames(select_layers(recording, layers), tile, smooth), FRAMES_PER_SECOND)
+        return
+    # Points are chosen on the newest images: points that move with every snapshot could not be compared.
+    fixed = record(subject.generator, points=points, progress=True).points
+    folders = snapshots(subject.source.path)
+    recordings = [record(load_snapshot(folder), points=fixed) for folder in folders]
+    frames = snapshot_frames(recordings, [int(folder.name) for folder in folders], tile, smooth)
+    save_animation(path, frames, SNAPSHOTS_PER_SECOND)

@@ -1,0 +1,54 @@
+"""Snapshots: the averaged generator as a folder that describes itself (config.json, model.safetensors)."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from sagan.models.generator import Generator
+from sagan.utils.errors import UserError
+from sagan.utils.io import atomic_folder
+
+
+def load_snapshot(path_or_id: Path | str) -> Generator:
+    """The generator of a snapshot folder, of a run's newest snapshot, or of a Hub id: on the CPU, in eval mode.
+
+    Its maps are channels last, which is faster. UserError when there is none, when it is damaged or of another kind.
+    """
+    run = Path(path_or_id)
+    if not run.exists() and len(run.parts) > 1 and run.parent.is_dir():  # a slip of the pen, not worth asking the Hub
+        raise UserError(f"{run}: no such snapshot or run in {run.parent}")
+    generator = Generator.from_pretrained(newest_snapshot(run) if (run / "snapshots").is_dir() else path_or_id)
+    generator.memory_format = torch.channels_last
+    return generator
+
+
+def snapshots(run: Path | str) -> list[Path]:
+    """The snapshots of a run folder, runs/NAME/snapshots/<8-digit step>, by step; UserError without any."""
+    folder = Path(run) / "snapshots"
+    steps = [path for path in folder.glob("*") if path.is_dir() and re.fullmatch("[0-9]{8}", path.name)]
+    if not steps:
+        raise UserError(f"{folder}: no snapshot yet (training.snapshot_every sets how often one is written)")
+    return sorted(steps, key=lambda path: path.name)
+
+
+def newest_snapshot(run: Path | str) -> Path:
+    """The snapshot of the highest step of a run folder; UserError without any."""
+    return snapshots(run)[-1]
+
+
+def save_snapshot(generator: Generator, folder: Path | str) -> None:
+    """Write a snapshot, whole or not at all; equal generators give equal bytes. Spectral norm must be baked in."""
+    with atomic_folder(folder) as temporary:
+        generator._save_pretrained(temporary)
+
+
+def fingerprint(generator: Generator) -> str:
+    """SHA-256, as hexadecimal digits, of everything that decides the generator's images: settings and tensors."""
+    digest = hashlib.sha256(json.dumps(generator.snapshot_config(), sort_keys=True).encode())
+    for name, tensor in sorted(generator.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()

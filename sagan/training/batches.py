@@ -1,0 +1,84 @@
+"""What every update of a run consumes: functions of the seed and the update's number, drawn whole, then sliced.
+
+Results so do not depend on the number of processes, and a run resumes exactly with no state but its step. Of a run that
+was rolled back they are functions of the number of roll-backs as well: other draws, another order of the data.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sagan.data.dataset import PreparedData, indices
+from sagan.training.augment import draw_augmentation, flip
+from sagan.training.step import LatentBatch, RealBatch
+from sagan.utils.random import key, torch_generator
+
+Raw = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The random inputs and the data of one process (`rank` of `world`) of a run, in micro-batches on a device."""
+
+    seed: int
+    batch_size: int
+    accumulation: int
+    rank: int
+    world: int
+    device: torch.device
+    z_dim: int
+    num_classes: int
+    policy: Sequence[str]
+    flips: bool
+    channels_last: bool
+    rollbacks: int = 0
+
+    def fetch(self, data: PreparedData) -> Callable[[int], Raw]:
+        """A function from a discriminator update's number to this process's images (b, R, R, 3), labels (b,)."""
+
+        def read(update: int) -> Raw:
+            order = indices(self._seed, len(data), update * self.batch_size, self.batch_size)
+            return data.gather(order[self._mine])
+
+        return read
+
+    def reals(self, update: int, raw: Raw) -> list[RealBatch]:
+        """Micro-batches of reals of a discriminator update from what `fetch` read."""
+        rng = torch_generator(self._seed, "reals", update)
+        flips = torch.rand(self.batch_size, generator=rng) < 0.5
+        augmentation = draw_augmentation(self.policy, self.batch_size, rng)
+        images = torch.from_numpy(raw[0]).to(self.device, non_blocking=True)
+        images = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # (b, 3, R, R), channels last in memory
+        if not self.channels_last:
+            images = images.contiguous()
+        if self.flips:
+            images = flip(images, flips[self._mine].to(self.device))
+        labels = torch.from_numpy(raw[1]).to(self.device) if self.num_classes else None
+        split = self._split(images, labels, augmentation[self._mine].to(self.device))
+        return [RealBatch(*parts) for parts in split]
+
+    def latents(self, player: str, update: int) -> list[LatentBatch]:
+        """Micro-batches of latents, labels and augmentation for an update of `player` (generator or discriminator)."""
+        rng = torch_generator(self._seed, f"{player} draws", update)
+        z = torch.randn(self.batch_size, self.z_dim, generator=rng)
+        labels = torch.randint(self.num_classes, (self.batch_size,), generator=rng) if self.num_classes else None
+        augmentation = draw_augmentation(self.policy, self.batch_size, rng)
+        mine = (None if x is None else x[self._mine].to(self.device) for x in (z, labels, augmentation))
+        return [LatentBatch(*parts) for parts in self._split(*mine)]
+
+    @property
+    def _seed(self) -> int:
+        return key(self.seed, "rollback", self.rollbacks) if self.rollbacks else self.seed
+
+    @property
+    def _mine(self) -> slice:
+        share = self.batch_size // self.world
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def _split(self, *tensors: Tensor | None) -> zip:
+        """Chunks of every tensor, micro-batch by micro-batch."""
+        none = [None] * self.accumulation
+        return zip(*(none if x is None else x.chunk(self.accumulation) for x in tensors), strict=True)

@@ -1,0 +1,117 @@
+"""Start a run from the weights of another: same architecture, perhaps other classes."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagan.config.load import load_config
+from sagan.layers.normalization import BatchNorm, ConditionalBatchNorm
+from sagan.layers.spectral_norm import refresh_spectral_norm
+from sagan.models.discriminator import Head
+from sagan.models.gan import GAN
+from sagan.models.hub import load_exactly, read_snapshot, read_tensors
+from sagan.runs.checkpoint import require_whole_checkpoint
+from sagan.utils.errors import UserError
+
+ORIGINAL = ".parametrizations.weight.original"
+VECTORS = (".parametrizations.weight.0._u", ".parametrizations.weight.0._v")
+
+State = dict[str, Tensor]
+
+
+def initialize_from(gan: GAN, source: str) -> str:
+    """Load generator (and, from a run, discriminator) weights into a new GAN; returns a line saying what was loaded.
+
+    `source`: a snapshot (folder or Hub id), which holds the averaged generator alone, or a run, whose newest
+    checkpoint is used. Where the number of classes differs, every class starts at the mean of the old ones. UserError
+    when the architectures differ in anything else.
+    """
+    if (Path(source) / "checkpoints").is_dir():
+        checkpoint = require_whole_checkpoint(Path(source))
+        class_norm = load_config(Path(source) / "config.yaml").generator.class_norm
+        _load(gan.generator, read_tensors(checkpoint / "average.safetensors"), class_norm, source)
+        _load(gan.discriminator, read_tensors(checkpoint / "discriminator.safetensors"), class_norm, source)
+        said = f"weights of both networks from {checkpoint}"
+    else:
+        config, state = read_snapshot(source)
+        settings = config.get("generator")
+        _load(gan.generator, state, settings.get("class_norm", "") if isinstance(settings, dict) else "", source)
+        said = f"generator weights from {source}; the discriminator starts anew (a run would hold it)"
+    gan.ema.load_state_dict(gan.generator.state_dict())
+    return said
+
+
+def _load(network: nn.Module, state: State, class_norm: str, source: str) -> None:
+    """Load what a network of the same architecture, normalised spectrally or not, with these classes or not, held."""
+    plain = _plain(state)
+    new: State = {}
+    for name, own in network.state_dict().items():
+        plain_name = name.replace(ORIGINAL, ".weight")
+        if name in state and not name.endswith(VECTORS):
+            new[name] = state[name]
+        elif name.endswith(VECTORS):
+            new[name] = own  # refreshed below
+        elif plain_name in plain:
+            new[name] = plain[plain_name]
+    used = {name.replace(ORIGINAL, ".weight") for name in new}
+    for prefix, module in network.named_modules():
+        if isinstance(module, BatchNorm | ConditionalBatchNorm):
+            new |= _class_tables(prefix, module, plain, class_norm == "linear", source)
+            used |= {f"{prefix}.{part}" for part in ("weight", "bias", "gain.weight", "bias.weight")}
+        elif isinstance(module, Head):
+            new |= _embeddings(f"{prefix}.embedding", network.state_dict(), state)
+            used.add(f"{prefix}.embedding.weight")
+    load_exactly(network, new | {name: plain[name] for name in plain.keys() - used}, source)
+    refresh_spectral_norm(network)
+
+
+def _plain(state: State) -> State:
+    """Every normalised weight as an averaged network is used, W/σ, under the name it has without spectral norm."""
+    plain = {}
+    for name, tensor in state.items():
+        if name.endswith(ORIGINAL):
+            owner = name.removesuffix(ORIGINAL)
+            matrix, v = tensor.flatten(1), state[owner + VECTORS[1]]
+            for _ in range(20):  # averaged weights are not those that the vectors belong to
+                u = F.normalize(matrix @ v, dim=0)
+                v = F.normalize(u @ matrix, dim=0)
+            plain[f"{owner}.weight"] = tensor / torch.dot(u, matrix @ v)
+        elif not name.endswith(VECTORS):
+            plain[name] = tensor
+    return plain
+
+
+def _class_tables(
+    prefix: str, module: BatchNorm | ConditionalBatchNorm, plain: State, linear: bool, source: str
+) -> State:
+    """Gain and bias of a batch norm from those in `plain`, empty when they can be taken as they are."""
+    conditional = f"{prefix}.gain.weight" in plain
+    if not conditional and f"{prefix}.weight" not in plain:
+        raise UserError(f"{source}: tensor {prefix}.gain.weight is missing, its generator is of another architecture")
+    if not conditional:
+        gain, bias = plain[f"{prefix}.weight"][None], plain[f"{prefix}.bias"][None]  # (1, C)
+    else:
+        gain, bias = plain[f"{prefix}.gain.weight"], plain[f"{prefix}.bias.weight"]  # tables (K, C)
+        if linear:  # (C, K), the gain above 1
+            gain, bias = 1 + gain.T, bias.T
+    if isinstance(module, BatchNorm):
+        return {f"{prefix}.weight": gain.mean(0), f"{prefix}.bias": bias.mean(0)} if conditional else {}
+    if conditional and len(gain) == module.num_classes and linear == module.linear:
+        return {}
+    gain, bias = (t if len(t) == module.num_classes else t.mean(0).expand(module.num_classes, -1) for t in (gain, bias))
+    if module.linear:
+        gain, bias = (gain - 1).T, bias.T
+    suffix = ORIGINAL if f"gain{ORIGINAL}" in module.state_dict() else ".weight"
+    return {f"{prefix}.gain{suffix}": gain, f"{prefix}.bias{suffix}": bias}
+
+
+def _embeddings(prefix: str, own: State, state: State) -> State:
+    """The class embeddings of a head where the number of classes differs: the mean of the old, or as drawn."""
+    names = [name for name in own if name.startswith(prefix) and not name.endswith(VECTORS)]
+    found = [tensor for name, tensor in state.items() if name.startswith(prefix) and not name.endswith(VECTORS)]
+    if not names or (found and found[0].shape == own[names[0]].shape):
+        return {}
+    count = len(own[names[0]])
+    return {names[0]: found[0].mean(0).expand(count, -1) if found else own[names[0]]}

@@ -1,0 +1,92 @@
+"""What the two networks minimize: adversarial losses on logits, in float32, and gradient penalties.
+
+Logits are (B,), or (B, S) with one column for each scale of the discriminator. Every term is a mean over batch and
+scales, so the mean over micro-batches is the term of the whole batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sagan.config.schema import Config
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """`discriminator(real_logits, fake_logits)` and `generator(fake_logits, real_logits)`, both to be minimized.
+
+    `needs_reals`: the generator's loss uses real_logits, too, so that its update evaluates the discriminator on reals.
+    Otherwise they are None there.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor | None], Tensor]
+    needs_reals: bool = False
+
+
+def _hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
+
+
+def _logistic(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+
+
+def _critic(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    return fake_logits.mean() - real_logits.mean()
+
+
+def _raise_logits(fake_logits: Tensor, _: Tensor | None) -> Tensor:
+    return -fake_logits.mean()
+
+
+def _non_saturating(fake_logits: Tensor, _: Tensor | None) -> Tensor:
+    return F.softplus(-fake_logits).mean()
+
+
+LOSSES: dict[str, AdversarialLoss] = {
+    "hinge": AdversarialLoss(_hinge, _raise_logits),  # Lim & Ye 2017; SAGAN eq. 4
+    "non_saturating": AdversarialLoss(_logistic, _non_saturating),  # Goodfellow et al. 2014
+    "wasserstein": AdversarialLoss(_critic, _raise_logits),  # Arjovsky et al. 2017
+}
+
+
+def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
+    """½·E‖∇D(x)‖² on images (B, 3, R, R) that require gradients (Mescheder et al. 2018, eq. 9), differentiable.
+
+    D(x) is the logit of x or, with several scales, their mean, as in the losses.
+    """
+    scales = logits.numel() // len(logits)
+    (gradient,) = torch.autograd.grad(logits.sum() / scales, images, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean() / 2
+
+
+@dataclass(frozen=True)
+class GradientPenalty:
+    """weight · ½·E‖∇D(x)‖² on reals (R1) or fakes (R2). `name` is its key in the log, where it is unweighted."""
+
+    name: str
+    weight: float
+    images: Literal["reals", "fakes"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimized: the adversarial loss, and gradient penalties of the discriminator.
+
+    `policy`: DiffAugment's policies, applied to all that the discriminator sees.
+    """
+
+    loss: AdversarialLoss
+    penalties: Sequence[GradientPenalty] = ()
+    policy: Sequence[str] = ()
+
+
+def make_objective(config: Config) -> Objective:
+    """The objective of a config's `loss` and `augment`."""
+    penalties = [GradientPenalty("r1", config.loss.r1, "reals")] if config.loss.r1 else []
+    return Objective(LOSSES[config.loss.name], penalties, config.augment.policy)

@@ -1,0 +1,106 @@
+"""What a run does about a collapse: it stops, or goes back to a sound checkpoint and on with other data, lower rates.
+
+Nothing of the abandoned steps is overwritten: it is moved to abandoned/<number of the roll-back>/. And everything that
+follows is a function of the checkpoint and the number of roll-backs, which is written into it: so a run that is killed
+after a roll-back resumes exactly.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+
+from sagan.runs.checkpoint import list_checkpoints, mark_checkpoint, progress_of, verify_checkpoint
+from sagan.runs.run_dir import ABANDONED, ROLLBACKS, STOPPED
+from sagan.training.divergence import Trouble
+from sagan.training.logging import RunLog, truncate_log
+from sagan.training.state import Run, load
+from sagan.utils.errors import UserError
+from sagan.utils.io import append_json_line, make_folder, write_json
+
+
+def recover(run: Run, log: RunLog, trouble: Trouble) -> None:
+    """Set the run back to before `trouble`; every process calls it.
+
+    UserError, once stopped.json says why, where the run is to stop.
+    """
+    main, settings, number = run.accelerator.is_main_process, run.config.sentinel, run.progress.rollbacks + 1
+    checkpoint, end = None, ""
+    if settings.action == "rollback" and number > settings.times:
+        end = f" after {settings.times} roll-backs"
+    elif settings.action == "rollback":
+        checkpoint = broadcast_object_list([_sound_checkpoint(run, trouble) if main else None])[0]
+        end = ", no whole checkpoint to go back to" if checkpoint is None else ""
+    if checkpoint is None:
+        if main:
+            write_json(run.folder / STOPPED, {**asdict(trouble), "rollbacks": run.progress.rollbacks})
+        run.accelerator.wait_for_everyone()
+        raise UserError(
+            f"{trouble.reason} at step {trouble.step}{end}; stopped, the last checkpoint is from before "
+            f"({STOPPED} has the figures)"
+        )
+    if main:
+        _go_back(run, trouble, checkpoint, number, run.progress.rate * settings.rate)
+    run.accelerator.wait_for_everyone()
+    load(run, checkpoint)
+    assert run.progress.rollbacks == number, "without the mark a run would be rolled back for ever"
+    log.restart(run.progress.step)
+    log.say(
+        f"{trouble.reason} at step {trouble.step}; rolled back to step {run.progress.step}, learning rates times "
+        f"{run.progress.rate:g} ({number} of {settings.times} times)"
+    )
+
+
+def clear_stop(run: Run) -> None:
+    """A run that goes on is not a stopped one: what stopped it is kept as abandoned/stopped-<n>.json, n from 1."""
+    stopped, place = run.folder / STOPPED, run.folder / ABANDONED
+    if run.accelerator.is_main_process and stopped.exists():
+        _move(stopped, place / f"stopped-{len(list(place.glob('stopped-*.json'))) + 1}.json")
+
+
+def _sound_checkpoint(run: Run, trouble: Trouble) -> Path | None:
+    """The best whole checkpoint if scores decide about one, else the newest from before the trouble began.
+
+    Where pruning has left none of those, the oldest from before it was found.
+    """
+    return next((folder for folder in _by_preference(run, trouble) if _is_whole(folder)), None)
+
+
+def _by_preference(run: Run, trouble: Trouble) -> Iterator[Path]:
+    folders = [folder for folder in list_checkpoints(run.folder) if int(folder.name) < trouble.step]
+    if run.config.evaluate.best is not None:
+        yield from (folder for folder in folders if int(folder.name) == run.progress.best_step)
+    yield from (folder for folder in reversed(folders) if int(folder.name) < trouble.since)
+    yield from (folder for folder in folders if int(folder.name) >= trouble.since)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify_checkpoint(folder)
+    except UserError:
+        return False
+    return True
+
+
+def _go_back(run: Run, trouble: Trouble, checkpoint: Path, number: int, rate: float) -> None:
+    """All that changes in the run's folder. After a kill anywhere in it the same command rolls back once more."""
+    progress = progress_of(verify_checkpoint(checkpoint))
+    append_json_line(run.folder / ROLLBACKS, {"number": number, **asdict(trouble), "to": progress.step, "rate": rate})
+    mark_checkpoint(checkpoint, replace(progress, rollbacks=number, rate=rate, saturated_since=None))
+    place = run.folder / ABANDONED / str(number)
+    for name in ("log.jsonl", "metrics.jsonl"):
+        truncate_log(run.folder / name, progress.step, place / name)
+    for kind in ("samples", "snapshots", "checkpoints"):
+        for path in sorted((run.folder / kind).glob(f"{'[0-9]' * 8}*")):
+            if int(path.name[:8]) > progress.step:
+                _move(path, place / kind / path.name)
+
+
+def _move(path: Path, to: Path) -> None:
+    make_folder(to.parent)
+    if to.is_dir():  # of the same roll-back, cut short by a kill
+        shutil.rmtree(to)
+    os.replace(path, to)

@@ -1,0 +1,234 @@
+"""A run under Accelerate: networks, optimisers, batches, built, resumed and closed."""
+
+import copy
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
+from torch import nn
+
+from sagan.config.load import check_processes
+from sagan.config.schema import Config
+from sagan.data.dataset import PreparedData
+from sagan.models.gan import GAN
+from sagan.models.generator import Generator, build_discriminator, build_generator
+from sagan.runs.checkpoint import Progress, load_checkpoint, newest_whole_checkpoint
+from sagan.training.batches import Batches
+from sagan.training.losses import Objective, make_objective
+from sagan.utils.errors import UserError
+
+
+def compile_networks(*networks: nn.Module, cuda_graphs: bool = False) -> None:
+    """Compile each network's forward, and with it its backward, in place and at its first call.
+
+    `cuda_graphs`: what is compiled is recorded and replayed by one launch each; without effect off CUDA. Then results
+    stay in memory that the next replay overwrites: call `begin_update` before each discriminator update.
+    """
+    for network in networks:
+        network.compile(dynamic=False, mode="reduce-overhead" if cuda_graphs else None)
+
+
+def begin_update() -> None:
+    """What CUDA graphs gave until now (gradients, too) is no longer needed."""
+    torch.compiler.cudagraph_mark_step_begin()
+
+
+# (run's folder, progress, generator, what tells the user) -> progress with the best score so far, scores by name
+Evaluate = Callable[[Path, Progress, Generator, Callable[[str], None]], tuple[Progress, dict[str, float]]]
+
+
+@dataclass
+class Run:
+    """Everything the loop works on."""
+
+    folder: Path
+    config: Config
+    data: PreparedData
+    accelerator: Accelerator
+    gan: GAN
+    objective: Objective
+    batches: Batches
+    progress: Progress
+    evaluate: Evaluate | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train: the last step is done, or the best score has stood for long enough."""
+        patience = self.config.evaluate.patience
+        return self.progress.step >= self.config.training.steps or 0 < patience <= self.progress.stale
+
+
+def make_accelerator(config: Config, run: Path) -> Accelerator:
+    """The Accelerator of a config's device, precision and trackers. UserError where the machine lacks them."""
+    device = config.training.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device: cuda was asked for, this machine has no CUDA device; use auto or cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("training.device: mps was asked for, this machine has no MPS device; use auto or cpu")
+    precision = config.training.precision
+    if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("training.precision: fp16 needs a CUDA device; use bf16 or no")
+    trackers = config.training.trackers
+    available = [str(kind) for kind in get_available_trackers()]
+    if missing := [name for name in trackers if name not in available]:
+        raise UserError(
+            f"training.trackers: {missing[0]} is unknown or not installed; available: {', '.join(available) or 'none'}"
+        )
+    # not told of the CPU, Accelerate takes processes without a GPU for runs of one process each
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=precision,
+        log_with=list(trackers) or None,
+        project_dir=str(run),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours is in the steps
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise UserError(
+            f"{started} processes were started, Accelerate sees {accelerator.num_processes} on {accelerator.device}; "
+            "several need CUDA devices, or training.device: cpu"
+        )
+    return accelerator
+
+
+def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Accelerator) -> Run:
+    """Networks, optimisers and batches of a run, at step 0."""
+    world, batch = accelerator.num_processes, config.training.batch_size
+    check_processes(config, world)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    classes = data.manifest.num_classes if config.data.num_classes is None else config.data.num_classes
+    names = tuple(data.manifest.class_names) if classes else ()
+    generator, discriminator = build_generator(config, classes, names), build_discriminator(config, classes)
+    ema = copy.deepcopy(generator).requires_grad_(False).to(accelerator.device)
+    if config.training.channels_last:
+        generator.memory_format = ema.memory_format = torch.channels_last
+    optimizers = [
+        torch.optim.Adam(n.parameters(), lr=s.lr, betas=s.betas, eps=s.eps, fused=accelerator.device.type != "mps")
+        for n, s in ((generator, config.optim.generator), (discriminator, config.optim.discriminator))
+    ]
+    if config.training.compile:
+        compile_networks(generator, discriminator, cuda_graphs=config.training.cuda_graphs)
+    prepared: Any = accelerator.prepare(generator, discriminator, *optimizers)
+    gan = GAN(generator, discriminator, *prepared, ema=ema)
+    batches = Batches(
+        config.seed, batch, config.optim.accumulation, accelerator.process_index, world, accelerator.device,
+        generator.z_dim, classes, config.augment.policy, config.data.flip, config.training.channels_last,
+    )  # fmt: skip
+    progress = Progress(0, scored=_scored(config))
+    return Run(folder, config, data, accelerator, gan, make_objective(config), batches, progress)
+
+
+def resume(run: Run) -> list[str]:
+    """Load the newest whole checkpoint of the run's folder, if any; returns what to tell the user."""
+    folder, problems = newest_whole_checkpoint(run.folder)
+    steps = gather_object([None if folder is None else int(folder.name)])
+    if any(step != steps[0] for step in steps):
+        raise UserError(
+            f"{run.folder}: the processes see different checkpoints there (steps {', '.join(map(str, steps))}); "
+            "a run's folder must be one that all of them share"
+        )
+    if folder is None:
+        if problems:
+            raise UserError(f"{problems[0]}; no whole checkpoint is left, begin anew with another --out")
+        begun = (run.folder / "log.jsonl").is_file()
+        return ["an earlier start of this run left no checkpoint; it begins at step 0"] if begun else []
+    said = load(run, folder)
+    count = run.progress.rollbacks
+    return [*problems, f"resumed from step {run.progress.step}{f', rolled back {count} times' if count else ''}", *said]
+
+
+def load(run: Run, checkpoint: Path) -> list[str]:
+    """Set the run to a checkpoint: tensors, progress, and the batches that follow from its roll-backs.
+
+    Returns a line for everything that is not as it was when the checkpoint was written.
+    """
+    saved = load_checkpoint(checkpoint, run.gan)
+    run.batches = replace(run.batches, rollbacks=saved.rollbacks)
+    if saved.scaler and run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(saved.scaler)
+    run.progress, said = _compared_anew(saved, _scored(run.config))
+    return said + _other_processes(run, saved)
+
+
+def _scored(config: Config) -> str | None:
+    """What the scores are that decide anything (None: none do); those that differ in this cannot be compared."""
+    settings = config.evaluate
+    if not settings.every or (settings.best is None and not config.sentinel.worse):
+        return None
+    named = ("best", "num", "labels", "reference", "backbone", "lpips")
+    return ", ".join(f"{name} {getattr(settings, name)}" for name in named)
+
+
+def _compared_anew(saved: Progress, scored: str | None) -> tuple[Progress, list[str]]:
+    """The progress without its best scores where they are not those that are scored now; a line that says so."""
+    if scored is None or saved.scored in (scored, None):
+        return replace(saved, scored=scored or saved.scored), []
+    said = (
+        f"evaluate: scores are now ({scored}), before ({saved.scored}); they cannot be compared, so the best is looked "
+        f"for anew (it was step {saved.best_step})"
+    )
+    return replace(saved, scored=scored, best=None, best_step=None, stale=0, records={}), [said]
+
+
+def _other_processes(run: Run, saved: Progress) -> list[str]:
+    """What a changed number of processes changes."""
+    now, batch = run.accelerator.num_processes, run.config.training.batch_size // run.config.optim.accumulation
+    if saved.processes in (now, None):
+        return []
+    said = (
+        f"saved by {saved.processes} {'process' if saved.processes == 1 else 'processes'}, resumed by {now}: the same "
+        "global batch and order of data, but sums over the batch are rounded otherwise, so not the same to the bit"
+    )
+    if not run.config.generator.sync_norm:
+        said += (
+            f"; batch norm is taken over {batch // now} images, not {batch // saved.processes} "
+            "(generator.sync_norm: true would take it over all)"
+        )
+    return [said]
+
+
+def set_rates(run: Run) -> None:
+    """The learning rates of the next step: the config's, under its decay, lowered by the roll-backs so far."""
+    optim, factor = run.config.optim, run.progress.rate
+    if optim.decay == "linear":
+        steps = run.config.training.steps
+        factor *= min(1.0, (steps - run.progress.step) / max(steps - optim.decay_start, 1))
+    for optimizer, adam in (
+        (run.gan.generator_optimizer, optim.generator),
+        (run.gan.discriminator_optimizer, optim.discriminator),
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = adam.lr * factor
+
+
+def start_trackers(run: Run) -> Callable[[dict[str, float], int], None]:
+    """Start the config's trackers; returns what hands them values."""
+    if not run.config.training.trackers:
+        return lambda values, step: None
+    accelerator = run.accelerator
+    accelerator.init_trackers("tracking")
+    return lambda values, step: accelerator.log(values, step=step)
+
+
+def close(run: Run) -> None:
+    """End trackers and process group; every process calls it, when nothing more is to be trained.
+
+    The wrapped networks go first: they hold the process group, whose threads must not outlive the interpreter.
+    """
+    run.accelerator.wait_for_everyone()
+    run.accelerator.free_memory()
+    run.gan.ddp_generator, run.gan.ddp_discriminator = run.gan.generator, run.gan.discriminator
+    gc.collect()
+    run.accelerator.end_training()

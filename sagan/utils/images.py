@@ -1,0 +1,79 @@
+"""Images at the edges: float tensors to uint8, uint8 arrays to PNG, sheets and animations. Knows no networks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sagan.utils.errors import UserError
+from sagan.utils.io import atomic_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+
+
+def to_uint8(images: "Tensor") -> "Tensor":
+    """Images (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3) on the same device: ⌊127.5·x + 128⌋, clamped to 0…255."""
+    return (images.float() * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
+def save_png(path: Path | str, image: np.ndarray) -> None:
+    """Write uint8 (H, W, 3) as PNG, whole or not at all. No metadata: equal images give equal bytes."""
+    with atomic_file(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
+
+
+def read_png(path: Path | str) -> np.ndarray:
+    """Read a PNG as uint8 (H, W, 3); a damaged one is a UserError that names it."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:  # another decoder, such as EPS, may start programs
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not readable as an image ({error})") from None
+
+
+def enlarge(images: np.ndarray, scale: int) -> np.ndarray:
+    """Repeat every pixel of (N, H, W, 3) scale × scale times."""
+    return images.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def image_grid(images: np.ndarray, columns: int, scale: int = 1, border: int = 2) -> np.ndarray:
+    """Lay uint8 (N, H, W, 3) out row by row on white, `border` pixels apart -> (H', W', 3)."""
+    images = enlarge(images, scale)
+    count, height, width = images.shape[:3]
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + border) + border, columns * (width + border) + border, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = border + i // columns * (height + border), border + i % columns * (width + border)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def name_rows(image: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Write one name before each of the equally high rows of a sheet: (H, W, 3) -> (H, margin + W, 3)."""
+    row_height = image.shape[0] / len(names)
+    font = ImageFont.load_default(size=min(max(0.4 * row_height, 9), 24))
+    margin = int(max(font.getlength(name) for name in names)) + 8
+    canvas = Image.new("RGB", (margin + image.shape[1], image.shape[0]), WHITE)
+    canvas.paste(Image.fromarray(image), (margin, 0))
+    draw = ImageDraw.Draw(canvas)
+    for row, name in enumerate(names):
+        draw.text((margin - 4, (row + 0.5) * row_height), name, fill=BLACK, font=font, anchor="rm")
+    return np.asarray(canvas)
+
+
+def save_animation(path: Path | str, frames: np.ndarray, fps: int) -> None:
+    """Write uint8 frames (N, H, W, 3) as an endless .gif or as .mp4 (H.264), whole or not at all."""
+    import imageio.v3 as imageio
+
+    with atomic_file(path) as temporary:
+        if temporary.suffix == ".gif":
+            imageio.imwrite(temporary, frames, plugin="pillow", duration=1000 / fps, loop=0)
+        elif temporary.suffix == ".mp4":
+            imageio.imwrite(temporary, frames, plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)
+        else:
+            raise UserError(f"{path}: an animation is .gif or .mp4")

@@ -1,0 +1,84 @@
+"""Evaluation on several processes: each takes its share, the first one puts the answer together."""
+
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=12)  # the others wait while the first process computes what only it computes
+
+
+def rank_and_count() -> tuple[int, int]:
+    """(rank, number of processes); (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@contextmanager
+def process_group(world: int, device: torch.device) -> Iterator[None]:
+    """Join the `world` processes that torchrun started, unless they are joined already; nothing for one."""
+    if world == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def gather_in_turn(parts: list[np.ndarray]) -> np.ndarray | None:
+    """Rows of all processes on the first one, (N, …), None on the others.
+
+    Part j of process r has place j·processes + r, as shares dealt out in turn have.
+    """
+    rank, count = rank_and_count()
+    if count == 1:
+        return np.concatenate(parts)
+    everyone: list[Any] | None = [None] * count if rank == 0 else None
+    dist.gather_object(parts, everyone)
+    if everyone is None:
+        return None
+    return np.concatenate([share[j] for j in range(len(parts)) for share in everyone if j < len(share)])
+
+
+def from_first(value: T) -> T:
+    """The value of the first process, on every process."""
+    if rank_and_count()[1] == 1:
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared)
+    return shared[0]
+
+
+UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in which the peak is told
+
+
+def peak_resident_mib(usage: resource.struct_rusage) -> float:
+    """MiB that the process held at most."""
+    return usage.ru_maxrss * UNIT / 2**20
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collect SIGINT, SIGTERM and SIGUSR1 instead of dying of them; a second one of the same kind kills."""
+    received: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    previous = {number: signal.signal(number, note) for number in watched}
+    try:
+        yield received
+    finally:
+        for number in watched:
+            signal.signal(number, previous[number])

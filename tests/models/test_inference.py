@@ -1,0 +1,107 @@
+"""The drawing form: the same images to rounding, whatever the batch, and everything of the generator still there."""
+
+import copy
+
+import pytest
+import torch
+from small_generator import small_generator
+
+from sagan.attention import record_attention
+from sagan.layers.resampling import ResamplingConv2d
+from sagan.layers.spectral_norm import spectral_normalize
+from sagan.models.generator import Generator
+from sagan.models.inference import FusedBlock, FusedNorm, fuse_for_inference
+from sagan.sampling.sampler import BATCH, default_labels, generate, latents
+
+MECHANISMS = "generator.attention={8: {name: cbam, place: branch}, 16: {name: augmented_conv, place: conv}}"
+CASES = [((), 4), ((), 0), (("generator.class_norm=linear",), 3), (("data.resolution=64", MECHANISMS), 4)]
+
+
+@pytest.mark.parametrize(("settings", "num_classes"), CASES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_it_computes_the_same(settings: tuple[str, ...], num_classes: int, memory_format: torch.memory_format) -> None:
+    """The fused copy computes the same images, for labels and class weights."""
+    generator = small_generator(*settings, num_classes=num_classes, channels=16)
+    generator.memory_format = memory_format
+    drawing, z = fuse_for_inference(generator), latents(range(BATCH), 128)
+    weights = torch.rand(BATCH, max(num_classes, 1))  # they need not sum to 1
+    for labels in [default_labels(range(BATCH), num_classes), weights] if num_classes else [None]:
+        expected = generator(z, labels)
+        assert expected.std() > 0.05
+        torch.testing.assert_close(drawing(z, labels), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("settings", "num_classes"), CASES)
+def test_an_image_depends_on_its_row_alone(settings: tuple[str, ...], num_classes: int) -> None:
+    """An image is bit-for-bit independent of its position in the batch."""
+    drawing = fuse_for_inference(small_generator(*settings, num_classes=num_classes, channels=12))
+    drawing.memory_format = torch.channels_last
+    z, labels = latents(range(BATCH), 128), default_labels(range(BATCH), num_classes)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    order = torch.tensor([5, 2, 7, 0, 3, 6, 1, 4])
+    with torch.no_grad():
+        assert torch.equal(drawing(z[order], None if labels is None else labels[order]), drawing(z, labels)[order])
+    torch.set_num_threads(threads)
+
+
+def test_images_are_those_of_the_plain_generator() -> None:
+    """With spectral norm computed in every forward and nothing folded, images differ by at most one gray level."""
+    generator = small_generator(num_classes=10, channels=8)
+    spectral_normalize(generator, 1e-6)
+    plain = copy.deepcopy(generator)
+    for module in plain.modules():
+        if isinstance(module, ResamplingConv2d):
+            module.folding = False
+    z, labels = latents(range(20), 128), default_labels(range(20), 10)
+    expected = torch.cat(list(generate(plain.forward, z, labels))).int()  # a bound method is not fused
+    found = torch.cat(list(generate(generator, z, labels))).int()
+    assert expected.float().std() > 5
+    assert (expected - found).abs().max() <= 1
+    assert (expected != found).float().mean() < 1e-3
+
+
+def test_the_generator_is_left_alone() -> None:
+    """Fusing changes neither the generator nor its images, and shares unchanged tensors."""
+    generator = small_generator()
+    before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    z, labels = latents(range(3), 128), default_labels(range(3), 4)
+    first = torch.cat(list(generate(generator, z, labels)))
+    drawing = fuse_for_inference(generator)
+    assert type(generator.blocks[0]) is not FusedBlock
+    assert all(torch.equal(tensor, before[name]) for name, tensor in generator.state_dict().items())
+    assert drawing.linear.weight is generator.linear.weight
+    assert fuse_for_inference(drawing) is drawing
+    assert torch.equal(torch.cat(list(generate(drawing, z, labels))), first)
+    generator.linear.weight.data.mul_(2)  # weights are those of the call
+    assert not torch.equal(torch.cat(list(generate(generator, z, labels))), first)
+
+
+def test_attention_can_be_recorded_in_it() -> None:
+    """Attention maps have the same names and values."""
+    generator = small_generator(MECHANISMS[:-1] + ", 32: self_attention}", channels=16)
+    z, labels = latents(range(2), 128), default_labels(range(2), 4)
+    found = []
+    for form in (generator, fuse_for_inference(generator)):
+        with record_attention(form, torch.tensor([[0.5, 0.25]])) as maps:
+            form(z, labels)
+        found.append(maps)
+    assert found[0].keys() == found[1].keys() != set()
+    for name, one in found[0].items():
+        torch.testing.assert_close(found[1][name].weights, one.weights, atol=1e-4, rtol=0)
+
+
+def test_a_generator_in_training_is_refused() -> None:
+    """A generator in training mode is refused."""
+    with pytest.raises(AssertionError, match="eval"):
+        fuse_for_inference(small_generator().train())
+
+
+def test_both_kinds_of_norm_are_taken() -> None:
+    """Conditional batch norms are fused; plain ones stay."""
+
+    def kinds(generator: Generator) -> set[type]:
+        return {type(block.norm1) for block in fuse_for_inference(generator).blocks}  # type: ignore[union-attr]
+
+    assert kinds(small_generator()) == {FusedNorm}
+    assert FusedNorm not in kinds(small_generator(num_classes=0))

@@ -1,0 +1,175 @@
+"""Snapshots: written, read again to the bit, and refused when something is wrong with them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_generator import NAMES, small_generator
+
+import sagan
+from sagan.config.load import load_config
+from sagan.models.generator import Generator, build_generator
+from sagan.runs.snapshot import fingerprint, load_snapshot, newest_snapshot, save_snapshot
+from sagan.sampling.sampler import latents
+from sagan.utils.errors import UserError
+
+
+@pytest.fixture
+def generator() -> Generator:
+    return small_generator()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, generator: Generator) -> Path:
+    save_snapshot(generator, tmp_path / "snapshot")
+    return tmp_path / "snapshot"
+
+
+def assert_same(found: Generator, expected: Generator) -> None:
+    z, labels = latents([0, 1], expected.z_dim), torch.tensor([1, 3])
+    found.memory_format = expected.memory_format
+    assert torch.equal(found(z, labels), expected(z, labels))
+    assert not found.training
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+
+
+def test_a_snapshot_is_the_generator_to_the_bit(folder: Path, generator: Generator, tmp_path: Path):
+    """Breaks when a tensor, the settings or the names are lost, or bytes depend on time or place."""
+    found = sagan.load_snapshot(folder)
+    assert_same(found, generator)
+    assert found.class_names == NAMES
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    save_snapshot(found, tmp_path / "again")
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_the_hub_conventions(folder: Path, generator: Generator, tmp_path: Path):
+    """Breaks when save_pretrained and from_pretrained do not fit together, or a Hub id is not found in its cache."""
+    load_snapshot(folder).save_pretrained(tmp_path / "pretrained")
+    assert_same(Generator.from_pretrained(tmp_path / "pretrained"), generator)
+    assert (tmp_path / "pretrained" / "README.md").read_text().startswith("---\n")
+    repository = tmp_path / "cache" / "models--someone--sagan"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "snapshots").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    folder.rename(repository / "snapshots" / ("0" * 40))
+    cached = Generator.from_pretrained("someone/sagan", cache_dir=tmp_path / "cache", local_files_only=True)
+    assert_same(cached, generator)
+    with pytest.raises(UserError, match="someone/other"):
+        Generator.from_pretrained("someone/other", cache_dir=tmp_path / "cache", local_files_only=True)
+
+
+def test_a_run_means_its_newest_snapshot(tmp_path: Path, generator: Generator):
+    """Breaks when steps are compared as they were written, or a half-written folder is taken."""
+    with pytest.raises(UserError, match="no snapshot yet"):
+        newest_snapshot(tmp_path)
+    (tmp_path / "snapshots").mkdir()
+    with pytest.raises(UserError, match="no snapshot yet"):
+        load_snapshot(tmp_path)
+    for step in (5000, 100, 900):
+        save_snapshot(generator, tmp_path / "snapshots" / f"{step:08d}")
+    for other in (".partial-1234-00009000", "99999999-old"):
+        (tmp_path / "snapshots" / other).mkdir()
+    assert newest_snapshot(tmp_path) == tmp_path / "snapshots" / "00005000"
+    assert_same(load_snapshot(tmp_path), generator)
+
+
+def test_spectral_norm_must_be_baked(tmp_path: Path):
+    """Breaks when a snapshot could hold weights before their normalisation."""
+    raw = build_generator(load_config(None, ["generator.channels=4"]), 4)
+    with pytest.raises(AssertionError, match="remove_spectral_norm"):
+        save_snapshot(raw, tmp_path / "snapshot")
+    assert not list(tmp_path.iterdir())
+
+
+def test_fingerprint_tells_generators_apart(folder: Path, generator: Generator):
+    """Breaks when two generators with other images have one fingerprint, or one generator has two."""
+    assert fingerprint(load_snapshot(folder)) == fingerprint(generator)
+    prints = {fingerprint(generator), fingerprint(small_generator("generator.norm_eps=1.0e-3"))}
+    with torch.no_grad():
+        generator.blocks[1].conv2.bias[3] += 1e-6
+    assert len({*prints, fingerprint(generator)}) == 3
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def empty(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def another_kind(folder: Path) -> None:
+    (folder / "config.json").write_text('{"architectures": ["BertModel"]}')
+
+
+def no_json(folder: Path) -> None:
+    (folder / "config.json").write_text('{"format": ')
+
+
+def no_network(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"generator": {"chanels": 8}}))
+
+
+def other_width(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["generator"]["channels"] = 16
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors if tensor is None else tensors | {name: tensor}, folder / "model.safetensors")
+
+
+def other_shape(folder: Path) -> None:
+    change(folder, "conv.weight", torch.zeros(3, 31, 3, 3))
+
+
+def missing_tensor(folder: Path) -> None:
+    change(folder, "conv.weight", None)
+
+
+def not_finite(folder: Path) -> None:
+    change(folder, "conv.bias", torch.full((3,), float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (truncate, "model.safetensors"),
+        (empty, "model.safetensors"),
+        (no_weights, "model.safetensors"),
+        (another_kind, "not a snapshot of this project"),
+        (no_json, "config.json"),
+        (no_network, "does not describe a generator"),
+        (other_width, "has shape .* needs"),
+        (other_shape, r"conv\.weight has shape \(3, 31, 3, 3\)"),
+        (missing_tensor, r"conv\.weight is missing"),
+        (not_finite, r"conv\.bias .* not finite"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_a_bad_snapshot_is_refused(folder: Path, damage: Callable[[Path], None], said: str):
+    """Breaks when a damaged or foreign snapshot loads, or its message does not say what is wrong with it."""
+    damage(folder)
+    with pytest.raises(UserError, match=said) as caught:
+        load_snapshot(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_slip_in_a_path_does_not_ask_the_hub(tmp_path: Path):
+    """Breaks when a mistyped path is taken for a Hub id: seconds of retries without a network."""
+    with pytest.raises(UserError, match="no such snapshot or run"):
+        load_snapshot(tmp_path / "snapsot")

@@ -1,0 +1,124 @@
+"""DiffAugment against a slow loop over images and pixels; its draws; flips."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sagan.training.augment import DRAWS, augment, draw_augmentation, flip
+
+POLICIES = [("color",), ("translation",), ("cutout",), ("cutout", "color"), ("color", "translation", "cutout")]
+
+
+def slow_color(image: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """(3, H, W) by the equations of DiffAugment: brightness, then saturation, then contrast."""
+    image = image + (u[0] - 0.5)
+    out = np.empty_like(image)
+    for row, column in np.ndindex(image.shape[1:]):
+        pixel = image[:, row, column]
+        out[:, row, column] = pixel.mean() + (pixel - pixel.mean()) * 2 * u[1]
+    return out.mean() + (out - out.mean()) * (0.5 + u[2])
+
+
+def slow_translation(image: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Integer shifts, uniform over -⌊side/8 + ½⌋ … ⌊side/8 + ½⌋ on each axis, zeros outside."""
+    shifts = []
+    for side, number in zip(image.shape[1:], u, strict=True):
+        choices = range(-int(side / 8 + 0.5), int(side / 8 + 0.5) + 1)
+        shifts.append(choices[int(number * len(choices))])
+    out = np.zeros_like(image)
+    for row, column in np.ndindex(image.shape[1:]):
+        source = row + shifts[0], column + shifts[1]
+        if 0 <= source[0] < image.shape[1] and 0 <= source[1] < image.shape[2]:
+            out[:, row, column] = image[:, source[0], source[1]]
+    return out
+
+
+def slow_cutout(image: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """A hole of half the side, its centre anywhere, cut off at the border."""
+    out, spans = image.copy(), []
+    for side, number in zip(image.shape[1:], u, strict=True):
+        length = int(side / 2 + 0.5)
+        centre = int(number * (side + (1 - length % 2)))
+        spans.append((centre - length // 2, centre - length // 2 + length))
+    for row, column in np.ndindex(image.shape[1:]):
+        if spans[0][0] <= row < spans[0][1] and spans[1][0] <= column < spans[1][1]:
+            out[:, row, column] = 0
+    return out
+
+
+SLOW = {"color": slow_color, "translation": slow_translation, "cutout": slow_cutout}
+
+
+def inputs(policy: tuple[str, ...], count: int = 6, size: tuple[int, int] = (9, 12)) -> tuple[Tensor, Tensor]:
+    """Images in [-1, 1] and their draws, with the smallest and the largest possible draw among them."""
+    rng = torch.Generator().manual_seed(0)
+    draws = draw_augmentation(policy, count, rng).double()
+    draws[0], draws[1] = 0, 1 - 2**-24
+    return torch.rand(count, 3, *size, generator=rng, dtype=torch.float64) * 2 - 1, draws
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids="+".join)
+@pytest.mark.parametrize("size", [(9, 12), (32, 32)], ids=str)
+def test_against_a_loop(policy: tuple[str, ...], size: tuple[int, int]) -> None:
+    """Breaks when a policy's range, centre, order or share of the draws changes, or an image gets another's draws."""
+    images, draws = inputs(policy, size=size)
+    expected = images.numpy().copy()
+    for image in range(len(expected)):
+        left = draws[image].numpy()
+        for name in policy:
+            expected[image], left = SLOW[name](expected[image], left[: DRAWS[name]]), left[DRAWS[name] :]
+    torch.testing.assert_close(augment(images, policy, draws), torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids="+".join)
+def test_differentiable(policy: tuple[str, ...]) -> None:
+    """Breaks when a policy stops or distorts the generator's gradient."""
+    images, draws = inputs(policy, count=3, size=(4, 6))
+    images.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: augment(x, policy, draws), [images])
+    (gradient,) = torch.autograd.grad(augment(images, policy, draws).sum(), images)
+    assert gradient.abs().sum() > 0
+
+
+def test_empty_policy_is_the_identity() -> None:
+    """Breaks when no augmentation costs a copy, a change, or draws."""
+    images, _ = inputs(())
+    draws = draw_augmentation((), 6, torch.Generator().manual_seed(0))
+    assert draws.shape == (6, 0)
+    assert augment(images, (), draws) is images
+
+
+def test_draws_follow_from_the_seed() -> None:
+    """Breaks when draws come from the global generator, or every image gets the same ones."""
+    first, again, other = (
+        draw_augmentation(("color", "cutout"), 5, torch.Generator().manual_seed(s)) for s in (3, 3, 4)
+    )
+    torch.manual_seed(0)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.shape == (5, 5)
+    assert len(first.unique()) == 25
+    assert ((first >= 0) & (first < 1)).all()
+
+
+@pytest.mark.parametrize("resolution", [32, 64, 128, 256])
+def test_every_shift_and_centre_is_reached(resolution: int) -> None:
+    """Breaks when rounding loses an extreme of the range, or reaches beyond it, at any resolution."""
+    reach = resolution // 8
+    image = torch.zeros(1, 3, resolution, resolution)
+    image[:, :, resolution // 2] = 1
+    shifts = set()
+    for draw in torch.linspace(0, 1 - 2**-24, 4 * (2 * reach + 1)):
+        moved = augment(image, ("translation",), torch.tensor([[float(draw), 0.5]]))
+        shifts.add(resolution // 2 - int(moved[0, 0, :, resolution // 2].argmax()))
+    assert shifts == set(range(-reach, reach + 1))
+
+
+def test_flip_mirrors_the_chosen_images_alone() -> None:
+    """Breaks when flips go top to bottom, or to the wrong image."""
+    images, _ = inputs(())
+    which = torch.tensor([True, False, False, True, True, False])
+    flipped = flip(images, which)
+    for image, mirrored, chosen in zip(images.numpy(), flipped.numpy(), which, strict=True):
+        np.testing.assert_array_equal(mirrored, image[:, :, ::-1] if chosen else image)

@@ -1,0 +1,248 @@
+"""Fine-tuning: the weights of a run or a snapshot in a new GAN, whose classes may differ."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_gan
+from torch import Tensor, nn
+
+from sagan.layers.spectral_norm import hold_state
+from sagan.models.gan import GAN
+from sagan.models.generator import Generator
+from sagan.runs.checkpoint import Progress, save_checkpoint
+from sagan.runs.snapshot import load_snapshot, save_snapshot
+from sagan.training.ema import ema_generator
+from sagan.training.finetune import initialize_from
+from sagan.utils.errors import UserError
+
+TABLE: tuple[str, ...] = ()
+LINEAR = ("generator.class_norm=linear",)
+BARE = ("generator.spectral_norm=false", "discriminator.spectral_norm=false")
+NORMS = pytest.mark.parametrize(
+    "norm", [TABLE, LINEAR, BARE, LINEAR + BARE], ids=["table", "linear", "bare", "bare-linear"]
+)
+KINDS = pytest.mark.parametrize("kind", ["run", "snapshot"])
+
+
+def source_of(folder: Path, kind: str, num_classes: int, norm: tuple[str, ...] = TABLE) -> tuple[GAN, str]:
+    """A GAN that has been trained, written as a run or as a snapshot."""
+    config = tiny_config(*norm)
+    gan = tiny_gan(config, num_classes, torch.float32)
+    with torch.no_grad():
+        for parameter in gan.ema.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    save_checkpoint(folder / "run" / "checkpoints" / "00000007", gan, Progress(7))
+    (folder / "run" / "config.yaml").write_text(config.to_yaml())
+    save_snapshot(ema_generator(gan.ema), folder / "snapshot")
+    return gan, str(folder / kind)
+
+
+def fresh(num_classes: int, *overrides: str) -> GAN:
+    """A GAN of another seed, to be initialised."""
+    return tiny_gan(tiny_config("seed=5", *overrides), num_classes, torch.float32)
+
+
+def images(generator: nn.Module, labels: Tensor | None) -> Tensor:
+    """In eval mode."""
+    z = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return generator.eval()(z, labels)
+
+
+def evenly(num_classes: int) -> Tensor | None:
+    """Labels that mix the gains and biases of all classes."""
+    return torch.full((3, num_classes), 1 / num_classes) if num_classes else None
+
+
+def logits(gan: GAN, labels: Tensor | None) -> Tensor:
+    reals = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad(), hold_state(gan.discriminator):
+        return gan.discriminator(reals, labels).logits
+
+
+def parameters(network: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+
+@NORMS
+def test_same_classes_from_a_run(tmp_path: Path, norm: tuple[str, ...]) -> None:
+    """Breaks when a weight is not taken over to the bit, or the last generator is taken in place of the average."""
+    old, source = source_of(tmp_path, "run", 4, norm)
+    gan = fresh(4, *norm)
+    said = initialize_from(gan, source)
+    assert "both networks" in said
+    assert "00000007" in said
+    for network, origin in ((gan.generator, old.ema), (gan.ema, old.ema),
+                            (gan.discriminator, old.discriminator)):  # fmt: skip
+        for name, parameter in parameters(network).items():
+            assert torch.equal(parameter, parameters(origin)[name]), name
+    for name, buffer in gan.generator.named_buffers():
+        if "running" in name:
+            assert torch.equal(buffer, old.ema.state_dict()[name]), name
+    for name, tensor in gan.ema.state_dict().items():
+        assert torch.equal(tensor, gan.generator.state_dict()[name]), name
+
+
+@NORMS
+def test_same_classes_from_a_snapshot(tmp_path: Path, norm: tuple[str, ...]) -> None:
+    """Breaks when the generator that is gone on with does not draw the snapshot's images, or D is said to be kept."""
+    _, source = source_of(tmp_path, "snapshot", 4, norm)
+    gan = fresh(4, *norm)
+    critic = {name: tensor.clone() for name, tensor in gan.discriminator.state_dict().items()}
+    said = initialize_from(gan, source)
+    assert "the discriminator starts anew" in said
+    snapshot = load_snapshot(source)
+    for name, parameter in parameters(gan.generator).items():
+        baked = name.replace("parametrizations.weight.original", "weight")
+        assert torch.equal(parameter, parameters(snapshot)[baked]), name
+    labels = torch.tensor([0, 1, 3])
+    torch.testing.assert_close(images(gan.generator, labels), images(snapshot, labels), rtol=0, atol=1e-2)
+    assert all(torch.equal(tensor, critic[name]) for name, tensor in gan.discriminator.state_dict().items())
+
+
+@KINDS
+@pytest.mark.parametrize("norm", [TABLE, BARE, LINEAR + BARE], ids=["table", "bare", "bare-linear"])
+@pytest.mark.parametrize(("before", "after"), [(4, 7), (4, 2), (4, 0), (0, 3)], ids=str)
+def test_new_classes_start_at_the_mean_of_the_old(
+    tmp_path: Path, kind: str, norm: tuple[str, ...], before: int, after: int
+) -> None:
+    """Breaks when a generator with other classes does not begin where the old one was on average."""
+    old, source = source_of(tmp_path, kind, before, norm)
+    gan = fresh(after, *norm)
+    initialize_from(gan, source)
+    expected = images(ema_generator(old.ema), evenly(before))
+    for label in range(max(after, 1)):
+        labels = torch.full((3,), label) if after else None
+        torch.testing.assert_close(images(ema_generator(gan.ema), labels), expected, rtol=0, atol=1e-2)
+
+
+@KINDS
+def test_linear_classes_become_one(tmp_path: Path, kind: str) -> None:
+    """Breaks when the mean is taken of the weights before their normalisation, or over the wrong axis."""
+    old, source = source_of(tmp_path, kind, 4, LINEAR)
+    gan = fresh(0, *LINEAR)
+    initialize_from(gan, source)
+    was, now = ema_generator(old.ema), ema_generator(gan.ema)
+    for before, after in zip(was.blocks, now.blocks, strict=True):
+        for norm in ("norm1", "norm2"):
+            gain, bias = (table.weight.mean(1) for table in (getattr(before, norm).gain, getattr(before, norm).bias))
+            torch.testing.assert_close(getattr(after, norm).weight, 1 + gain, rtol=0, atol=1e-3)
+            torch.testing.assert_close(getattr(after, norm).bias, bias, rtol=0, atol=1e-3)
+    torch.testing.assert_close(images(now, None), images(was, evenly(4)), rtol=0, atol=1e-2)
+
+
+@KINDS
+@pytest.mark.parametrize(("before", "after"), [(4, 7), (8, 3), (0, 3)], ids=str)
+def test_new_linear_classes_are_equal_and_point_to_the_mean(tmp_path: Path, kind: str, before: int, after: int) -> None:
+    """Breaks when linears over classes start otherwise than all alike in the direction of the mean; their length is not
+    free, since spectral norm sets it. 8 classes: as many as channels, where a wrong axis would not show in shapes."""
+    old, source = source_of(tmp_path, kind, before, LINEAR)
+    gan = fresh(after, *LINEAR)
+    initialize_from(gan, source)
+    was, now = ema_generator(old.ema).blocks[1].norm2, ema_generator(gan.ema).blocks[1].norm2
+    gains, biases = (was.gain.weight.mean(1), was.bias.weight.mean(1)) if before else (was.weight - 1, was.bias)
+    for found, mean in ((now.gain.weight, gains), (now.bias.weight, biases)):
+        assert found.shape == (8, after)
+        for column in found.T:
+            torch.testing.assert_close(column, found[:, 0])
+            assert torch.cosine_similarity(column, mean, dim=0) > 0.999
+
+
+@pytest.mark.parametrize("norm", [TABLE, BARE], ids=["normalised", "bare"])
+def test_discriminator_of_a_run_gets_new_classes(tmp_path: Path, norm: tuple[str, ...]) -> None:
+    """Breaks when D's embeddings do not start at the mean of the old ones, or anything else of D changes with them."""
+    old, source = source_of(tmp_path, "run", 4, norm)
+    gan = fresh(6, *norm)
+    initialize_from(gan, source)
+    found, origin = parameters(gan.discriminator), parameters(old.discriminator)
+    (name,) = [name for name in found if ".embedding." in name]
+    assert all(torch.equal(found[n], origin[n]) for n in found if n != name)
+    torch.testing.assert_close(found[name], origin[name].mean(0).expand(6, -1))
+    assert torch.isfinite(logits(gan, torch.tensor([0, 3, 5]))).all()
+
+
+def test_discriminator_of_a_run_loses_and_gains_classes(tmp_path: Path) -> None:
+    """Breaks when conditional and unconditional discriminators cannot start from one another."""
+    for before, after in ((4, 0), (0, 4)):
+        old, source = source_of(tmp_path / str(before), "run", before)
+        gan = fresh(after)
+        initialize_from(gan, source)
+        found, origin = parameters(gan.discriminator), parameters(old.discriminator)
+        assert all(torch.equal(found[n], origin[n]) for n in found if ".embedding." not in n)
+        assert torch.isfinite(logits(gan, torch.tensor([0, 3, 1]) if after else None)).all()
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "override",
+    [
+        "generator.channels=4",
+        "generator.z_dim=16",
+        "generator.attention={}",
+        "generator.attention={16: self_attention}",
+        "data.resolution=64",
+    ],
+)
+@pytest.mark.parametrize("classes", [4, 3], ids=["same-classes", "other-classes"])
+def test_another_generator_is_refused(tmp_path: Path, kind: str, override: str, classes: int) -> None:
+    """Breaks when other networks end in a traceback or are loaded in part; the message says what does not fit."""
+    _, source = source_of(tmp_path, kind, 4)
+    overrides = [override] if "resolution" not in override else [
+        override, "generator.widths=[4, 4, 4, 4, 4]", "discriminator.widths=[4, 4, 4, 4, 4]",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"shape|missing|not part") as caught:
+        initialize_from(fresh(classes, *overrides), source)
+    assert source in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("override", ["discriminator.channels=4", "discriminator.attention={16: self_attention}"])
+@pytest.mark.parametrize("classes", [4, 3, 0])
+def test_another_discriminator_is_refused(tmp_path: Path, override: str, classes: int) -> None:
+    """Breaks as above, for the second network of a run."""
+    _, source = source_of(tmp_path, "run", 4)
+    with pytest.raises(UserError, match=r"shape|missing|not part"):
+        initialize_from(fresh(classes, override), source)
+
+
+def test_another_kind_of_class_norm_is_refused_or_right(tmp_path: Path) -> None:
+    """Breaks when tables are read as linears or the other way round, which shapes do not show at 8 classes of 8
+    channels."""
+    old, source = source_of(tmp_path, "snapshot", 8, LINEAR)
+    gan = fresh(8, *TABLE)
+    try:
+        initialize_from(gan, source)
+    except UserError:
+        return
+    labels = torch.tensor([1, 4, 6])
+    expected = images(ema_generator(old.ema), labels)
+    torch.testing.assert_close(images(ema_generator(gan.ema), labels), expected, rtol=0, atol=1e-2)
+
+
+def test_sources_that_hold_nothing(tmp_path: Path) -> None:
+    """Breaks when a wrong --init-from ends in a traceback or starts from nothing."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "early" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    _, _ = source_of(tmp_path, "run", 4)
+    (tmp_path / "run" / "checkpoints" / "00000007" / "state.json").unlink()
+    for name, problem in (("empty", "not a snapshot"), ("early", "no whole checkpoint"), ("file", "this is a file"),
+                          ("run", "damaged"), ("no/such/folder", "no such folder")):  # fmt: skip
+        with pytest.raises(UserError, match=problem):
+            initialize_from(fresh(4), str(tmp_path / name))
+
+
+def test_a_generator_goes_on_learning(tmp_path: Path) -> None:
+    """Breaks when what is loaded is frozen or in eval mode, or shares memory between classes."""
+    _, source = source_of(tmp_path, "run", 4)
+    gan = fresh(6)
+    initialize_from(gan, source)
+    assert isinstance(gan.generator, Generator)
+    assert gan.generator.training
+    assert all(parameter.requires_grad for parameter in gan.generator.parameters())
+    with torch.no_grad():
+        gan.generator.blocks[0].norm1.gain.weight[0] += 1
+    rows = gan.generator.blocks[0].norm1.gain.weight
+    assert not torch.equal(rows[0], rows[1])
+    assert not torch.equal(gan.ema.blocks[0].norm1.gain.weight[0], rows[0])

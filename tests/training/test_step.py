@@ -1,0 +1,268 @@
+"""Both updates against a literal one: plain autograd over the networks of reference.py, a forward for every half."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from reference import Reference
+from tiny import one_process, tiny_batches, tiny_config, tiny_gan
+from torch import Tensor, nn
+
+from sagan.models.gan import GAN
+from sagan.training.augment import augment
+from sagan.training.losses import LOSSES, AdversarialLoss, GradientPenalty, Objective
+from sagan.training.step import LatentBatch, RealBatch, discriminator_step, generator_step
+
+MicroBatches = list[tuple[RealBatch, LatentBatch]]
+State = dict[str, Tensor]
+HINGE = Objective(LOSSES["hinge"])
+PAIRED = AdversarialLoss(  # relativistic, as in R3GAN (arXiv:2501.05441)
+    discriminator=lambda real_logits, fake_logits: F.softplus(fake_logits - real_logits).mean(),
+    generator=lambda fake_logits, real_logits: F.softplus(real_logits - fake_logits).mean(),
+    needs_reals=True,
+)
+
+
+def literal(network: nn.Module, moved: State, hold: bool) -> Reference:
+    """The reference over the network's own tensors, in training mode; `moved` state takes the place of the old."""
+    state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    for name, _ in network.named_parameters():
+        state[name].requires_grad_()
+    return Reference(state | moved, training=True, hold=hold)
+
+
+def literal_d_update(gan: GAN, objective: Objective, batches: MicroBatches) -> tuple[State, State, float]:
+    """Gradients of the discriminator by name, its state after the update, and the mean loss."""
+    moved: State = {}
+    gradients: State = {}
+    mean = 0.0
+    for reals, draws in batches:
+        fakes = literal(gan.generator, {}, hold=True).generator(draws.z, draws.labels).detach()
+        critic = literal(gan.discriminator, moved, hold=bool(moved))
+        images, fakes = reals.images.clone().requires_grad_(), fakes.requires_grad_()
+        real_logits = critic.discriminator(augment(images, objective.policy, reals.augmentation), reals.labels)
+        fake_logits = critic.discriminator(augment(fakes, objective.policy, draws.augmentation), draws.labels)
+        loss = objective.loss.discriminator(real_logits, fake_logits)
+        for penalty in objective.penalties:
+            logits, inputs = (real_logits, images) if penalty.images == "reals" else (fake_logits, fakes)
+            (slope,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+            loss = loss + penalty.weight / 2 * sum(image.square().sum() for image in slope) / len(slope)
+        mean += loss.item() / len(batches)
+        add_gradients(gradients, gan.discriminator, critic.state, loss / len(batches))
+        moved = moved or critic.moved
+    return gradients, moved, mean
+
+
+def literal_g_update(
+    gan: GAN, objective: Objective, batches: list[LatentBatch], reals: list[RealBatch] | None = None
+) -> tuple[State, State, float]:
+    """Gradients of the generator by name, its state after the update, and the mean loss."""
+    moved: State = {}
+    gradients: State = {}
+    mean = 0.0
+    for index, draws in enumerate(batches):
+        generator = literal(gan.generator, {n: t for n, t in moved.items() if n.endswith(("_u", "_v"))}, bool(moved))
+        fakes = generator.generator(draws.z, draws.labels)
+        critic = literal(gan.discriminator, {}, hold=True)
+        logits = critic.discriminator(augment(fakes, objective.policy, draws.augmentation), draws.labels)
+        real_logits = None
+        if reals is not None:
+            images = augment(reals[index].images, objective.policy, reals[index].augmentation)
+            real_logits = critic.discriminator(images, reals[index].labels)
+        loss = objective.loss.generator(logits, real_logits)
+        mean += loss.item() / len(batches)
+        add_gradients(gradients, gan.generator, generator.state, loss / len(batches))
+        moved = moved or generator.moved
+    return gradients, moved, mean
+
+
+def add_gradients(total: State, network: nn.Module, state: State, loss: Tensor) -> None:
+    names = [name for name, _ in network.named_parameters()]
+    for name, gradient in zip(names, torch.autograd.grad(loss, [state[name] for name in names]), strict=True):
+        total[name] = total.get(name, torch.zeros_like(gradient)) + gradient
+
+
+def steps_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[State]:
+    """Fills with the gradients that every step of the optimiser sees."""
+    seen: list[State] = []
+
+    def note(*_: Any) -> None:
+        seen.append({n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None})
+
+    optimizer.register_step_pre_hook(note)
+    return seen
+
+
+def assert_equal(found: State, expected: State, what: str) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        scale = float(tensor.abs().max().clamp(min=1))
+        torch.testing.assert_close(
+            found[name], tensor, rtol=0, atol=1e-10 * scale, msg=lambda m, n=name: f"{what} {n}: {m}"
+        )
+
+
+def buffers(network: nn.Module) -> State:
+    parameters = dict(network.named_parameters())
+    return {n: t.clone() for n, t in network.state_dict().items() if n not in parameters}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("d_steps", [1, 3])
+def test_updates_are_the_literal_ones(d_steps: int, accumulation: int) -> None:
+    """Breaks when an update takes a step too many or too few, weighs its micro-batches wrongly, forgets or keeps old
+    gradients, mixes batch-norm statistics of micro-batches, or moves any state but its own network's, once."""
+    config = tiny_config()
+    gan = tiny_gan(config)
+    d_seen = steps_of(gan.discriminator, gan.discriminator_optimizer)
+    g_seen = steps_of(gan.generator, gan.generator_optimizer)
+    for update in range(d_steps):
+        batches = tiny_batches(config, accumulation, 2, seed=update)
+        gradients, moved, loss = literal_d_update(gan, HINGE, batches)
+        generator_before, d_buffers = copy.deepcopy(gan.generator.state_dict()), buffers(gan.discriminator)
+        logs = discriminator_step(gan, HINGE, batches, one_process())
+        assert len(d_seen) == update + 1
+        assert_equal(d_seen[-1], gradients, "gradient of D")
+        assert_equal(buffers(gan.discriminator), d_buffers | moved, "state of D")
+        assert_equal(gan.generator.state_dict(), generator_before, "G in the step of D")
+        assert logs["d_loss"].item() == pytest.approx(loss, rel=1e-10)
+    draws = [draws for _, draws in tiny_batches(config, accumulation, 2, seed=99)]
+    gradients, moved, loss = literal_g_update(gan, HINGE, draws)
+    discriminator_before, g_buffers = copy.deepcopy(gan.discriminator.state_dict()), buffers(gan.generator)
+    logs = generator_step(gan, HINGE, draws, one_process())
+    assert (len(d_seen), len(g_seen)) == (d_steps, 1)
+    assert_equal(g_seen[0], gradients, "gradient of G")
+    assert_equal(buffers(gan.generator), g_buffers | moved, "state of G")
+    assert_equal(gan.discriminator.state_dict(), discriminator_before, "D in the step of G")
+    assert logs["g_loss"].item() == pytest.approx(loss, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "objective"),
+    [
+        (4, Objective(LOSSES["non_saturating"], [GradientPenalty("r1", 3.0, "reals")])),
+        (0, Objective(LOSSES["wasserstein"])),
+        (4, Objective(LOSSES["hinge"], policy=("color", "translation", "cutout"))),
+        (0, Objective(LOSSES["non_saturating"], [GradientPenalty("r1", 0.5, "reals")], ("translation", "color"))),
+        (4, Objective(PAIRED, [GradientPenalty("r1", 0.5, "reals"), GradientPenalty("r2", 2.0, "fakes")], ("color",))),
+    ],
+    ids=["r1", "unconditional", "augmented", "unconditional-r1-augmented", "relativistic"],
+)
+def test_objectives_are_the_literal_ones(num_classes: int, objective: Objective) -> None:
+    """Losses, gradient penalties, DiffAugment and missing labels enter an update as in the equations. Penalties are
+    taken with respect to images before augmentation, and need second derivatives of attention."""
+    config = tiny_config(f"augment.policy={list(objective.policy)}")
+    gan = tiny_gan(config, num_classes)
+    batches = tiny_batches(config, 2, 3, num_classes=num_classes)
+    seen = steps_of(gan.discriminator, gan.discriminator_optimizer)
+    gradients, _, loss = literal_d_update(gan, objective, batches)
+    logs = discriminator_step(gan, objective, batches, one_process())
+    assert_equal(seen[0], gradients, "gradient of D")
+    assert logs["d_loss"].item() == pytest.approx(loss, rel=1e-10)
+    assert {penalty.name for penalty in objective.penalties} == logs.keys() & {"r1", "r2"}
+    seen = steps_of(gan.generator, gan.generator_optimizer)
+    reals, draws = (list(parts) for parts in zip(*batches, strict=True))
+    gradients, _, _ = literal_g_update(gan, objective, draws, reals if objective.loss.needs_reals else None)
+    generator_step(gan, objective, draws, one_process(), reals)
+    assert_equal(seen[0], gradients, "gradient of G")
+
+
+def test_one_discriminator_forward_a_micro_batch() -> None:
+    """Breaks when reals and fakes are judged apart, or the generator runs twice."""
+    config = tiny_config()
+    gan, seen = tiny_gan(config), []
+    gan.discriminator.register_forward_hook(lambda _, inputs, __: seen.append(("D", len(inputs[0]))))
+    gan.generator.register_forward_hook(lambda _, inputs, __: seen.append(("G", len(inputs[0]))))
+    batches = tiny_batches(config, 2, 3)
+    discriminator_step(gan, HINGE, batches, one_process())
+    assert seen == [("G", 3), ("D", 6)] * 2
+    seen.clear()
+    generator_step(gan, HINGE, [draws for _, draws in batches], one_process())
+    assert seen == [("G", 3), ("D", 3)] * 2
+
+
+def test_generator_step_gives_the_discriminator_no_gradient() -> None:
+    """Breaks when the step of G fills D's gradients (work and, accumulated, a wrong update) or leaves D frozen."""
+    config = tiny_config()
+    gan = tiny_gan(config)
+    frozen = gan.discriminator.head.linear.bias.requires_grad_(False)
+    generator_step(gan, HINGE, [draws for _, draws in tiny_batches(config, 2, 2)], one_process())
+    assert all(parameter.grad is None for parameter in gan.discriminator.parameters())
+    assert [p for p in gan.discriminator.parameters() if not p.requires_grad] == [frozen]
+
+
+def test_discriminator_step_gives_the_generator_no_gradient() -> None:
+    """Breaks when fakes keep their graph in the step of D."""
+    config = tiny_config()
+    gan = tiny_gan(config)
+    discriminator_step(gan, HINGE, tiny_batches(config, 2, 2), one_process())
+    assert all(parameter.grad is None for parameter in gan.generator.parameters())
+
+
+def test_an_error_leaves_no_network_held_or_frozen() -> None:
+    """Breaks when a failing step leaves networks in a state in which they never learn again."""
+    config = tiny_config()
+    gan = tiny_gan(config)
+
+    class Failing(Accelerator):
+        def backward(self, loss: Tensor) -> None:
+            raise RuntimeError("out of memory")
+
+    batches = tiny_batches(config, 2, 2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        discriminator_step(gan, HINGE, batches, Failing(cpu=True))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        generator_step(gan, HINGE, [draws for _, draws in batches], Failing(cpu=True))
+    assert all(parameter.requires_grad for parameter in gan.discriminator.parameters())
+    assert not any(getattr(m, "held", False) for n in (gan.generator, gan.discriminator) for m in n.modules())
+
+
+class Recording(Accelerator):
+    """Notes whether each backward ran with gradients synchronised between processes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.synchronised: list[bool] = []
+        self.off = False
+
+    def backward(self, loss: Tensor) -> None:
+        self.synchronised.append(not self.off)
+        super().backward(loss)
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        @contextmanager
+        def off() -> Iterator[None]:
+            self.off = True
+            yield
+            self.off = False
+
+        return off()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_gradients_are_synchronised_in_the_last_micro_batch_alone(accumulation: int) -> None:
+    """Breaks when every micro-batch (slow) or none (processes drift apart) reduces gradients."""
+    config = tiny_config()
+    gan, engine = tiny_gan(config), Recording(cpu=True)
+    batches = tiny_batches(config, accumulation, 2)
+    discriminator_step(gan, HINGE, batches, engine)
+    generator_step(gan, HINGE, [draws for _, draws in batches], engine)
+    assert engine.synchronised == ([False] * (accumulation - 1) + [True]) * 2
+
+
+def test_logs_are_means_without_graph() -> None:
+    """Breaks when a log holds the graph of its step alive, or is that of one micro-batch."""
+    config = tiny_config()
+    objective = Objective(LOSSES["hinge"], [GradientPenalty("r1", 1.0, "reals")])
+    gan, batches = tiny_gan(config), tiny_batches(config, 3, 2)
+    logs = discriminator_step(copy.deepcopy(gan), objective, batches, one_process())
+    assert set(logs) == {"d_loss", "real_logits", "fake_logits", "r1"}
+    assert not any(value.requires_grad for value in logs.values())
+    assert all(value.shape == () for value in logs.values())
+    first = discriminator_step(gan, objective, batches[:1], one_process())
+    assert first["real_logits"] != logs["real_logits"]

@@ -1,0 +1,153 @@
+"""What a run says: log.jsonl, trackers, plain lines when piped, a live line on a terminal."""
+
+import json
+import os
+import pty
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from sagan.training.logging import RunLog, truncate_log
+
+VALUES = {"d_loss": 1.25, "g_loss": -0.5, "d_gamma/trunk.attention.8x8": 0.125}
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_log_lines(tmp_path: Path) -> None:
+    """Breaks when a step, its images or a value is lost, or trackers see something else than the file."""
+    tracked = []
+    log = RunLog(tmp_path, 0, 10, 64, lambda values, step: tracked.append((step, values)))
+    log.record(5, VALUES)
+    log.record(10, VALUES)
+    log.close()
+    first, second = lines(tmp_path / "log.jsonl")
+    assert (first["step"], first["kimg"], second["step"], second["kimg"]) == (5, 0.32, 10, 0.64)
+    assert {name: first[name] for name in VALUES} == VALUES
+    assert first["images_per_second"] > 0
+    assert [step for step, _ in tracked] == [5, 10]
+    assert tracked[0][1].items() >= VALUES.items()
+
+
+def test_plain_lines_when_piped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Breaks when a pipe gets colours, carriage returns or a bar, or stdout gets anything."""
+    log = RunLog(tmp_path, 0, 10, 64, lambda values, step: None)
+    for step in range(1, 11):
+        log.advance(step)
+    log.record(10, VALUES)
+    log.say("attention unused")
+    log.close()
+    out, err = capfd.readouterr()
+    assert out == ""
+    said, remark = err.splitlines()
+    assert said.startswith("step 10/10  d_loss 1.250  g_loss -0.500  ")
+    assert said.endswith(" img/s  0:00:00 left")
+    assert remark == "attention unused"
+    assert not {"\r", "\x1b"} & set(err)
+
+
+def test_a_silent_log_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Breaks when a process that is not the main one writes into the run or onto the terminal."""
+    write(tmp_path / "log.jsonl", '{"step": 9}\n')
+    tracked = []
+    log = RunLog(tmp_path, 0, 10, 64, lambda values, step: tracked.append(step), silent=True)
+    log.advance(1)
+    log.record(1, VALUES)
+    log.say("hello")
+    log.close()
+    assert capfd.readouterr() == ("", "")
+    assert tracked == []
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 9}\n'
+
+
+def test_a_live_line_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when a terminal shows no progress, no rate, no time left, or says go under."""
+    parent, child = pty.openpty()
+    shown: list[bytes] = []
+    reader = threading.Thread(target=lambda: _drain(parent, shown), daemon=True)
+    reader.start()
+    with os.fdopen(child, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "160")
+        log = RunLog(tmp_path, 0, 10, 64, lambda values, step: None)
+        log.advance(4)
+        log.record(4, VALUES)
+        log.say("attention unused: at 8x8 [still] 0")
+        log.close()
+        RunLog(tmp_path, 0, 10, 64, lambda values, step: None, silent=True).say("from another process")
+        monkeypatch.undo()
+    reader.join(timeout=10)
+    text = b"".join(shown).decode()
+    for part in ("4/10", "img/s", "left", "d_loss 1.250", "attention unused: at 8x8 [still] 0"):
+        assert part in text, part
+    assert "from another process" not in text
+
+
+def _drain(descriptor: int, shown: list[bytes]) -> None:
+    while True:
+        try:
+            block = os.read(descriptor, 4096)
+        except OSError:
+            return
+        if not block:
+            return
+        shown.append(block)
+
+
+def test_resuming_drops_what_will_be_written_again(tmp_path: Path) -> None:
+    """Breaks when a resumed run has two lines for one step, or loses the lines before it."""
+    path = write(tmp_path / "log.jsonl", "".join(f'{{"step": {step}, "x": {step}}}\n' for step in range(1, 8)))
+    log = RunLog(tmp_path, 4, 10, 64, lambda values, step: None)
+    log.record(5, {"x": 50.0})
+    log.close()
+    assert [(line["step"], line["x"]) for line in lines(path)] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50)]
+
+
+def test_rate_counts_from_where_this_process_began(tmp_path: Path) -> None:
+    """Breaks when steps of an earlier process are counted into the rate of a resumed run."""
+    log = RunLog(tmp_path, 1_000_000, 1_000_010, 64, lambda values, step: None)
+    assert log.rate(1_000_000) == 0
+    log.record(1_000_000, VALUES)  # no division by the rate of 0
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [
+        ('{"step": 1}\n{"step": 2}\n{"ste', [1, 2]),
+        ('{"step": 1}\n{"step": 2}', [1, 2]),
+        ('{"step": 1}\n\x00\x00\x00\x00', [1]),
+        ('{"step": 1}\n[]\n5\nnull\n{"x": 1}\n{"step": "a"}\n{"step": 2}\n', [1, 2]),
+        ("", []),
+    ],
+    ids=["in-a-line", "before-its-end", "zeros", "other-json", "empty"],
+)
+def test_a_log_that_was_cut_can_be_written_on(tmp_path: Path, cut: str, kept: list[int]) -> None:
+    """Breaks when what a kill or a power cut left at the end of the log spoils the next line, or stops the resume."""
+    path = write(tmp_path / "log.jsonl", cut)
+    log = RunLog(tmp_path, 2, 10, 64, lambda values, step: None)
+    log.record(3, {"x": 1.0})
+    assert [line["step"] for line in lines(path)] == [*kept, 3]
+
+
+def test_a_log_with_nothing_to_drop_is_not_written(tmp_path: Path) -> None:
+    """Breaks when every start writes the whole log anew, which a full disk would refuse."""
+    path = write(tmp_path / "log.jsonl", '{"step": 1}\n{"step": 2}\n')
+    before = path.stat()
+    truncate_log(path, 2)
+    assert path.stat().st_ino == before.st_ino
+
+
+def test_no_log_is_no_problem(tmp_path: Path) -> None:
+    """Breaks when a first start fails for want of a log, or makes an empty one."""
+    truncate_log(tmp_path / "log.jsonl", 0)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,185 @@
+"""`sagan train` from outside: exit codes, signals, refusals, the same command again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import files_of, log_of, write_config
+
+from sagan.cli import main
+from sagan.data.dataset import PreparedData
+from sagan.runs.run_dir import lock_run
+
+SCRIPT = Path(__file__).parents[2] / "train.py"
+STEPS = 40
+
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+def sagan_train(config: Path, out: Path, *options: str) -> int:
+    """The exit code of `sagan train` in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(config), "--out", str(out), *options])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with config.yaml and a whole run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = write_config(folder / "config.yaml", data, training={"steps": STEPS})
+    torch.set_num_threads(1)
+    assert sagan_train(config, folder / "run") == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, id="TERM"),
+        pytest.param(signal.SIGINT, 130, id="INT", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_saves_and_the_same_command_goes_on(
+    undisturbed: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Breaks when Ctrl-C or a scheduler's SIGTERM loses work, leaves with another code, or the run then ends elsewhere
+    than one that was left alone."""
+    config, out = undisturbed / "config.yaml", tmp_path / "run"
+    command = [sys.executable, str(SCRIPT), str(config), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        deadline = time.monotonic() + 120
+        while not (out / "log.jsonl").exists():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    (step,) = [int(folder.name) for folder in (out / "checkpoints").iterdir()]
+    assert 0 < step < STEPS
+    assert said.splitlines()[-1] == f"stopped by {number.name} at step {step}, saved; the same command goes on"
+    assert "Traceback" not in said
+    assert sagan_train(config, out) == 0
+    for part in (f"checkpoints/{STEPS:08d}", f"snapshots/{STEPS:08d}", "samples"):
+        assert files_of(out / part) == files_of(undisturbed / "run" / part)
+    assert log_of(out) == log_of(undisturbed / "run")
+
+
+def test_a_finished_run_says_so(undisturbed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Breaks when a finished run is trained again, rewritten, or started again with an error."""
+    out = undisturbed / "run"
+    before = files_of(out)
+    assert sagan_train(undisturbed / "config.yaml", out) == 0
+    assert "finished, all 40 steps are done" in capfd.readouterr().err
+    assert files_of(out) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--set", "optim.generator.lr=0.5"], "optim.generator.lr: 0.001 in the run, 0.5 now"),
+        (["--set", "training.steps=5"], "training.steps: 40 in the run, 5 now"),
+        (["--set", "generator.attention={}"], "generator.attention"),
+        (["--set", "data.num_classes=3"], "data.num_classes is 3"),
+        (["--set", "data.resolution=64", "--set", "generator.widths=[4,4,4,4,4]"], "prepared at 32x32"),
+        (["--set", "trainin.steps=5"], "did you mean training?"),
+        (["--set", "data.source=/no/such/folder"], "/no/such/folder"),
+    ],
+    ids=["lr", "fewer-steps", "architecture", "classes", "resolution", "unknown", "no-source"],
+)
+def test_a_mistake_is_exit_code_2_and_few_lines(
+    undisturbed: Path, capfd: pytest.CaptureFixture[str], options: list[str], expected: str
+) -> None:
+    """Breaks when a mistake gives a traceback, more than 5 lines, another code, or changes the run."""
+    before = files_of(undisturbed / "run")
+    assert sagan_train(undisturbed / "config.yaml", undisturbed / "run", *options) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert expected in err
+    assert len(err.splitlines()) <= 5
+    assert files_of(undisturbed / "run") == before
+
+
+def test_a_second_process_is_refused(undisturbed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Breaks when two commands may write one run at a time."""
+    longer = ["--set", f"training.steps={STEPS + 1}"]
+    with lock_run(undisturbed / "run"):
+        assert sagan_train(undisturbed / "config.yaml", undisturbed / "run", *longer) == 2
+    assert "another process is training" in capfd.readouterr().err
+
+
+def test_two_at_once_in_a_new_folder(undisturbed: Path, tmp_path: Path) -> None:
+    """Breaks when the second one trains too, waits, mixes anything into the first one's run, or leaves a folder that it
+    wrote nothing to."""
+    config, out = undisturbed / "config.yaml", tmp_path / "run"
+    command = [sys.executable, str(SCRIPT), str(config), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    said = {process.returncode: text for process, (_, text) in [(p, p.communicate(timeout=120)) for p in both]}
+    assert sorted(said) == [0, 2], said
+    assert said[2] == f"sagan: {out}: another process is training in this folder\n"
+    for part in ("checkpoints", "snapshots", "samples"):
+        assert files_of(out / part) == files_of(undisturbed / "run" / part)
+    assert log_of(out) == log_of(undisturbed / "run")
+
+
+def test_a_refused_start_leaves_no_folder(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a mistake that is found late leaves an empty folder, or removes one that was there before."""
+    config = write_config(tmp_path / "config.yaml", data, evaluate={"every": 1})  # no metrics
+    assert sagan_train(config, tmp_path / "run") == 2
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "empty").mkdir()
+    assert sagan_train(config, tmp_path / "empty") == 2
+    assert (tmp_path / "empty").is_dir()
+
+
+def test_a_run_that_has_begun_takes_no_other_weights(
+    undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when --init-from on a run that has begun without it is ignored without a word."""
+    config, longer = undisturbed / "config.yaml", ["--set", "training.steps=41"]
+    before = files_of(undisturbed / "run")
+    assert sagan_train(config, undisturbed / "run", *longer, "--init-from", str(tmp_path)) == 2
+    assert f"training.init_from: None in the run, {str(tmp_path)[:37]}" in capfd.readouterr().err
+    assert files_of(undisturbed / "run") == before
+
+
+def test_an_unprepared_source_is_prepared_first(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when training needs a command before it, or what the data decides is not written down."""
+    prepared = {"source": "shapes:24", "prepared": str(tmp_path / "prepared")}
+    config = write_config(tmp_path / "config.yaml", data, data=prepared, training={"steps": 1})
+    assert sagan_train(config, tmp_path / "run") == 0
+    assert len(PreparedData.open(tmp_path / "prepared")) == 24
+    written = (tmp_path / "run" / "config.yaml").read_text()
+    assert "num_classes: 4" in written
+    assert "d_steps: 1" in written
+
+
+def test_fine_tuning_starts_from_a_run(undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Breaks when --init-from is ignored, or loads again where a run is resumed."""
+    config, source = undisturbed / "config.yaml", str(undisturbed / "run")
+    options = ["--init-from", source, "--set", "training.log_every=1"]
+    assert sagan_train(config, tmp_path / "run", *options, "--set", "training.steps=1") == 0
+    assert f"weights of both networks from {source}/checkpoints/00000040" in capfd.readouterr().err
+    tuned, first = log_of(tmp_path / "run")[0], log_of(undisturbed / "run")[0]
+    assert abs(tuned["g_gamma/attention.8x8"]) > 2 * abs(first["g_gamma/attention.8x8"])
+    assert sagan_train(config, tmp_path / "run", *options, "--set", "training.steps=2") == 0
+    err = capfd.readouterr().err
+    assert "resumed from step 1" in err
+    assert "weights of both" not in err
+
+
+def test_a_wrong_start_leaves_no_run(tmp_path: Path, data: PreparedData, capfd: pytest.CaptureFixture[str]) -> None:
+    """Breaks when the folder of a run that never began keeps its name taken for other settings."""
+    config = write_config(tmp_path / "config.yaml", data)
+    assert sagan_train(config, tmp_path / "run", "--init-from", str(tmp_path / "nothing" / "at" / "all")) == 2
+    assert "nothing/at/all" in capfd.readouterr().err
+    assert sagan_train(config, tmp_path / "run", "--set", "seed=1", "--set", "training.steps=1") == 0

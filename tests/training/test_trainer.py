@@ -1,0 +1,323 @@
+"""Whole runs on tiny networks: resumed to the bit, counted, and no different for passing through Accelerate."""
+
+import copy
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import is_aim_available
+from safetensors.torch import load_file
+from standin import register_standin
+from tiny import files_of, log_of, one_process, tiny_config, tiny_run, train_tiny
+
+from sagan.config.load import replaced
+from sagan.data.dataset import PreparedData
+from sagan.runs.checkpoint import list_checkpoints, mark_checkpoint, newest_whole_checkpoint
+from sagan.runs.run_dir import final_snapshot
+from sagan.training.ema import decay_at, update_ema
+from sagan.training.logging import RunLog
+from sagan.training.state import make_accelerator, resume
+from sagan.training.step import discriminator_step, generator_step
+from sagan.training.trainer import resolved, save, steps_to_agreement, train
+from sagan.utils.errors import UserError
+from sagan.utils.io import read_json
+
+RICH = ("optim.d_steps=2", "optim.accumulation=2", "data.flip=true", "augment.policy=[color, translation, cutout]",
+        "loss.r1=0.5", "loss.name=non_saturating", "ema.half_life=30", "ema.start=2")  # fmt: skip
+
+
+STANDIN = register_standin()
+SCORED = ("evaluate.every=1", "evaluate.num=8", "evaluate.metrics=[coherence]")
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+def assert_same_run(a: Path, b: Path, step: int) -> None:
+    """Weights, average, optimisers, snapshot, sheets and log of two runs, to the bit."""
+    for part in (f"checkpoints/{step:08d}", f"snapshots/{step:08d}"):
+        assert files_of(a / part), part
+        assert files_of(a / part) == files_of(b / part), part
+    assert log_of(a) == log_of(b)
+    sheets = {name: content for name, content in files_of(a / "samples").items() if name.startswith(f"{step:08d}")}
+    assert sheets
+    assert sheets.items() <= files_of(b / "samples").items()
+
+
+STATEFUL = tuple(  # bases of EM attention and running statistics in both networks
+    f"{name}.attention={{8: {{name: em_attention, norm: batch}}}}" for name in ("generator", "discriminator")
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("data.num_classes=0",), RICH, (*RICH, "optim.decay=linear", "optim.decay_start=1"), STATEFUL],
+    ids=["plain", "unconditional", "rich", "decay", "bases"],
+)
+def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, data: PreparedData, settings: tuple[str, ...]) -> None:
+    """Breaks when anything that decides the next step is not in the checkpoint, or not a function of the step."""
+    config = tiny_config(*settings, "training.steps=5")
+    train_tiny(tmp_path / "whole", config, data)
+    stopped = train_tiny(tmp_path / "stopped", config, data, interrupt_at=2)
+    assert stopped.progress.step == 3  # the step after the signal is finished and saved
+    assert [folder.name for folder in list_checkpoints(tmp_path / "stopped")] == ["00000003"]
+    assert not (tmp_path / "stopped" / "snapshots").exists()
+    train_tiny(tmp_path / "stopped", config, data)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped", 5)
+
+
+def test_a_longer_run_goes_on_to_the_bit(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when the number of steps asked for changes the steps: N and M more are N + M."""
+    train_tiny(tmp_path / "whole", tiny_config("training.steps=5"), data)
+    for steps in (3, 5):
+        train_tiny(tmp_path / "longer", tiny_config(f"training.steps={steps}"), data)
+    assert_same_run(tmp_path / "whole", tmp_path / "longer", 5)
+
+
+def test_looking_changes_nothing(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when logging, sheets, snapshots, checkpoints or scores move what is trained."""
+    often = [f"training.{name}_every=1" for name in ("sample", "snapshot", "checkpoint")]
+    often += [
+        "evaluate.every=1",
+        "evaluate.num=4",
+        "evaluate.metrics=[coherence, fid, kid]",
+        f"evaluate.backbone={STANDIN}",
+    ]
+    train_tiny(tmp_path / "often", tiny_config("training.steps=4", *often), data)
+    train_tiny(tmp_path / "seldom", tiny_config("training.steps=4", "training.log_every=4"), data)
+    for part in ("checkpoints/00000004", "snapshots/00000004"):
+        assert files_of(tmp_path / "often" / part) == files_of(tmp_path / "seldom" / part)
+    assert [line["step"] for line in log_of(tmp_path / "seldom")] == [4]
+    assert len(list((tmp_path / "often" / "snapshots").iterdir())) == 4
+
+
+@pytest.mark.parametrize(("d_steps", "accumulation"), [(1, 1), (3, 1), (2, 4)])
+def test_steps_are_counted_in_generator_updates(
+    tmp_path: Path, data: PreparedData, d_steps: int, accumulation: int
+) -> None:
+    """Breaks when an optimiser steps for every micro-batch, or D not d_steps times."""
+    counts = [f"optim.d_steps={d_steps}", f"optim.accumulation={accumulation}"]
+    train_tiny(tmp_path, tiny_config("training.steps=3", *counts), data)
+    for name, expected in (("generator", 3), ("discriminator", 3 * d_steps)):
+        state = load_file(tmp_path / "checkpoints" / "00000003" / f"{name}_optimizer.safetensors")
+        assert {int(tensor) for key, tensor in state.items() if key.endswith(".step")} == {expected}
+
+
+def test_a_run_is_the_algorithm(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when Accelerate, the loop or the prefetching change, skip or reorder anything of the plain algorithm."""
+    config = resolved(tiny_config(*RICH, "training.steps=3"), data)
+    run = tiny_run(tmp_path / "plain", config, data)
+    gan = run.gan = copy.deepcopy(run.gan)
+    gan.ddp_generator, gan.ddp_discriminator = gan.generator, gan.discriminator
+    fetch = run.batches.fetch(data)
+    for step in range(3):
+        for update in (2 * step, 2 * step + 1):
+            reals, draws = run.batches.reals(update, fetch(update)), run.batches.latents("discriminator", update)
+            discriminator_step(gan, run.objective, list(zip(reals, draws, strict=True)), one_process())
+        generator_step(gan, run.objective, run.batches.latents("generator", step), one_process())
+        update_ema(gan.ema, gan.generator, decay_at(config.ema, step + 1, 8))
+    run.progress = replace(run.progress, step=3)
+    save(run)
+    train_tiny(tmp_path / "run", config, data)
+    found, expected = (files_of(tmp_path / name / "checkpoints" / "00000003") for name in ("run", "plain"))
+    assert found == expected
+
+
+def test_learning_rates_decay_to_zero(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when the decay begins or ends at another step, or one optimiser is left out: the last of 4 steps, decay
+    from 2 on, is taken at half the rate."""
+    config = tiny_config("training.steps=4", "optim.decay=linear", "optim.decay_start=2", "training.checkpoint_every=1",
+                         "training.keep_checkpoints=4")  # fmt: skip
+    train_tiny(tmp_path, config, data)
+    rates = [json.loads((folder / "state.json").read_text())["param_groups"] for folder in list_checkpoints(tmp_path)]
+    assert [groups["generator_optimizer"][0]["lr"] for groups in rates] == [1e-3, 1e-3, 1e-3, 0.5e-3]
+    assert [groups["discriminator_optimizer"][0]["lr"] for groups in rates] == [2e-3, 2e-3, 2e-3, 1e-3]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a run goes on from a damaged checkpoint, does not say so, or ends elsewhere than an undamaged one."""
+    config = tiny_config("training.steps=4", "training.checkpoint_every=2")
+    train_tiny(tmp_path, config, data)
+    whole = files_of(tmp_path / "checkpoints" / "00000004")
+    (tmp_path / "checkpoints" / "00000004" / "average.safetensors").write_bytes(b"damaged")
+    run = tiny_run(tmp_path, config, data)
+    said = resume(run)
+    assert run.progress.step == 2
+    assert "average.safetensors" in said[0]
+    assert said[-1] == "resumed from step 2"
+    train_tiny(tmp_path, config, data)
+    assert files_of(tmp_path / "checkpoints" / "00000004") == whole
+
+
+def test_a_run_without_any_whole_checkpoint_is_refused(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a run whose checkpoints are all damaged begins anew without being asked, and overwrites its log."""
+    train_tiny(tmp_path, tiny_config("training.steps=2"), data)
+    (tmp_path / "checkpoints" / "00000002" / "state.json").unlink()
+    with pytest.raises(UserError, match=r"00000002.*state\.json"):
+        resume(tiny_run(tmp_path, tiny_config("training.steps=4"), data))
+
+
+def test_pruning_spares_the_newest_whole_checkpoint(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a damaged checkpoint of a later step counts as the newest, and the one just saved is removed."""
+    train_tiny(tmp_path, tiny_config("training.steps=4", "training.checkpoint_every=2"), data)
+    (tmp_path / "checkpoints" / "00000004" / "average.safetensors").write_bytes(b"damaged")
+    run = tiny_run(tmp_path, tiny_config("training.steps=4", "training.keep_checkpoints=1"), data)
+    resume(run)
+    run.progress = replace(run.progress, step=3)
+    save(run)
+    assert newest_whole_checkpoint(tmp_path)[0] == tmp_path / "checkpoints" / "00000003"
+
+
+def test_a_diverged_run_stops_and_keeps_its_checkpoints(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a run whose losses are NaN goes on to the end, its sound checkpoints pruned for broken ones."""
+    train_tiny(tmp_path, tiny_config("training.steps=2"), data)
+    config = tiny_config("training.steps=9", "training.checkpoint_every=1", "training.log_every=3")
+    run = tiny_run(tmp_path, config, data)
+    resume(run)
+    with torch.no_grad():
+        run.gan.generator.norm.bias.fill_(torch.nan)
+    with pytest.raises(UserError, match="nan at step 3"):
+        train(run, RunLog(tmp_path, 2, 9, 8, lambda values, step: None))
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["00000002"]
+    assert resume(tiny_run(tmp_path, run.config, data)) == ["resumed from step 2"]
+
+
+def test_a_finished_run_has_both_its_last_checkpoint_and_snapshot(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when a run that is killed between the two counts as finished without one of them, or never gets it."""
+    config = tiny_config("training.steps=3")
+    train_tiny(tmp_path / "whole", config, data)
+    (tmp_path / "snapshots").write_text("in the way")
+    with pytest.raises(UserError, match="is a file"):
+        train_tiny(tmp_path, config, data)
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["00000003"]  # it came before the snapshot
+    assert final_snapshot(tmp_path, 3) is None
+    (tmp_path / "snapshots").unlink()
+    train_tiny(tmp_path, config, data)
+    assert final_snapshot(tmp_path, 3) is not None
+    assert_same_run(tmp_path / "whole", tmp_path, 3)
+    shutil.rmtree(tmp_path / "snapshots" / "00000003")  # as of a run that its patience ended: nothing is left to train
+    train_tiny(tmp_path, config, data)
+    assert_same_run(tmp_path / "whole", tmp_path, 3)
+
+
+@pytest.mark.parametrize("change", ["evaluate.best=two_objects", "evaluate.num=12", "evaluate.labels=uniform"])
+def test_scores_of_another_kind_are_not_compared(tmp_path: Path, data: PreparedData, change: str) -> None:
+    """Breaks when a best score, or the evaluations that it has stood, is held against scores of another metric or of
+    another number of samples; and when logging otherwise, or not evaluating for a while, loses it."""
+    config = [*SCORED, "evaluate.best=hue_agreement", "evaluate.patience=9"]
+    train_tiny(tmp_path, tiny_config(*config, "training.steps=2"), data)
+    (tmp_path / "checkpoints" / "00000002").rename(tmp_path / "checkpoints" / "00000009")
+    state = read_json(tmp_path / "checkpoints" / "00000009" / "state.json")
+    for harmless in ("training.log_every=2", "evaluate.every=0", "evaluate.batch_size=2"):
+        run = tiny_run(tmp_path, tiny_config(*config, harmless), data)
+        assert resume(run) == ["resumed from step 2"]
+        assert (run.progress.best, run.progress.best_step) == (state["best"], state["best_step"])
+    run = tiny_run(tmp_path, tiny_config(*config, change), data)
+    _, said = resume(run)
+    assert said.startswith("evaluate: scores are now (best ")
+    assert "looked for anew" in said
+    assert (run.progress.best, run.progress.best_step, run.progress.stale) == (None, None, 0)
+    run = train_tiny(tmp_path, tiny_config(*config, change, "training.steps=3"), data)
+    assert run.progress.best_step == 3
+
+
+@pytest.mark.parametrize("synchronised", [True, False])
+def test_another_number_of_processes_is_said(tmp_path: Path, data: PreparedData, synchronised: bool) -> None:
+    """Breaks when a run goes on with more or fewer processes and does not say what no longer is the same."""
+    config = tiny_config(f"generator.sync_norm={synchronised}", "training.steps=1")
+    train_tiny(tmp_path, config, data)
+    run = tiny_run(tmp_path, config, data)
+    assert resume(run) == ["resumed from step 1"]
+    mark_checkpoint(tmp_path / "checkpoints" / "00000001", replace(run.progress, processes=2))
+    _, said = resume(tiny_run(tmp_path, config, data))
+    assert said.startswith("saved by 2 processes, resumed by 1: the same global batch and order of data, but")
+    assert ("batch norm is taken over 8 images, not 4" in said) == (not synchronised)
+
+
+def test_slow_steps_are_agreed_on_sooner() -> None:
+    """Breaks when several processes hear of a signal later than a launcher waits, or ask in every fast step."""
+    assert [steps_to_agreement(pace) for pace in (0, 0.01, 0.3, 0.6, 1, 100)] == [10, 10, 3, 1, 1, 1]
+
+
+def test_the_best_checkpoint_is_kept(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when scores are not written, or the best checkpoint is forgotten, overwritten or pruned."""
+    config = tiny_config("training.steps=4", "training.keep_checkpoints=1", "training.checkpoint_every=4",
+                         *SCORED, "evaluate.best=hue_agreement")  # fmt: skip
+    run = train_tiny(tmp_path, config, data)
+    scores = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [score["step"] for score in scores] == [1, 2, 3, 4]
+    best = max(scores, key=lambda score: (score["hue_agreement"], -score["step"]))
+    assert (run.progress.best, run.progress.best_step) == (best["hue_agreement"], best["step"])
+    assert {int(folder.name) for folder in list_checkpoints(tmp_path)} == {best["step"], 4}
+    assert (tmp_path / "snapshots" / f"{best['step']:08d}").is_dir()
+
+
+def test_a_score_that_stands_ends_the_run(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when patience is counted wrongly, the last step lacks snapshot, sheet or checkpoint, or the same command
+    trains on: a score that cannot improve is best at step 1, and two more are waited for."""
+    config = tiny_config("training.steps=9", *SCORED, "evaluate.best=two_objects", "evaluate.patience=2")
+    run = train_tiny(tmp_path, config, data)
+    assert (run.progress.step, run.progress.best_step, run.progress.stale) == (3, 1, 2)
+    assert (tmp_path / "snapshots" / "00000003").is_dir()
+    assert (tmp_path / "samples" / "00000003.png").is_file()
+    assert list_checkpoints(tmp_path)[-1].name == "00000003"
+    assert train_tiny(tmp_path, config, data).progress.step == 3
+    assert train_tiny(tmp_path, replaced(config, {"evaluate": {"patience": 3}}), data).progress.step == 4
+
+
+@pytest.mark.parametrize("layout", [True, False], ids=["channels-last", "contiguous"])
+def test_bfloat16_trains(tmp_path: Path, data: PreparedData, layout: bool) -> None:
+    """Breaks when a cast is missing on the way; weights, moments and losses stay float32."""
+    config = tiny_config("training.precision=bf16", f"training.channels_last={layout}", "training.steps=2", "loss.r1=1")
+    train_tiny(tmp_path, config, data)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_tiny(tmp_path / "full", tiny_config("training.steps=2", "loss.r1=1"), data)
+    for found, expected in zip(log_of(tmp_path), log_of(tmp_path / "full"), strict=True):
+        assert found.keys() == expected.keys()
+        assert found["d_loss"] == pytest.approx(expected["d_loss"], rel=0.1)
+    for tensor in load_file(tmp_path / "checkpoints" / "00000002" / "generator_optimizer.safetensors").values():
+        assert tensor.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("training.precision=fp16", "training.precision: fp16 needs a CUDA device"),
+        ("training.trackers=[nonsense]", "nonsense"),
+        pytest.param("training.trackers=[aim]", "aim", marks=pytest.mark.skipif(
+            is_aim_available(), reason="aim is installed")),
+        pytest.param("training.device=cuda", "training.device: cuda", marks=pytest.mark.skipif(
+            torch.cuda.is_available(), reason="this machine has CUDA")),
+        pytest.param("training.device=mps", "training.device: mps", marks=pytest.mark.skipif(
+            torch.backends.mps.is_available(), reason="this machine has MPS")),
+    ],
+)  # fmt: skip
+def test_what_the_machine_lacks_is_refused(tmp_path: Path, override: str, problem: str) -> None:
+    """Breaks when a device, a precision or a tracker that is not there is silently replaced (Accelerate drops trackers
+    that it cannot import) or ends in a traceback."""
+    with pytest.raises(UserError, match=problem) as caught:
+        make_accelerator(tiny_config(override), tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_environment_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when what `accelerate launch` exports (its defaults, or another project's) overrides the config."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    accelerator = make_accelerator(tiny_config(), tmp_path)
+    assert accelerator.mixed_precision == "no"
+    loss = torch.ones((), requires_grad=True)
+    accelerator.backward(loss)
+    assert loss.grad == 1
+
+
+def test_deterministic_is_heard(tmp_path: Path, data: PreparedData) -> None:
+    """Breaks when the setting `deterministic` does nothing."""
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        tiny_run(tmp_path, tiny_config("deterministic=true"), data)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -13,7 +13,12 @@ BOUND = re.compile(r'"([a-z0-9-]+)(?:>=([0-9.]+))?",?')
 NEWEST = {  # what no test imports: the newest is as good
     "ruff", "pyright", "import-linter", "playwright",
 }  # fmt: skip
-TRIED = ["compile.py::test_a_graph_for_every_way_of_calling", "training.py", "snapshot.py", "layers.py"]
+TRIED = [
+    "training/test_compile.py::test_a_graph_for_every_way_of_calling",
+    "training/test_trainer.py",
+    "runs/test_snapshot.py",
+    "layers/test_layers.py",
+]
 UNBOUNDED = {"torchvision": "torch requires its own version of it"}
 
 
@@ -46,7 +51,7 @@ def test_training_and_compiling_with_them() -> None:
     """Breaks when something is used that a library did not have at its lower bound, or that torch of then could not
     compile whole."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    tests = [f"tests/test_{name}" for name in TRIED]
+    tests = [f"tests/{name}" for name in TRIED]
     for command in (
         ["make", ".venv-oldest/ready", f"PYTHON={sys.executable}"],
         [".venv-oldest/bin/python", "-m", "pytest", "-q", "-n", "2", "--dist", "load", *tests],

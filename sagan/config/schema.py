@@ -20,6 +20,7 @@ def discriminator_downs(resolution: int) -> int:
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class Settings(BaseModel):
@@ -80,10 +81,17 @@ class NetworkSettings(Settings):
 
 
 class GeneratorSettings(NetworkSettings):
-    """`widths`: of the 4×4 stem, then of each block. `class_norm`: how labels reach the batch norm (see layers.py)."""
+    """`widths`: of the 4×4 stem, then of each block. `class_norm`: how labels reach the batch norm.
+
+    "table" and "linear": see ConditionalBatchNorm. "shared" (BigGAN, arXiv:1809.11096): linear layers compute every
+    gain and bias from one embedding of the class, of `shared_dim` numbers. `hierarchical` (BigGAN, appendix B): z is
+    cut into equal chunks, one for the stem and one for the batch norms of each block.
+    """
 
     z_dim: Positive = 128
-    class_norm: Literal["table", "linear"] = "table"
+    class_norm: Literal["table", "linear", "shared"] = "table"
+    shared_dim: Positive = 128
+    hierarchical: bool = False
     norm_eps: float = 1e-5
     norm_momentum: Decay = 0.1
     last_norm_momentum: Decay | None = None  # of the batch norm before the last convolution; null: as the others
@@ -235,11 +243,23 @@ class OptimSettings(Settings):
     decay_start: Count = 0  # the step at which the decay begins
 
 
+class ConsistencySettings(Settings):
+    """Weights of consistency regularization: E(D(x) - D(T(x)))², T a random horizontal flip and shift.
+
+    `reals`: of real images (CR, Zhang et al. 2020, arXiv:1910.12027). `fakes`: of generated ones; both together are the
+    balanced form (bCR, Zhao et al. 2020, arXiv:2002.04724). 0: none.
+    """
+
+    reals: Weight = 0.0
+    fakes: Weight = 0.0
+
+
 class LossSettings(Settings):
     """`r1`: weight γ of γ/2·E‖∇D(x)‖² on reals (Mescheder et al. 2018, eq. 9); 0: none."""
 
     name: Literal["hinge", "non_saturating", "wasserstein"] = "hinge"
-    r1: Annotated[float, Field(ge=0)] = 0.0
+    r1: Weight = 0.0
+    consistency: ConsistencySettings = ConsistencySettings()
 
 
 class AugmentSettings(Settings):
@@ -384,6 +404,15 @@ class Config(Settings):
         return self
 
     def _check_step(self) -> None:
+        generator = self.generator
+        if generator.hierarchical:
+            if generator.z_dim % len(generator.widths):
+                raise ValueError(
+                    f"generator.z_dim {generator.z_dim} is not divisible by {len(generator.widths)}, the number of "
+                    "chunks that generator.hierarchical cuts z into (one for the stem, one for each block)"
+                )
+            if generator.class_norm != "shared" and self.data.num_classes != 0:
+                raise ValueError("generator.hierarchical needs generator.class_norm shared, or data.num_classes 0")
         batch, parts = self.training.batch_size, self.optim.accumulation
         if batch % parts:
             raise ValueError(f"training.batch_size {batch} is not divisible by optim.accumulation {parts}")

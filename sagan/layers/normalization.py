@@ -65,10 +65,21 @@ class BatchNorm(Normalization):
         return self.normalize(x, self.weight, self.bias)
 
 
+class ClassEmbedding(nn.Embedding):
+    """The class embedding that all batch norms of a BigGAN generator share (arXiv:1809.11096); no spectral norm.
+
+    Labels (B,), or class weights (B, K), which mix the rows -> (B, embedding_dim).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.T) if input.is_floating_point() else super().forward(input)
+
+
 class ConditionalBatchNorm(Normalization):
     """Batch norm whose gain and bias are looked up by class (de Vries et al., arXiv:1707.00683).
 
-    (B, C, H, W), labels (B,) -> (B, C, H, W). Labels may also be class weights (B, K), which mix the rows.
+    (B, C, H, W), labels (B,) -> (B, C, H, W). Labels may also be class weights (B, K), which mix the rows, or, for
+    "linear", any condition (B, K), as in BigGAN.
     `class_norm`: "table": gains start at 1, biases at 0; "linear": 1 + W_g·onehot(y) and W_b·onehot(y), linear layers
     with spectral normalization.
     """

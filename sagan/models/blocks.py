@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sagan.attention import AttentionModule, make_attention
 from sagan.config.schema import NetworkSettings
-from sagan.layers.normalization import Normalization
+from sagan.layers.normalization import ClassEmbedding, Normalization
 from sagan.layers.resampling import DownsampleConv2d, UpsampleConv2d, downsample, upsample
 from sagan.layers.spectral_norm import Projection
 from sagan.utils.errors import UserError
@@ -102,15 +102,15 @@ def placed_attention(
 
 
 def initialize(network: nn.Module, scheme: str) -> None:
-    """Initialize convolutions, linear layers and projections ("xavier" uniform or "orthogonal") and set biases to 0.
+    """Initialize convolutions, linear layers and class embeddings ("xavier" uniform or "orthogonal"); biases are 0.
 
     Then every attention mechanism sets the values that its paper prescribes.
     """
     draw = {"xavier": nn.init.xavier_uniform_, "orthogonal": nn.init.orthogonal_}[scheme]
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | Projection):
+        if isinstance(module, nn.Conv2d | nn.Linear | Projection | ClassEmbedding):
             draw(module.weight)
-            if not isinstance(module, Projection) and module.bias is not None:
+            if not isinstance(module, Projection | ClassEmbedding) and module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in network.modules():
         if isinstance(module, AttentionModule):

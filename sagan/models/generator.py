@@ -1,6 +1,6 @@
 """Generator of SAGAN (arXiv:1805.08318, section 4, and its released code), and how both networks are built."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from sagan.config.schema import GeneratorSettings, NetworkSettings
-from sagan.layers.normalization import BatchNorm, ConditionalBatchNorm, Normalization
+from sagan.layers.normalization import BatchNorm, ClassEmbedding, ConditionalBatchNorm, Normalization
 from sagan.layers.spectral_norm import spectral_normalize, state_without_spectral_norm
 from sagan.models.blocks import PLACES, GeneratorBlock, initialize, placed_attention
 from sagan.models.checkpointing import checkpoint_activations
@@ -39,8 +39,10 @@ class Generator(
     """z (B, z_dim), labels (B,) or class weights (B, K) -> images (B, 3, R, R) in [-1, 1].
 
     Linear to 4×4, residual blocks that double the map, batch norm, ReLU, conv 3×3, tanh; attention after the block
-    that outputs its resolution. `num_classes` 0: no labels, plain batch norm. `memory_format`: of the feature maps.
-    `activation_checkpointing`: blocks and attention store only their inputs for backward.
+    that outputs its resolution. `num_classes` 0: no labels, plain batch norm. BigGAN's shared class embedding and
+    hierarchical z (arXiv:1809.11096) condition the batch norms of the blocks instead where the settings say so.
+    `memory_format`: of the feature maps. `activation_checkpointing`: blocks and attention store only their inputs for
+    backward.
     """
 
     memory_format = torch.contiguous_format
@@ -53,7 +55,10 @@ class Generator(
         self.settings, self.z_dim, self.resolution = settings, settings.z_dim, resolution
         self.num_classes, self.class_names = num_classes, class_names
         widths = [settings.channels * w for w in settings.widths]
-        self.linear = nn.Linear(settings.z_dim, 16 * widths[0])
+        self.chunk = settings.z_dim // len(widths) if settings.hierarchical else settings.z_dim  # of the stem
+        shares = settings.class_norm == "shared" and num_classes > 0
+        self.shared = ClassEmbedding(num_classes, settings.shared_dim) if shares else None
+        self.linear = nn.Linear(self.chunk, 16 * widths[0])
         self.blocks = nn.ModuleList()
         self.attention = nn.ModuleDict()
         for i, (width, next_width) in enumerate(pairwise(widths)):
@@ -70,18 +75,30 @@ class Generator(
 
     def _norm(self, width: int) -> Normalization:
         s = self.settings
+        if self.shared is not None or s.hierarchical:
+            size = (0 if self.shared is None else s.shared_dim) + (self.chunk if s.hierarchical else 0)
+            return ConditionalBatchNorm(width, size, "linear", s.norm_eps, s.norm_momentum, s.sync_norm)
         if self.num_classes == 0:
             return BatchNorm(width, s.norm_eps, s.norm_momentum, s.sync_norm)
         return ConditionalBatchNorm(width, self.num_classes, s.class_norm, s.norm_eps, s.norm_momentum, s.sync_norm)
 
+    def _conditions(self, z: Tensor, labels: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """The input of the stem, and what conditions the batch norms of each block: labels, or a vector (B, K)."""
+        condition = labels if self.shared is None or labels is None else self.shared(labels)
+        if not self.settings.hierarchical:
+            return z, [condition] * len(self.blocks)
+        stem, *chunks = z.split(self.chunk, dim=1)
+        return stem, chunks if condition is None else [torch.cat([condition, c.to(condition)], 1) for c in chunks]
+
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if (labels is None) != (self.num_classes == 0):
             raise ValueError("this generator needs labels" if labels is None else "this generator takes no labels")
-        x = self.linear(z).unflatten(1, (-1, 4, 4))  # (B, C0, 4, 4)
+        stem, conditions = self._conditions(z, labels)
+        x = self.linear(stem).unflatten(1, (-1, 4, 4))  # (B, C0, 4, 4)
         x = x.contiguous(memory_format=self.memory_format)
-        for block in self.blocks:
+        for block, condition in zip(self.blocks, conditions, strict=True):
             x = (
-                checkpoint_activations(block, x, labels) if self.activation_checkpointing else block(x, labels)
+                checkpoint_activations(block, x, condition) if self.activation_checkpointing else block(x, condition)
             )  # (B, C, 2H, 2W)
             if (place := f"{x.shape[2]}x{x.shape[3]}") in self.attention:
                 x = (

@@ -32,6 +32,17 @@ def flip(images: Tensor, which: Tensor) -> Tensor:
     return torch.where(which[:, None, None, None], images.flip(3), images)
 
 
+CONSISTENCY_DRAWS = 3
+
+
+def consistency_transform(images: Tensor, draws: Tensor) -> Tensor:
+    """T of consistency regularization (arXiv:1910.12027, section 3.1): a random flip, and a shift by up to an eighth.
+
+    (B, 3, H, W), uniform draws (B, 3) -> (B, 3, H, W). What moves in is the image, reflected.
+    """
+    return _translation(flip(images, draws[:, 0] < 0.5), draws[:, 1:], reflect=True)
+
+
 def _color(x: Tensor, u: Tensor) -> Tensor:
     """Brightness ±0.5, saturation ×[0, 2), contrast ×[0.5, 1.5)."""
     brightness, saturation, contrast = (u[:, i, None, None, None].to(x.dtype) for i in range(3))
@@ -42,21 +53,25 @@ def _color(x: Tensor, u: Tensor) -> Tensor:
     return level + (x - level) * (contrast + 0.5)
 
 
-def _translation(x: Tensor, u: Tensor) -> Tensor:
-    """Shift by up to an eighth of each side, zeros move in."""
+def _translation(x: Tensor, u: Tensor, reflect: bool = False) -> Tensor:
+    """Shift by up to an eighth of each side; zeros move in or, with `reflect`, the mirrored image."""
     height, width = x.shape[2:]
-    rows = _shifted(height, u[:, 0])  # (B, H)
-    columns = _shifted(width, u[:, 1])  # (B, W)
+    rows = _shifted(height, u[:, 0], reflect)  # (B, H)
+    columns = _shifted(width, u[:, 1], reflect)  # (B, W)
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
     index = rows[:, :, None] * (width + 2) + columns[:, None, :]  # (B, H, W)
     flat = padded.flatten(2)  # (B, 3, (H + 2)(W + 2))
     return flat.gather(2, index.flatten(1)[:, None].expand(-1, x.shape[1], -1)).unflatten(2, (height, width))
 
 
-def _shifted(size: int, u: Tensor) -> Tensor:
+def _shifted(size: int, u: Tensor, reflect: bool) -> Tensor:
+    """Where each pixel comes from, (B, size), in a side padded by 1."""
     reach = int(size / 8 + 0.5)
     shift = (u * (2 * reach + 1)).floor().long() - reach  # (B,)
-    return (torch.arange(size, device=u.device) + shift[:, None] + 1).clamp(0, size + 1)
+    position = torch.arange(size, device=u.device) + shift[:, None]
+    if reflect:
+        position = size - 1 - (size - 1 - position.abs()).abs()
+    return (position + 1).clamp(0, size + 1)
 
 
 def _cutout(x: Tensor, u: Tensor) -> Tensor:

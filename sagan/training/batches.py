@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sagan.data.dataset import PreparedData, indices
-from sagan.training.augment import draw_augmentation, flip
+from sagan.training.augment import CONSISTENCY_DRAWS, draw_augmentation, flip
 from sagan.training.step import LatentBatch, RealBatch
 from sagan.utils.random import key, torch_generator
 
@@ -35,6 +35,7 @@ class Batches:
     flips: bool
     channels_last: bool
     rollbacks: int = 0
+    transforms: bool = False  # whether to draw for consistency regularization
 
     def fetch(self, data: PreparedData) -> Callable[[int], Raw]:
         """A function from a discriminator update's number to this process's images (b, R, R, 3), labels (b,)."""
@@ -57,7 +58,7 @@ class Batches:
         if self.flips:
             images = flip(images, flips[self._mine].to(self.device))
         labels = torch.from_numpy(raw[1]).to(self.device) if self.num_classes else None
-        split = self._split(images, labels, augmentation[self._mine].to(self.device))
+        split = self._split(images, labels, augmentation[self._mine].to(self.device), self._transform("reals", update))
         return [RealBatch(*parts) for parts in split]
 
     def latents(self, player: str, update: int) -> list[LatentBatch]:
@@ -67,7 +68,15 @@ class Batches:
         labels = torch.randint(self.num_classes, (self.batch_size,), generator=rng) if self.num_classes else None
         augmentation = draw_augmentation(self.policy, self.batch_size, rng)
         mine = (None if x is None else x[self._mine].to(self.device) for x in (z, labels, augmentation))
-        return [LatentBatch(*parts) for parts in self._split(*mine)]
+        transform = self._transform("fakes", update) if player == "discriminator" else None
+        return [LatentBatch(*parts) for parts in self._split(*mine, transform)]
+
+    def _transform(self, images: str, update: int) -> Tensor | None:
+        """Draws of the consistency regularization for this process, from a stream of their own."""
+        if not self.transforms:
+            return None
+        rng = torch_generator(self._seed, f"consistency {images}", update)
+        return torch.rand(self.batch_size, CONSISTENCY_DRAWS, generator=rng)[self._mine].to(self.device)
 
     @property
     def _seed(self) -> int:

@@ -5,14 +5,14 @@ scales, so the mean over micro-batches is the term of the whole batch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sagan.config.schema import Config
+from sagan.config.schema import Config, ConsistencySettings
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,17 @@ class GradientPenalty:
 class Objective:
     """What is minimized: the adversarial loss, and gradient penalties of the discriminator.
 
-    `policy`: DiffAugment's policies, applied to all that the discriminator sees.
+    `policy`: DiffAugment's policies, applied to all that the discriminator sees. `consistency`: weights of the
+    consistency regularization of the discriminator.
     """
 
     loss: AdversarialLoss
     penalties: Sequence[GradientPenalty] = ()
     policy: Sequence[str] = ()
+    consistency: ConsistencySettings = field(default_factory=ConsistencySettings)
 
 
 def make_objective(config: Config) -> Objective:
     """The objective of a config's `loss` and `augment`."""
     penalties = [GradientPenalty("r1", config.loss.r1, "reals")] if config.loss.r1 else []
-    return Objective(LOSSES[config.loss.name], penalties, config.augment.policy)
+    return Objective(LOSSES[config.loss.name], penalties, config.augment.policy, config.loss.consistency)

@@ -125,6 +125,7 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
     batches = Batches(
         config.seed, batch, config.optim.accumulation, accelerator.process_index, world, accelerator.device,
         generator.z_dim, classes, config.augment.policy, config.data.flip, config.training.channels_last,
+        transforms=any(weight for _, weight in config.loss.consistency),
     )  # fmt: skip
     progress = Progress(0, scored=_scored(config))
     return Run(folder, config, data, accelerator, gan, make_objective(config), batches, progress)

@@ -12,26 +12,34 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sagan.layers.precision import at_least_float32
 from sagan.layers.spectral_norm import hold_state
 from sagan.models.gan import GAN
-from sagan.training.augment import augment
+from sagan.training.augment import augment, consistency_transform
 from sagan.training.losses import Objective, gradient_penalty
 
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Random inputs of one micro-batch: z (B, z_dim), labels (B,) or None, augmentation (B, P) of the fakes."""
+    """Random inputs of one micro-batch: z (B, z_dim), labels (B,) or None, augmentation (B, P) of the fakes.
+
+    `transform`: draws (B, 3) of the consistency regularization; None: there is none.
+    """
 
     z: Tensor
     labels: Tensor | None
     augmentation: Tensor
+    transform: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class RealBatch:
-    """One micro-batch of data: images (B, 3, R, R) in [-1, 1], labels (B,) or None, augmentation (B, P)."""
+    """One micro-batch of data: images (B, 3, R, R) in [-1, 1], labels (B,) or None, augmentation (B, P).
+
+    `transform`: as in LatentBatch.
+    """
 
     images: Tensor
     labels: Tensor | None
     augmentation: Tensor
+    transform: Tensor | None = None
 
 
 def discriminator_step(
@@ -98,21 +106,31 @@ def _discriminator_loss(
         "reals": reals.images.detach().requires_grad_("reals" in penalized),
         "fakes": fakes.detach().requires_grad_("fakes" in penalized),
     }
-    augmented = torch.cat(
-        [
-            augment(images["reals"], objective.policy, reals.augmentation),
-            augment(images["fakes"], objective.policy, latents.augmentation),
-        ]
-    )  # (2B, 3, R, R)
-    labels = None if reals.labels is None or latents.labels is None else torch.cat([reals.labels, latents.labels])
-    is_real = torch.arange(len(augmented), device=augmented.device) < len(reals.images)  # (2B,)
-    output = gan.ddp_discriminator(augmented, labels, is_real)
-    real_logits, fake_logits = at_least_float32(output.logits).split([len(reals.images), len(fakes)])
+    batches: dict[str, RealBatch | LatentBatch] = {"reals": reals, "fakes": latents}
+    consistent = {name: weight for name, weight in objective.consistency if weight}  # first x, then T(x) of these
+    parts = [augment(images[name], objective.policy, batch.augmentation) for name, batch in batches.items()]
+    for name in consistent:
+        draws = batches[name].transform
+        assert draws is not None
+        moved = consistency_transform(images[name], draws)
+        parts.append(augment(moved, objective.policy, batches[name].augmentation))
+    order = [*batches, *consistent]
+    labels = None
+    if reals.labels is not None:
+        labels = torch.cat([batches[name].labels for name in order])  # type: ignore[misc]
+    size = len(fakes)
+    part = torch.arange(size * len(order), device=fakes.device) // size
+    is_real = (part == 0) | ((part == 2) & ("reals" in consistent))
+    output = gan.ddp_discriminator(torch.cat(parts), labels, is_real)  # (2B, 3, R, R), or up to (4B, 3, R, R)
+    real_logits, fake_logits, *moved_logits = at_least_float32(output.logits).split(size)
     logits = {"reals": real_logits, "fakes": fake_logits}
     loss = objective.loss.discriminator(real_logits, fake_logits)
     terms = {"real_logits": real_logits.mean(), "fake_logits": fake_logits.mean(), **output.penalties}
     for penalty in output.penalties.values():
         loss = loss + penalty
+    for (name, weight), moved in zip(consistent.items(), moved_logits, strict=True):
+        terms[f"consistency_{name}"] = (logits[name] - moved).square().mean()
+        loss = loss + weight * terms[f"consistency_{name}"]
     for penalty in objective.penalties:
         terms[penalty.name] = gradient_penalty(images[penalty.images], logits[penalty.images])
         loss = loss + penalty.weight * terms[penalty.name]

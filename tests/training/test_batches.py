@@ -30,7 +30,11 @@ def batches(rank: int = 0, world: int = 1, accumulation: int = 1, **changes: obj
 
 def fields(micro_batches: list) -> list[Tensor]:
     """Each field of the micro-batches, concatenated."""
-    return [torch.cat(parts) for parts in zip(*(vars(m).values() for m in micro_batches), strict=True)]
+    return [
+        torch.cat(parts)
+        for parts in zip(*(vars(m).values() for m in micro_batches), strict=True)
+        if parts[0] is not None
+    ]
 
 
 def global_batch(data: PreparedData, update: int, world: int, accumulation: int) -> list[Tensor]:

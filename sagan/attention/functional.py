@@ -12,12 +12,11 @@ def dot_product_attention(query: Tensor, key: Tensor, value: Tensor, scale: floa
 
     query (B, h, N, d), key (B, h, M, d), value (B, h, M, e) -> (B, h, N, e). Fused kernels need equal widths and
     contiguous memory, so the narrower side is padded with zeros. This is exact: zeros add nothing to a dot product, and
-    padded output channels are dropped. cuDNN's kernel is left out: in bfloat16 it gave NaN (docs/results/gpu).
+    padded output channels are dropped.
     """
     width = max(query.shape[-1], value.shape[-1])
     if query.is_cuda:
         width = -(-width // 8) * 8  # CUDA kernels need aligned rows
-    torch.backends.cuda.enable_cudnn_sdp(False)
     out = F.scaled_dot_product_attention(
         _pad_to(query, width), _pad_to(key, width), _pad_to(value, width), scale=scale
     )  # (B, h, N, width)

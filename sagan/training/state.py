@@ -81,6 +81,7 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
         raise UserError(
             f"training.trackers: {missing[0]} is unknown or not installed; available: {', '.join(available) or 'none'}"
         )
+    torch.backends.cuda.enable_cudnn_sdp(False)  # in bfloat16, cuDNN's fused attention gives NaN (docs/results/gpu)
     # not told of the CPU, Accelerate takes processes without a GPU for runs of one process each
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(

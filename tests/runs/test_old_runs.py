@@ -34,7 +34,8 @@ def test_a_run_resumes(work: Path) -> None:
     with cut_off(work):
         assert sagan("train", "run/config.yaml", "--out", "run", "--set", "training.steps=6") == 0
     found, expected = (
-        json.loads((folder / "config.json").read_text()) for folder in (work / "run/snapshots/00000006", OLD / "expected")
+        json.loads((folder / "config.json").read_text())
+        for folder in (work / "run/snapshots/00000006", OLD / "expected")
     )
     assert found["generator"].items() >= expected["generator"].items()  # and settings that came later
     assert found | {"generator": None} == expected | {"generator": None}

@@ -82,21 +82,21 @@ TRAINING = [
     ),
 ]
 
-ROLL_BACK = "sentinel.action=rollback sentinel.spread=0.99 training.samples_per_class=2"
-SENTINEL = [
-    setting("sentinel.worse.fid=2", "sentinel.worse: fid is not scored in training; set evaluate.every and metrics"),
-    setting("sentinel.worse.fidd=2", "sentinel.worse.fidd.[key]: input should be 'fid', "),
-    setting("sentinel.worse.fid=1", "sentinel.worse.fid: input should be greater than 1, not 1"),
-    setting("sentinel.action=wait", "sentinel.action: input should be 'stop' or 'rollback', not 'wait'"),
-    while_training("metrics=[coherence] sentinel.worse.coherence=2 sentinel.action=rollback",
-                   "sentinel.worse with action rollback needs evaluate.best, which keeps what it goes back to"),
-    train("--set sentinel.saturation=0.1 --set loss.name=wasserstein", "the wasserstein loss has no floor"),
-    setting("sentinel.spread=0.5", "sentinel.spread compares samples of one class; training.samples_per_class must be"),
-    while_training("training.samples_per_class=2 training.sample_every=1 sentinel.spread=0.99 every=0",
+ROLL_BACK = "divergence.action=rollback divergence.spread=0.99 training.samples_per_class=2"
+DIVERGENCE = [
+    setting("divergence.worse.fid=2", "divergence.worse: fid is not scored in training; set evaluate.every"),
+    setting("divergence.worse.fidd=2", "divergence.worse.fidd.[key]: input should be 'fid', "),
+    setting("divergence.worse.fid=1", "divergence.worse.fid: input should be greater than 1, not 1"),
+    setting("divergence.action=wait", "divergence.action: input should be 'stop' or 'rollback', not 'wait'"),
+    while_training("metrics=[coherence] divergence.worse.coherence=2 divergence.action=rollback",
+                   "divergence.worse with action rollback needs evaluate.best, which keeps what it goes back to"),
+    train("--set divergence.saturation=0.1 --set loss.name=wasserstein", "the wasserstein loss has no floor"),
+    setting("divergence.spread=0.5", "divergence.spread compares samples of one class; training.samples_per_class"),
+    while_training("training.samples_per_class=2 training.sample_every=1 divergence.spread=0.99 every=0",
                    "is below 0.99 at step 1; stopped, the last checkpoint is from before (stopped.json", began=True),
     while_training(f"{ROLL_BACK} training.sample_every=1 every=0",
                    "at step 1, no whole checkpoint to go back to; stopped, the last checkpoint is", began=True),
-    while_training(f"{ROLL_BACK} training.sample_every=2 training.checkpoint_every=1 sentinel.times=1 every=0",
+    while_training(f"{ROLL_BACK} training.sample_every=2 training.checkpoint_every=1 divergence.times=1 every=0",
                    "at step 2 after 1 roll-backs; stopped, the last checkpoint is from before", began=True),
 ]  # fmt: skip
 
@@ -122,4 +122,4 @@ STATISTICS = [
     ),
 ]  # fmt: skip
 
-MEASURING = [*NETWORKS, *TRAINING, *SENTINEL, *STATISTICS]
+MEASURING = [*NETWORKS, *TRAINING, *DIVERGENCE, *STATISTICS]

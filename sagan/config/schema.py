@@ -345,7 +345,7 @@ NeverNegative = Literal[  # scores of which a multiple means something: KID and 
 ]  # fmt: skip
 
 
-class SentinelSettings(Settings):
+class DivergenceSettings(Settings):
     """What counts as a collapse beside a value that is not finite, and what a run does then; null: not looked at.
 
     `saturation`: for `patience` steps the discriminator's adversarial loss is at most this share of its loss where it
@@ -377,7 +377,16 @@ class Config(Settings):
     ema: EmaSettings = EmaSettings()
     training: TrainingSettings = TrainingSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    sentinel: SentinelSettings = SentinelSettings()
+    divergence: DivergenceSettings = DivergenceSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, raw: Any) -> Any:
+        """`divergence` was called `sentinel`: configs and runs that hold the old name keep working."""
+        if isinstance(raw, dict) and isinstance(raw.get("sentinel"), dict):
+            rest = {name: value for name, value in raw.items() if name != "sentinel"}
+            return rest | {"divergence": raw["sentinel"] | raw.get("divergence", {})}
+        return raw
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -400,7 +409,7 @@ class Config(Settings):
         if self.discriminator.frontend is not None:
             self.discriminator.frontend.check(resolution, self.discriminator.attention)
         self._check_step()
-        self._check_sentinel()
+        self._check_divergence()
         return self
 
     def _check_step(self) -> None:
@@ -428,21 +437,21 @@ class Config(Settings):
                 "itself what it keeps; switch one off"
             )
 
-    def _check_sentinel(self) -> None:
-        sentinel, evaluate = self.sentinel, self.evaluate
+    def _check_divergence(self) -> None:
+        divergence, evaluate = self.divergence, self.evaluate
         had = [*evaluate.metrics, *(("two_objects", "shape_agreement") if "coherence" in evaluate.metrics else ())]
-        for name in sentinel.worse:
+        for name in divergence.worse:
             if not evaluate.every or name not in had:
-                raise ValueError(f"sentinel.worse: {name} is not scored in training; set evaluate.every and metrics")
-        if sentinel.worse and sentinel.action == "rollback" and evaluate.best is None:
+                raise ValueError(f"divergence.worse: {name} is not scored in training; set evaluate.every and metrics")
+        if divergence.worse and divergence.action == "rollback" and evaluate.best is None:
             raise ValueError(
-                "sentinel.worse with action rollback needs evaluate.best, which keeps what it goes back to"
+                "divergence.worse with action rollback needs evaluate.best, which keeps what it goes back to"
             )
-        if sentinel.saturation is not None and self.loss.name == "wasserstein":
-            raise ValueError("sentinel.saturation: the wasserstein loss has no floor to reach; leave it null")
-        if sentinel.spread is not None and self.training.samples_per_class < 2:
+        if divergence.saturation is not None and self.loss.name == "wasserstein":
+            raise ValueError("divergence.saturation: the wasserstein loss has no floor to reach; leave it null")
+        if divergence.spread is not None and self.training.samples_per_class < 2:
             raise ValueError(
-                "sentinel.spread compares samples of one class; training.samples_per_class must be above 1"
+                "divergence.spread compares samples of one class; training.samples_per_class must be above 1"
             )
 
     @property

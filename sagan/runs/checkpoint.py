@@ -32,8 +32,8 @@ OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
 class Progress:
     """Where a run stands. `best` is the best score so far, of `best_step`; `stale` scores since were no better.
 
-    For the sentinel: how often the run was rolled back, the factor of the learning rates that this led to, the first
-    step of those at which the discriminator is saturated, the best of each score that it watches.
+    For divergence detection: the number of rollbacks, the factor they left on the learning rates, the first step of the
+    current saturation of the discriminator, the best value of each watched score.
 
     `scored`: what the scores are that `best` and `records` compare. `processes`: how many wrote it.
     """

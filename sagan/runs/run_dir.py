@@ -23,7 +23,7 @@ OWN = (
 HARMLESS = (
     "evaluate.", "data.source", "data.prepared", "data.skip_bad", "training.log_every", "training.sample_every",
     "training.snapshot_every", "training.checkpoint_every", "training.keep_checkpoints", "training.samples_per_class",
-    "training.trackers", "training.device", "sentinel.",
+    "training.trackers", "training.device", "divergence.",
 )  # fmt: skip
 
 

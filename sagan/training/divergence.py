@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagan.config.schema import Config, SentinelSettings
+from sagan.config.schema import Config, DivergenceSettings
 from sagan.evaluation.registry import DIRECTION
 from sagan.models.gan import GAN
 from sagan.runs.checkpoint import NETWORKS, OPTIMIZERS, Progress
@@ -23,7 +23,7 @@ NOT_PENALTIES = ("d_loss", "g_loss", "real_logits", "fake_logits", "r1")
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Divergence:
     """What is wrong at `step`, and was first at step `since`. `figures` are plain: what JSON lacks is text."""
 
     kind: str  # not_finite, saturation, spread or worse
@@ -33,17 +33,17 @@ class Trouble:
     since: int
 
 
-def broken_values(step: int, values: Mapping[str, Tensor | float]) -> Trouble | None:
+def broken_values(step: int, values: Mapping[str, Tensor | float]) -> Divergence | None:
     """A loss, mean logit, gradient norm, gain or singular value that is not finite."""
     found = {name: float(value) for name, value in values.items()}
     for name, value in found.items():
         if not math.isfinite(value):
-            return Trouble("not_finite", f"{name} is {value}", _plain(found), step, step)
+            return Divergence("not_finite", f"{name} is {value}", _plain(found), step, step)
     return None
 
 
 @torch.no_grad()
-def broken_state(step: int, gan: GAN) -> Trouble | None:
+def broken_state(step: int, gan: GAN) -> Divergence | None:
     """A weight or statistic whose norm, or a moment of Adam that, is not finite: nothing that is saved may hold one.
 
     The norm, because a weight too large to be squared is the first sign: it cannot be normalised in the next step.
@@ -53,17 +53,17 @@ def broken_state(step: int, gan: GAN) -> Trouble | None:
     if not bad:
         return None
     figures: dict[str, float | str] = {"first": bad[0], "broken_tensors": len(bad), "tensors": len(names)}
-    return Trouble("not_finite", f"{bad[0]} is not finite, or too large to be squared", figures, step, step)
+    return Divergence("not_finite", f"{bad[0]} is not finite, or too large to be squared", figures, step, step)
 
 
 def watch_discriminator(
     config: Config, progress: Progress, values: Mapping[str, Tensor | float]
-) -> tuple[Progress, Trouble | None]:
+) -> tuple[Progress, Divergence | None]:
     """Whether the discriminator tells reals from fakes too well for too long; the progress knows since when.
 
     Its adversarial loss, without penalties, is compared with that of logits that are all 0.
     """
-    settings, step = config.sentinel, progress.step
+    settings, step = config.divergence, progress.step
     if settings.saturation is None:
         return progress, None
     found = {name: float(value) for name, value in values.items()}
@@ -78,10 +78,10 @@ def watch_discriminator(
         return progress, None
     reason = f"the discriminator is saturated since step {since}, its loss {share:.3g} of an undecided one's"
     figures = _plain({"share": share, "limit": settings.saturation, **found})
-    return progress, Trouble("saturation", reason, figures, step, since)
+    return progress, Divergence("saturation", reason, figures, step, since)
 
 
-def watch_samples(settings: SentinelSettings, step: int, images: np.ndarray) -> Trouble | None:
+def watch_samples(settings: DivergenceSettings, step: int, images: np.ndarray) -> Divergence | None:
     """Samples of a class that are all alike. `images` are a sheet, uint8 (rows, columns, R, R, 3), one row a class."""
     if settings.spread is None:
         return None
@@ -89,12 +89,12 @@ def watch_samples(settings: SentinelSettings, step: int, images: np.ndarray) -> 
     if spread >= settings.spread:
         return None
     reason = f"samples of one class are all alike, their spread {spread:.3g} is below {settings.spread:g}"
-    return Trouble("spread", reason, {"spread": spread, "limit": settings.spread}, step, step)
+    return Divergence("spread", reason, {"spread": spread, "limit": settings.spread}, step, step)
 
 
 def watch_scores(
-    settings: SentinelSettings, progress: Progress, scores: Mapping[str, float]
-) -> tuple[Progress, Trouble | None]:
+    settings: DivergenceSettings, progress: Progress, scores: Mapping[str, float]
+) -> tuple[Progress, Divergence | None]:
     """A score that is a factor worse than its best; the progress remembers the best of each that is watched."""
     records = dict(progress.records)
     for name, factor in settings.worse.items():
@@ -105,7 +105,7 @@ def watch_scores(
         if not sound:
             reason = f"{name} is {value:.4g}, more than {factor:g} times worse than its best, {best:.4g}"
             figures = _plain({name: value, "best": best, "factor": factor})
-            return progress, Trouble("worse", reason, figures, progress.step, progress.step)
+            return progress, Divergence("worse", reason, figures, progress.step, progress.step)
         records[name] = min(best, value) if DIRECTION[name] < 0 else max(best, value)
     return replace(progress, records=records), None
 

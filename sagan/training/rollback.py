@@ -15,41 +15,41 @@ from accelerate.utils import broadcast_object_list
 
 from sagan.runs.checkpoint import list_checkpoints, mark_checkpoint, progress_of, verify_checkpoint
 from sagan.runs.run_dir import ABANDONED, ROLLBACKS, STOPPED
-from sagan.training.divergence import Trouble
+from sagan.training.divergence import Divergence
 from sagan.training.logging import RunLog, truncate_log
 from sagan.training.state import Run, load
 from sagan.utils.errors import UserError
 from sagan.utils.io import append_json_line, make_folder, write_json
 
 
-def recover(run: Run, log: RunLog, trouble: Trouble) -> None:
-    """Set the run back to before `trouble`; every process calls it.
+def recover(run: Run, log: RunLog, divergence: Divergence) -> None:
+    """Set the run back to before `divergence`; every process calls it.
 
     UserError, once stopped.json says why, where the run is to stop.
     """
-    main, settings, number = run.accelerator.is_main_process, run.config.sentinel, run.progress.rollbacks + 1
+    main, settings, number = run.accelerator.is_main_process, run.config.divergence, run.progress.rollbacks + 1
     checkpoint, end = None, ""
     if settings.action == "rollback" and number > settings.times:
         end = f" after {settings.times} roll-backs"
     elif settings.action == "rollback":
-        checkpoint = broadcast_object_list([_sound_checkpoint(run, trouble) if main else None])[0]
+        checkpoint = broadcast_object_list([_sound_checkpoint(run, divergence) if main else None])[0]
         end = ", no whole checkpoint to go back to" if checkpoint is None else ""
     if checkpoint is None:
         if main:
-            write_json(run.folder / STOPPED, {**asdict(trouble), "rollbacks": run.progress.rollbacks})
+            write_json(run.folder / STOPPED, {**asdict(divergence), "rollbacks": run.progress.rollbacks})
         run.accelerator.wait_for_everyone()
         raise UserError(
-            f"{trouble.reason} at step {trouble.step}{end}; stopped, the last checkpoint is from before "
+            f"{divergence.reason} at step {divergence.step}{end}; stopped, the last checkpoint is from before "
             f"({STOPPED} has the figures)"
         )
     if main:
-        _go_back(run, trouble, checkpoint, number, run.progress.rate * settings.rate)
+        _go_back(run, divergence, checkpoint, number, run.progress.rate * settings.rate)
     run.accelerator.wait_for_everyone()
     load(run, checkpoint)
     assert run.progress.rollbacks == number, "without the mark a run would be rolled back for ever"
     log.restart(run.progress.step)
     log.say(
-        f"{trouble.reason} at step {trouble.step}; rolled back to step {run.progress.step}, learning rates times "
+        f"{divergence.reason} at step {divergence.step}; rolled back to step {run.progress.step}, learning rates times "
         f"{run.progress.rate:g} ({number} of {settings.times} times)"
     )
 
@@ -61,20 +61,20 @@ def clear_stop(run: Run) -> None:
         _move(stopped, place / f"stopped-{len(list(place.glob('stopped-*.json'))) + 1}.json")
 
 
-def _sound_checkpoint(run: Run, trouble: Trouble) -> Path | None:
-    """The best whole checkpoint if scores decide about one, else the newest from before the trouble began.
+def _sound_checkpoint(run: Run, divergence: Divergence) -> Path | None:
+    """The best whole checkpoint if scores decide about one, else the newest from before the divergence began.
 
     Where pruning has left none of those, the oldest from before it was found.
     """
-    return next((folder for folder in _by_preference(run, trouble) if _is_whole(folder)), None)
+    return next((folder for folder in _by_preference(run, divergence) if _is_whole(folder)), None)
 
 
-def _by_preference(run: Run, trouble: Trouble) -> Iterator[Path]:
-    folders = [folder for folder in list_checkpoints(run.folder) if int(folder.name) < trouble.step]
+def _by_preference(run: Run, divergence: Divergence) -> Iterator[Path]:
+    folders = [folder for folder in list_checkpoints(run.folder) if int(folder.name) < divergence.step]
     if run.config.evaluate.best is not None:
         yield from (folder for folder in folders if int(folder.name) == run.progress.best_step)
-    yield from (folder for folder in reversed(folders) if int(folder.name) < trouble.since)
-    yield from (folder for folder in folders if int(folder.name) >= trouble.since)
+    yield from (folder for folder in reversed(folders) if int(folder.name) < divergence.since)
+    yield from (folder for folder in folders if int(folder.name) >= divergence.since)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -85,10 +85,12 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _go_back(run: Run, trouble: Trouble, checkpoint: Path, number: int, rate: float) -> None:
+def _go_back(run: Run, divergence: Divergence, checkpoint: Path, number: int, rate: float) -> None:
     """All that changes in the run's folder. After a kill anywhere in it the same command rolls back once more."""
     progress = progress_of(verify_checkpoint(checkpoint))
-    append_json_line(run.folder / ROLLBACKS, {"number": number, **asdict(trouble), "to": progress.step, "rate": rate})
+    append_json_line(
+        run.folder / ROLLBACKS, {"number": number, **asdict(divergence), "to": progress.step, "rate": rate}
+    )
     mark_checkpoint(checkpoint, replace(progress, rollbacks=number, rate=rate, saturated_since=None))
     place = run.folder / ABANDONED / str(number)
     for name in ("log.jsonl", "metrics.jsonl"):

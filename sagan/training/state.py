@@ -167,7 +167,7 @@ def load(run: Run, checkpoint: Path) -> list[str]:
 def _scored(config: Config) -> str | None:
     """What the scores are that decide anything (None: none do); those that differ in this cannot be compared."""
     settings = config.evaluate
-    if not settings.every or (settings.best is None and not config.sentinel.worse):
+    if not settings.every or (settings.best is None and not config.divergence.worse):
         return None
     named = ("best", "num", "labels", "reference", "backbone", "lpips")
     return ", ".join(f"{name} {getattr(settings, name)}" for name in named)

@@ -32,7 +32,7 @@ from sagan.runs.run_dir import check_run, final_snapshot, lock_run, open_run
 from sagan.runs.snapshot import save_snapshot
 from sagan.sampling.sampler import default_labels, generate, latents
 from sagan.training.divergence import (
-    Trouble,
+    Divergence,
     broken_state,
     broken_values,
     watch_discriminator,
@@ -169,21 +169,21 @@ STEPS_BETWEEN_AGREEMENTS, SECONDS_BETWEEN_AGREEMENTS = 10, 1.0
 def train(run: Run, log: RunLog) -> int | None:
     """Train until finished. Returns the number of the signal that ended it early (all saved), or None.
 
-    UserError when the sentinel ends it.
+    UserError when divergence ends it.
     """
     clear_stop(run)
     _seal(run)
     with caught_signals() as received:
         while not run.finished:
             ended = _train_on(run, log, received)
-            if not isinstance(ended, Trouble):
+            if not isinstance(ended, Divergence):
                 return ended
             recover(run, log, ended)
     return None
 
 
-def _train_on(run: Run, log: RunLog, received: list[int]) -> Trouble | int | None:
-    """Train from the run's step until finished (None), a signal or a trouble."""
+def _train_on(run: Run, log: RunLog, received: list[int]) -> Divergence | int | None:
+    """Train from the run's step until finished (None), a signal or a divergence."""
     settings, start = run.config.training, run.progress.step
     d_steps = run.config.d_steps
     fetch, agreement = run.batches.fetch(run.data), _Agreement(run, received)
@@ -205,14 +205,14 @@ def _train_on(run: Run, log: RunLog, received: list[int]) -> Trouble | int | Non
             update_ema(run.gan.ema, run.gan.generator, decay)
             run.progress = replace(run.progress, step=step + 1)
             stop = agreement.reached(step + 1)
-            trouble = _after_step(run, log, values, stopping=stop is not None)
-            if trouble is not None or stop is not None:
-                return trouble or stop
+            divergence = _after_step(run, log, values, stopping=stop is not None)
+            if divergence is not None or stop is not None:
+                return divergence or stop
     return None
 
 
-def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping: bool) -> Trouble | None:
-    """Look, log, show, save what is due; after a trouble nothing more is written."""
+def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping: bool) -> Divergence | None:
+    """Look, log, show, save what is due; after a divergence nothing more is written."""
     step, settings = run.progress.step, run.config.training
     log.advance(step)
     last = run.finished
@@ -226,18 +226,18 @@ def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping
             ("scores", run.config.evaluate.every),
         )
     }
-    trouble, average = None, None
+    divergence, average = None, None
     if stopping or any(due.values()):
         values = _averaged_over_processes(run, values)
         written = stopping or any(due[name] for name in due if name != "log")
-        trouble = broken_values(step, values) or (broken_state(step, run.gan) if written else None)
-        trouble = _first_of_all(run, trouble)
-    if trouble is None and due["log"]:
-        trouble = _first_of_all(run, _log(run, log, values))
-    if trouble is None and (due["sheet"] or due["snapshot"] or due["scores"]):
-        trouble, average = _show(run, log, due)
-    if trouble is not None:
-        return trouble
+        divergence = broken_values(step, values) or (broken_state(step, run.gan) if written else None)
+        divergence = _first_of_all(run, divergence)
+    if divergence is None and due["log"]:
+        divergence = _first_of_all(run, _log(run, log, values))
+    if divergence is None and (due["sheet"] or due["snapshot"] or due["scores"]):
+        divergence, average = _show(run, log, due)
+    if divergence is not None:
+        return divergence
     best = run.progress.best_step == step
     shown = average if due["snapshot"] or run.finished or best else None
     if shown is not None and not run.finished:
@@ -249,37 +249,37 @@ def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping
     return None
 
 
-def _log(run: Run, log: RunLog, values: dict[str, torch.Tensor]) -> Trouble | None:
+def _log(run: Run, log: RunLog, values: dict[str, torch.Tensor]) -> Divergence | None:
     """One line of the log, if gradients and weights are finite; then a look at the discriminator."""
     step, settings = run.progress.step, run.config.training
     measured = measure(run.gan, values, run.batches.latents("generator", step)[0])
     judged = ("_gamma/", "_sigma/") if settings.precision == "fp16" else ("_gradient_norm", "_gamma/", "_sigma/")
     # (in fp16 the scaler meets gradients that overflow by design, and leaves those updates out)
-    if trouble := broken_values(step, {n: v for n, v in measured.items() if any(part in n for part in judged)}):
-        return trouble
+    if divergence := broken_values(step, {n: v for n, v in measured.items() if any(part in n for part in judged)}):
+        return divergence
     log.record(step, measured)
     if warning := attention_warning(step, settings, measured):
         log.say(warning)
     if step % settings.log_every:  # the last step: a longer run would not look here
         return None
-    run.progress, trouble = watch_discriminator(run.config, run.progress, values)
-    return trouble
+    run.progress, divergence = watch_discriminator(run.config, run.progress, values)
+    return divergence
 
 
-def _show(run: Run, log: RunLog, due: dict[str, bool]) -> tuple[Trouble | None, Generator]:
+def _show(run: Run, log: RunLog, due: dict[str, bool]) -> tuple[Divergence | None, Generator]:
     """Scores of the averaged generator, which may end the run, and its sheet; what they betray, and the generator."""
     before, step, main = run.progress, run.progress.step, run.accelerator.is_main_process
-    average, trouble = ema_generator(run.gan.ema), None
+    average, divergence = ema_generator(run.gan.ema), None
     if run.evaluate is not None and due["scores"]:
         run.progress, scores = run.evaluate(run.folder, run.progress, average, log.say)
-        run.progress, trouble = watch_scores(run.config.sentinel, run.progress, scores)
+        run.progress, divergence = watch_scores(run.config.divergence, run.progress, scores)
     if main and (due["sheet"] or run.finished):
         images = save_sheets(run.folder, step, average, run.config.training.samples_per_class)
-        trouble = trouble or watch_samples(run.config.sentinel, step, images)
-    run.progress, trouble = broadcast_object_list([run.progress, trouble])  # all must agree on what is the best
-    if trouble is not None:
+        divergence = divergence or watch_samples(run.config.divergence, step, images)
+    run.progress, divergence = broadcast_object_list([run.progress, divergence])  # all must agree on what is the best
+    if divergence is not None:
         run.progress = before
-    return trouble, average
+    return divergence, average
 
 
 def _save_snapshot(run: Run, average: Generator) -> None:
@@ -308,9 +308,11 @@ def save(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def _first_of_all(run: Run, trouble: Trouble | None) -> Trouble | None:
+def _first_of_all(run: Run, divergence: Divergence | None) -> Divergence | None:
     """What any process found: all must part from the loop after the same step."""
-    return trouble if _alone(run) else next((found for found in gather_object([trouble]) if found is not None), None)
+    return (
+        divergence if _alone(run) else next((found for found in gather_object([divergence]) if found is not None), None)
+    )
 
 
 def _averaged_over_processes(run: Run, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from sagan.training.trainer import train
 
 CALLS = 4  # of G: for the fakes of D's update, in its own; of D: on reals and fakes, on the fakes of G's update
 LOOKING = ("training.sample_every=2", "training.checkpoint_every=2", "evaluate.every=2", "evaluate.num=8",
-           "evaluate.metrics=[coherence]", "sentinel.action=rollback", f"optim={RATES}")  # fmt: skip
+           "evaluate.metrics=[coherence]", "divergence.action=rollback", f"optim={RATES}")  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone")]
 

@@ -1,4 +1,4 @@
-"""The collapse sentinel: every trouble provoked in a real run, what the run then does, and that nothing is lost."""
+"""Divergence: every kind provoked in a real run, what the run then does, and that nothing is lost."""
 
 import json
 from collections.abc import Callable, Collection
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from sagan.cli import main
 from sagan.config.load import Config
-from sagan.config.schema import SentinelSettings
+from sagan.config.load import load_config
+from sagan.config.schema import DivergenceSettings
 from sagan.data.dataset import PreparedData
 from sagan.models.generator import Generator
 from sagan.runs.checkpoint import Progress, list_checkpoints, newest_whole_checkpoint
 from sagan.training.batches import Batches
-from sagan.training.divergence import Trouble, broken_state, watch_discriminator, watch_samples
+from sagan.training.divergence import Divergence, broken_state, watch_discriminator, watch_samples
 from sagan.training.logging import RunLog
 from sagan.training.rollback import recover
 from sagan.training.state import Run, resume
@@ -31,9 +32,9 @@ from sagan.utils.io import read_json
 pytestmark = pytest.mark.usefixtures("alone")
 
 OFTEN = ("training.checkpoint_every=1", "training.log_every=1")
-BACK = ("sentinel.action=rollback", *OFTEN)
+BACK = ("divergence.action=rollback", *OFTEN)
 SCORED = ("evaluate.every=2", "evaluate.num=24", "evaluate.metrics=[coherence]", "evaluate.best=coherence",
-          "sentinel.worse.coherence=2")  # fmt: skip
+          "divergence.worse.coherence=2")  # fmt: skip
 
 
 class Picture(nn.Module):
@@ -165,7 +166,7 @@ def test_a_saturated_discriminator_is_noticed(tmp_path: Path, data: PreparedData
     """Breaks when a discriminator far ahead of a generator that stands still goes unnoticed, or is noticed before it
     has been so for `patience` steps."""
     config = tiny_config("training.steps=60", *OFTEN, "optim.generator.lr=1e-9", "optim.discriminator.lr=0.02",
-                         "sentinel.saturation=0.1", "sentinel.patience=4")  # fmt: skip
+                         "divergence.saturation=0.1", "divergence.patience=4")  # fmt: skip
     found = stopped(tmp_path, config, data, "the discriminator is saturated since step")
     assert found["step"] == found["since"] + 4
     assert found["figures"]["share"] <= 0.1
@@ -178,13 +179,13 @@ def test_a_saturated_discriminator_is_noticed(tmp_path: Path, data: PreparedData
 def test_saturation_is_of_the_adversarial_loss() -> None:
     """Breaks when penalties hide a saturated discriminator, a single good look does not reset the count, or another
     loss is measured by hinge's 2."""
-    config = tiny_config("sentinel.saturation=0.1", "sentinel.patience=2", "loss.name=non_saturating", "loss.r1=2")
+    config = tiny_config("divergence.saturation=0.1", "divergence.patience=2", "loss.name=non_saturating", "loss.r1=2")
     values = {"d_loss": 0.1 + 2 * 5.0 + 3.0, "r1": 5.0, "bases": 3.0, "real_logits": 9.0, "fake_logits": -9.0}
-    progress, trouble = watch_discriminator(config, Progress(7), values)
-    assert (progress.saturated_since, trouble) == (7, None)
+    progress, divergence = watch_discriminator(config, Progress(7), values)
+    assert (progress.saturated_since, divergence) == (7, None)
     assert watch_discriminator(config, replace(progress, step=9), values)[1] is not None
-    better, trouble = watch_discriminator(config, replace(progress, step=9), values | {"d_loss": 13.2})
-    assert (better.saturated_since, trouble) == (None, None)
+    better, divergence = watch_discriminator(config, replace(progress, step=9), values | {"d_loss": 13.2})
+    assert (better.saturated_since, divergence) == (None, None)
     assert watch_discriminator(tiny_config(), Progress(7), values) == (Progress(7), None)
 
 
@@ -198,19 +199,19 @@ def silence(run: Run) -> None:
 def test_samples_that_are_all_alike_are_noticed(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when a generator that ignores z passes, or one at its start, which does not, is stopped."""
     settings = ("training.steps=2", "training.sample_every=2", "training.samples_per_class=4")
-    found = stopped(tmp_path / "mute", tiny_config(*settings, "sentinel.spread=0.01"), data,
+    found = stopped(tmp_path / "mute", tiny_config(*settings, "divergence.spread=0.01"), data,
                     "samples of one class are all alike", change=silence)  # fmt: skip
     assert (found["kind"], found["step"]) == ("spread", 2)
     assert found["figures"]["spread"] < 0.01
     assert not (tmp_path / "mute" / "snapshots").exists()
     assert (tmp_path / "mute" / "samples" / "00000002.png").is_file()
-    go(tmp_path / "sound", tiny_config(*settings, "sentinel.spread=0.01"), data)
+    go(tmp_path / "sound", tiny_config(*settings, "divergence.spread=0.01"), data)
 
 
 def test_classes_that_differ_do_not_hide_it() -> None:
     """Breaks when the spread is taken over the classes too, or off by the range of a pixel."""
     rows = np.arange(4, dtype=np.uint8)[:, None, None, None, None] * 60
-    settings = SentinelSettings(spread=0.01)
+    settings = DivergenceSettings(spread=0.01)
     alike = np.broadcast_to(rows, (4, 6, 8, 8, 3))
     assert watch_samples(settings, 1, alike) is not None
     noisy = alike + 51 * (np.arange(6, dtype=np.uint8) % 2)[:, None, None, None]
@@ -234,7 +235,7 @@ def test_a_score_far_behind_its_best_is_noticed(tmp_path: Path, data: PreparedDa
 def test_a_roll_back_goes_to_the_best_and_keeps_what_it_leaves(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when the run goes back elsewhere, repeats draws or rates, or mixes or loses what it abandons."""
     config = tiny_config("training.steps=6", *BACK, *SCORED, "training.sample_every=1", "training.snapshot_every=1",
-                         "sentinel.rate=0.25", "training.keep_checkpoints=9")  # fmt: skip
+                         "divergence.rate=0.25", "training.keep_checkpoints=9")  # fmt: skip
     run = go(tmp_path, config, data, {(4, 0)})
     assert (run.progress.step, run.progress.rollbacks, run.progress.rate) == (6, 1, 0.25)
     (line,) = [json.loads(text) for text in (tmp_path / "rollbacks.jsonl").read_text().splitlines()]
@@ -301,7 +302,7 @@ def _raise() -> None:
 def test_only_so_many_roll_backs(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when a run that collapses each time never ends, or its checkpoints are then gone."""
     config = tiny_config("training.steps=9", *BACK, "training.sample_every=3", "training.samples_per_class=2",
-                         "sentinel.spread=0.9", "sentinel.times=2")  # fmt: skip
+                         "divergence.spread=0.9", "divergence.times=2")  # fmt: skip
     found = stopped(tmp_path, config, data, "at step 3 after 2 roll-backs; stopped")
     assert found["rollbacks"] == 2
     lines = [json.loads(text) for text in (tmp_path / "rollbacks.jsonl").read_text().splitlines()]
@@ -310,7 +311,7 @@ def test_only_so_many_roll_backs(tmp_path: Path, data: PreparedData) -> None:
 
 
 def test_where_a_run_goes_back_to(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when a damaged checkpoint is gone back to, one from within the trouble though an older one is there, or
+    """Breaks when a damaged checkpoint is gone back to, one from within the divergence though an older one is there, or
     the run is rolled back to nothing."""
     config = tiny_config("training.steps=5", *BACK, "training.keep_checkpoints=9")
     go(tmp_path, config, data)
@@ -318,11 +319,11 @@ def test_where_a_run_goes_back_to(tmp_path: Path, data: PreparedData) -> None:
     for since, expected in ((5, 4), (4, 2), (1, 1)):
         run = tiny_run(tmp_path, config, data)
         resume(run)
-        recover(run, RunLog(tmp_path, 5, 5, 8, lambda values, step: None), Trouble("saturation", "it", {}, 5, since))
+        recover(run, RunLog(tmp_path, 5, 5, 8, lambda values, step: None), Divergence("saturation", "it", {}, 5, since))
         assert run.progress.step == expected
         assert read_json(tmp_path / "checkpoints" / f"{expected:08d}" / "state.json")["rollbacks"] > 0
     with pytest.raises(UserError, match="no whole checkpoint to go back to; stopped"):
-        go(tmp_path / "none", tiny_config("sentinel.action=rollback", "loss.r1=1e30"), data)
+        go(tmp_path / "none", tiny_config("divergence.action=rollback", "loss.r1=1e30"), data)
 
 
 def test_draws_after_a_roll_back_are_others(data: PreparedData) -> None:
@@ -339,20 +340,20 @@ def test_draws_after_a_roll_back_are_others(data: PreparedData) -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        (["sentinel.worse.fid=2"], "sentinel.worse: fid is not scored in training"),
-        (["sentinel.worse.kid=2"], "sentinel.worse.kid"),
-        (["sentinel.worse.fid=0.5", "evaluate.every=1", "evaluate.metrics=[fid]"], "greater than 1"),
+        (["divergence.worse.fid=2"], "divergence.worse: fid is not scored in training"),
+        (["divergence.worse.kid=2"], "divergence.worse.kid"),
+        (["divergence.worse.fid=0.5", "evaluate.every=1", "evaluate.metrics=[fid]"], "greater than 1"),
         (
-            ["sentinel.worse.fid=2", "evaluate.every=1", "evaluate.metrics=[fid]", "sentinel.action=rollback"],
+            ["divergence.worse.fid=2", "evaluate.every=1", "evaluate.metrics=[fid]", "divergence.action=rollback"],
             "needs evaluate.best",
         ),
-        (["sentinel.saturation=0.1", "loss.name=wasserstein"], "has no floor"),
-        (["sentinel.spread=0.1", "training.samples_per_class=1"], "must be above 1"),
-        (["sentinel.rate=0"], "sentinel.rate: input should be greater than 0"),
+        (["divergence.saturation=0.1", "loss.name=wasserstein"], "has no floor"),
+        (["divergence.spread=0.1", "training.samples_per_class=1"], "must be above 1"),
+        (["divergence.rate=0"], "divergence.rate: input should be greater than 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: list[str], problem: str) -> None:
-    """Breaks when the sentinel is asked for what it can never see and says nothing."""
+    """Breaks when divergence detection is asked for what it can never see and says nothing."""
     with pytest.raises(UserError, match=problem):
         tiny_config(*settings)
 
@@ -361,8 +362,8 @@ def test_the_command_stops_and_starts_again(
     tmp_path: Path, data: PreparedData, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Breaks when a stopped run gives another code, is taken for a foreign folder, forgets what stopped it before, or
-    may not go on with another sentinel."""
-    config = write_config(tmp_path / "config.yaml", data, sentinel={"spread": 0.9}, training={
+    may not go on with another divergence."""
+    config = write_config(tmp_path / "config.yaml", data, divergence={"spread": 0.9}, training={
         "steps": 3, "batch_size": 8, "device": "cpu", "trackers": [], "sample_every": 2, "checkpoint_every": 9,
         "log_every": 1, "samples_per_class": 2,
     })  # fmt: skip
@@ -371,7 +372,7 @@ def test_the_command_stops_and_starts_again(
         assert "all alike" in capfd.readouterr().err
         assert len(list(tmp_path.glob("run/abandoned/stopped-*.json"))) == count
         assert read_json(tmp_path / "run" / "stopped.json")["step"] == 2
-    assert command(config, tmp_path / "run", "--set", "sentinel.spread=null") == 0
+    assert command(config, tmp_path / "run", "--set", "divergence.spread=null") == 0
     assert not (tmp_path / "run" / "stopped.json").exists()
     assert len(list(tmp_path.glob("run/abandoned/stopped-*.json"))) == 2
 
@@ -390,7 +391,7 @@ def test_two_processes_go_back_together(tmp_path: Path, data: PreparedData) -> N
     config = write_config(tmp_path / "config.yaml", data, training={
         "steps": 9, "batch_size": 8, "device": "cpu", "trackers": [], "sample_every": 3, "checkpoint_every": 2,
         "log_every": 1, "samples_per_class": 2,
-    }, sentinel={"spread": 0.9, "action": "rollback", "times": 2})  # fmt: skip
+    }, divergence={"spread": 0.9, "action": "rollback", "times": 2})  # fmt: skip
     with launch(config, tmp_path / "run") as process:
         _, said = process.communicate(timeout=120)
     assert process.returncode != 0
@@ -398,3 +399,8 @@ def test_two_processes_go_back_together(tmp_path: Path, data: PreparedData) -> N
     assert said.count("at step 3 after 2 roll-backs; stopped") == 1
     assert "sagan/" not in said  # no traceback of ours
     assert read_json(tmp_path / "run" / "stopped.json")["rollbacks"] == 2
+
+
+def test_the_old_name_of_the_settings_still_works() -> None:
+    config = load_config(None, ["sentinel.times=2", "divergence.rate=0.25"])
+    assert (config.divergence.times, config.divergence.rate) == (2, 0.25)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from common import peak_mib
-from test_two_processes import train_in_two
+from processes import train_in_two
 from tiny import assert_same_bits, log_of, one_process, tiny_batches, tiny_config, tiny_gan, write_config
 from torch import Tensor, nn
 

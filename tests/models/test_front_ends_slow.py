@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from front_ends import FRONT_ENDS, front_end_config
-from test_two_processes import RATES, assert_same_losses, train_in_two
+from processes import RATES, assert_same_losses, train_in_two
 from tiny import one_process, tiny_batches, tiny_gan, train_tiny, write_config
 
 from sagan.data.dataset import PreparedData

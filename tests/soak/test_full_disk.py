@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from forked import start
+from processes import start
 from tiny import TINY, files_of, log_of
 
 from sagan.data.dataset import PreparedData

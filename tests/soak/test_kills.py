@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from forked import start
+from processes import start
 from safetensors.torch import load_file
 from tiny import TINY, files_of, log_of
 

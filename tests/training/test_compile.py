@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from test_two_processes import RATES, assert_same_losses, launch
+from processes import RATES, assert_same_losses, launch
 from tiny import log_of, one_process, tiny_batches, tiny_config, tiny_gan, tiny_run, train_tiny, write_config
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import launch
 from safetensors.torch import load_file
-from test_two_processes import launch
 from tiny import files_of, log_of, tiny_config, tiny_run, train_tiny, write_config
 from torch import Tensor, nn
 

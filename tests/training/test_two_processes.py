@@ -1,71 +1,30 @@
 """Two real processes (torchrun, gloo, CPU) against one: the same losses at the same global batch."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from processes import RATES, assert_same_losses, fork_two, launch, train_in_two, wait_for
 from safetensors.torch import load_file
 from tiny import files_of, log_of, tiny_config, train_tiny, write_config
 
 from sagan.data.dataset import PreparedData
 from sagan.runs.checkpoint import newest_whole_checkpoint
 
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # and nothing that tells Accelerate where
-# The default rates: at 1e-3 and 2e-3 differences of rounding grow to 1e-3 of a loss within three steps.
-RATES = {"generator": {"lr": 1e-4}, "discriminator": {"lr": 4e-4}}
-SYNCHRONISED = {"generator": {"sync_norm": True}, "training": {"steps": 4}, "optim": RATES}
-
-
+SYNCHRONIZED = {"generator": {"sync_norm": True}, "training": {"steps": 4}, "optim": RATES}
 pytestmark = pytest.mark.usefixtures("alone")
-
-
-def launch(config: Path, out: Path, *overrides: str) -> subprocess.Popen[str]:
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py")]
-    changes = [part for override in overrides for part in ("--set", override)]
-    return subprocess.Popen(
-        [sys.executable, "-m", *torchrun, str(config), "--out", str(out), *changes],
-        env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def train_in_two(config: Path, out: Path, *overrides: str) -> str:
-    """Train to the end; returns stderr. Processes that wait for each other for ever are killed."""
-    with launch(config, out, *overrides) as process:
-        try:
-            _, said = process.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=60)
-            pytest.fail(f"the two processes hang: {said[-2000:]}")
-    assert process.returncode == 0, said[-4000:]
-    return said
-
-
-def assert_same_losses(found: Path, expected: Path, rel: float) -> None:
-    """Losses, logits and gradient norms of every logged step, to a relative tolerance."""
-    assert len(log_of(found)) == len(log_of(expected)) > 0
-    for here, there in zip(log_of(found), log_of(expected), strict=True):
-        assert here.keys() == there.keys()
-        for name in there:
-            if name.endswith(("_loss", "_logits", "_norm")) or name in ("r1", "step"):
-                assert here[name] == pytest.approx(there[name], rel=rel, abs=rel), (here["step"], name)
 
 
 def test_two_processes_are_one(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when a process draws, reads, normalises or reduces otherwise than its share of the one process's batch; or
     when the processes part over who saves the best checkpoint and wait for each other for ever."""
     scored = {"evaluate": {"every": 2, "num": 8, "metrics": ["coherence"], "best": "hue_agreement"}}
-    config = write_config(tmp_path / "config.yaml", data, **SYNCHRONISED, **scored)
-    said = train_in_two(config, tmp_path / "two")
-    assert said.count("step 4/4") == 1
+    config = write_config(tmp_path / "config.yaml", data, **SYNCHRONIZED, **scored)
+    assert fork_two(config, tmp_path / "two").count("step 4/4") == 1
     train_tiny(tmp_path / "one", tiny_config("generator.sync_norm=true", "training.steps=4", f"optim={RATES}"), data)
     assert_same_losses(tmp_path / "two", tmp_path / "one", rel=1e-4)
     assert {p.name for p in (tmp_path / "two" / "checkpoints").iterdir()} >= {"00000004"}
@@ -92,7 +51,7 @@ def test_processes_without_a_gpu_know_each_other(tmp_path: Path, data: PreparedD
 def test_micro_batches_of_two_processes_are_those_of_one(
     tmp_path: Path, data: PreparedData, settings: dict[str, dict]
 ) -> None:
-    """Breaks when gradients are reduced too early, too late or not at all: without synchronised batch norm, two
+    """Breaks when gradients are reduced too early, too late or not at all: without synchronized batch norm, two
     processes with two micro-batches each do what one with four does, for several steps of D."""
     settings = {**settings, "optim": {"d_steps": 2, "accumulation": 2, **RATES}, "training": {"steps": 3}}
     config = write_config(tmp_path / "config.yaml", data, **settings)
@@ -133,7 +92,7 @@ def test_bases_and_statistics_in_attention_are_those_of_one_process(tmp_path: Pa
 @pytest.mark.slow
 def test_two_processes_resume(tmp_path: Path, data: PreparedData) -> None:
     """Breaks when a process forgets or doubles something in the checkpoint that the main process wrote."""
-    config = write_config(tmp_path / "config.yaml", data, **SYNCHRONISED)
+    config = write_config(tmp_path / "config.yaml", data, **SYNCHRONIZED)
     train_in_two(config, tmp_path / "whole")
     train_in_two(config, tmp_path / "resumed", "training.steps=2")
     assert "resumed from step 2" in train_in_two(config, tmp_path / "resumed")
@@ -161,15 +120,6 @@ def test_a_signal_to_the_launcher_saves(tmp_path: Path, data: PreparedData, numb
     step = json.loads((checkpoint / "state.json").read_text())["step"]
     assert checkpoint.name == f"{step:08d}"
     assert f"at step {step}, saved; the same command goes on" in said
-
-
-def wait_for(process: subprocess.Popen[str], path: Path) -> None:
-    """Return when the running process has written `path`."""
-    deadline = time.monotonic() + 200
-    while not path.exists():
-        assert process.poll() is None, process.stderr and process.stderr.read()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.slow

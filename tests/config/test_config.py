@@ -8,7 +8,7 @@ from sagan.config.load import differences, load_config, replaced, shipped_config
 from sagan.config.schema import RESOLUTIONS, Config
 from sagan.utils.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def refusal(overrides: list[str], path: Path | None = None) -> str:

@@ -1,0 +1,5 @@
+"""`python -m sagan …` is `sagan …`."""
+
+from sagan.cli import main
+
+main()

@@ -43,8 +43,8 @@ def cross(dx: np.ndarray, dy: np.ndarray, radius: np.ndarray) -> np.ndarray:
 SHAPES: dict[str, Distance] = {"disc": disc, "square": square, "triangle": triangle, "cross": cross}
 
 
-def pixel_centres(resolution: int) -> np.ndarray:
-    """(R,) float32 coordinates of the pixel centres on one axis, in (0, 1)."""
+def pixel_centers(resolution: int) -> np.ndarray:
+    """(R,) float32 coordinates of the pixel centers on one axis, in (0, 1)."""
     return (np.arange(resolution, dtype=np.float32) + np.float32(0.5)) / np.float32(resolution)
 
 
@@ -76,7 +76,7 @@ def rgb_to_hue(rgb: np.ndarray) -> np.ndarray:
 CLASSES: tuple[str, ...] = tuple(SHAPES)
 RADII = (0.14, 0.20)  # of an object; its half width
 MARGIN = 0.045
-TALL = 1.15  # the farthest that a shape reaches up from its centre, in radii
+TALL = 1.15  # the farthest that a shape reaches up from its center, in radii
 SATURATION, VALUE = 0.85, 0.95  # of the objects
 LIGHTNESS = (0.15, 0.95)  # of the background
 SLOPE = 0.25  # largest change of lightness along the background's gradient
@@ -90,7 +90,7 @@ class Placement:
 
     label: int
     hue: float  # degrees, in [0, 360)
-    centres: tuple[tuple[float, float], tuple[float, float]]  # centroids (x, y) of the left and the right object
+    centers: tuple[tuple[float, float], tuple[float, float]]  # centroids (x, y) of the left and the right object
     radii: tuple[float, float]
 
 
@@ -100,7 +100,7 @@ class Scenes:
 
     labels: np.ndarray  # (N,) int64
     hues: np.ndarray  # (N,) float32
-    centres: np.ndarray  # (N, 2 objects, 2) float32, (x, y)
+    centers: np.ndarray  # (N, 2 objects, 2) float32, (x, y)
     radii: np.ndarray  # (N, 2 objects) float32
     backgrounds: np.ndarray  # (N, 2 ends, 3) float32, RGB
     slopes: np.ndarray  # (N, 2) float32, change along x and y of the place between the two ends
@@ -109,10 +109,10 @@ class Scenes:
         return Scenes(*(array[rows] for array in vars(self).values()))
 
     def placement(self, row: int) -> Placement:
-        left, right = self.centres[row].tolist()
+        left, right = self.centers[row].tolist()
         size_left, size_right = self.radii[row].tolist()
-        centres = (left[0], left[1]), (right[0], right[1])
-        return Placement(int(self.labels[row]), float(self.hues[row]), centres, (size_left, size_right))
+        centers = (left[0], left[1]), (right[0], right[1])
+        return Placement(int(self.labels[row]), float(self.hues[row]), centers, (size_left, size_right))
 
 
 def scenes(indices: range, seed: int = 0) -> Scenes:
@@ -129,7 +129,7 @@ def scenes(indices: range, seed: int = 0) -> Scenes:
     return Scenes(
         labels=np.array([index % len(CLASSES) for index in indices], np.int64),
         hues=np.minimum(360 * draws[:, 6], np.float32(359.99)),
-        centres=np.stack([x, y], axis=2),
+        centers=np.stack([x, y], axis=2),
         radii=radii,
         backgrounds=np.stack([first, second], axis=1)[:, :, None] + tints,
         slopes=_between(-1, 1, draws[:, 11:13]),
@@ -164,19 +164,19 @@ def render_many(count: int, resolution: int, seed: int = 0) -> tuple[np.ndarray,
 
 
 def object_masks(where: Placement, resolution: int) -> np.ndarray:
-    """The pixels whose centre lies on the left and on the right object: bool (2, R, R)."""
-    grid = pixel_centres(_checked(resolution))
+    """The pixels whose center lies on the left and on the right object: bool (2, R, R)."""
+    grid = pixel_centers(_checked(resolution))
     distance = SHAPES[CLASSES[where.label]]
     masks = [
         distance(grid[None, :] - np.float32(x), grid[:, None] - np.float32(y), np.array(radius, np.float32)) <= 0
-        for (x, y), radius in zip(where.centres, where.radii, strict=True)
+        for (x, y), radius in zip(where.centers, where.radii, strict=True)
     ]
     return np.stack(masks)
 
 
 def _draw(batch: Scenes, resolution: int) -> np.ndarray:
     """(N, R, R, 3) uint8: the background's gradient, then each object within its own half."""
-    grid = pixel_centres(resolution)
+    grid = pixel_centers(resolution)
     offset = grid - np.float32(0.5)
     slope_x, slope_y = batch.slopes[:, 0, None, None], batch.slopes[:, 1, None, None]
     place = np.clip(np.float32(0.5) + slope_x * offset[None, None, :] + slope_y * offset[None, :, None], 0, 1)
@@ -194,8 +194,8 @@ def _covered(batch: Scenes, side: int, xs: np.ndarray, ys: np.ndarray, resolutio
     covered = np.empty((len(batch.labels), len(ys), len(xs)), np.float32)
     for label, name in enumerate(CLASSES):
         rows = batch.labels == label
-        centres, radii = batch.centres[rows, side], batch.radii[rows, side, None, None]
-        dx, dy = xs[None, None, :] - centres[:, 0, None, None], ys[None, :, None] - centres[:, 1, None, None]
+        centers, radii = batch.centers[rows, side], batch.radii[rows, side, None, None]
+        dx, dy = xs[None, None, :] - centers[:, 0, None, None], ys[None, :, None] - centers[:, 1, None, None]
         covered[rows] = coverage(SHAPES[name](dx, dy, radii), resolution)
     return covered
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from sagan.data.shapes import CLASSES, SATURATION, SHAPES, VALUE, coverage, pixel_centres, rgb_to_hue, scenes
+from sagan.data.shapes import CLASSES, SATURATION, SHAPES, VALUE, coverage, pixel_centers, rgb_to_hue, scenes
 from sagan.utils.errors import UserError
 
 WORKING_RESOLUTION = 64  # larger images are averaged down to this
@@ -30,7 +30,7 @@ class Objects:
     """All objects of a batch of images, ordered by image, then from left to right (M objects)."""
 
     image: np.ndarray  # (M,) int64: which image
-    centre: np.ndarray  # (M, 2): centroid (x, y), fractions of the image side from the upper left corner
+    center: np.ndarray  # (M, 2): centroid (x, y), fractions of the image side from the upper left corner
     area: np.ndarray  # (M,): fraction of the image
     hue: np.ndarray  # (M,): degrees in [0, 360)
     scores: np.ndarray  # (M, classes): overlap with the best template of each class, 1 for the same
@@ -76,17 +76,17 @@ def _find(images: np.ndarray, first: int) -> Objects:
     which, weight = labels.flat[place], covered.flat[place]
     image, y, x = np.unravel_index(place, labels.shape)
     mass = _sums(which, weight, count)
-    centre = np.stack([_sums(which, weight * (axis + 0.5), count) / mass for axis in (x, y)], axis=1)
+    center = np.stack([_sums(which, weight * (axis + 0.5), count) / mass for axis in (x, y)], axis=1)
     owner = np.zeros(count, np.int64)
     owner[which - 1] = image
     objects = Objects(
         image=owner + first,
-        centre=centre / side,
+        center=center / side,
         area=mass / side**2,
         hue=rgb_to_hue(colours),
-        scores=_overlaps(covered, labels, owner, centre, mass),
+        scores=_overlaps(covered, labels, owner, center, mass),
     )
-    return objects[np.lexsort((objects.centre[:, 0], objects.image))]
+    return objects[np.lexsort((objects.center[:, 0], objects.image))]
 
 
 def _reduce(images: np.ndarray) -> np.ndarray:
@@ -126,11 +126,11 @@ def _sums(which: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _overlaps(
-    covered: np.ndarray, labels: np.ndarray, owner: np.ndarray, centre: np.ndarray, mass: np.ndarray
+    covered: np.ndarray, labels: np.ndarray, owner: np.ndarray, center: np.ndarray, mass: np.ndarray
 ) -> np.ndarray:
     """(M, classes): overlap of each object with the best template of each class, placed on its centroid.
 
-    The overlap (Jaccard) of soft masks a, b is sum min(a, b) / sum max(a, b). `centre` (M, 2), `mass` (M,): in pixels.
+    The overlap (Jaccard) of soft masks a, b is sum min(a, b) / sum max(a, b). `center` (M, 2), `mass` (M,): in pixels.
     """
     side = covered.shape[1]
     half = round(WINDOW * side / 2)
@@ -139,11 +139,11 @@ def _overlaps(
     reach = np.arange(2 * half)
     for start in range(0, len(owner), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(owner)))
-        x, y = (np.floor(centre[rows, axis, None]).astype(np.int64) + reach for axis in (0, 1))  # in the padded image
+        x, y = (np.floor(center[rows, axis, None]).astype(np.int64) + reach for axis in (0, 1))  # in the padded image
         window = owner[rows, None, None], y[:, :, None], x[:, None, :]
         masks = np.where(labels[window] == rows[:, None, None] + 1, covered[window], 0)
-        dx = (x - half + 0.5 - centre[rows, 0, None]).astype(np.float32)[:, None, :]
-        dy = (y - half + 0.5 - centre[rows, 1, None]).astype(np.float32)[:, :, None]
+        dx = (x - half + 0.5 - center[rows, 0, None]).astype(np.float32)[:, None, :]
+        dy = (y - half + 0.5 - center[rows, 1, None]).astype(np.float32)[:, :, None]
         for label, area in enumerate(_unit_areas()):
             for scale in TEMPLATE_SCALES:
                 radius = (scale * np.sqrt(mass[rows] / area)).astype(np.float32)[:, None, None]
@@ -167,7 +167,7 @@ def _templates(label: int, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray, s
 
 def _unit_areas() -> list[float]:
     """The area of each shape of radius 1."""
-    grid = (pixel_centres(64) - np.float32(0.5)) * np.float32(2.5)
+    grid = (pixel_centers(64) - np.float32(0.5)) * np.float32(2.5)
     drawn = (
         coverage(distance(grid[None], grid[:, None], np.ones(1, np.float32)), 64, 2.5) for distance in SHAPES.values()
     )
@@ -234,7 +234,7 @@ def coherence(images: np.ndarray, labels: np.ndarray | None = None, reference: R
     shape_agreement = float((shapes[:, 0] == shapes[:, 1]).mean())
     distances = [
         _distance(_hue_counts(pairs.hue), reference.hues, len(chosen), reference.objects),
-        _distance(_position_counts(pairs.centre), reference.positions, len(pairs.hue), reference.objects),
+        _distance(_position_counts(pairs.center), reference.positions, len(pairs.hue), reference.objects),
         _distance(_class_counts(pairs.shape), reference.classes, len(chosen), reference.objects),
     ]
     above_chance = max(0.0, (shape_agreement - 1 / len(CLASSES)) / (1 - 1 / len(CLASSES)))
@@ -261,9 +261,9 @@ def clear_pairs(objects: Objects) -> tuple[np.ndarray, Objects]:
 @lru_cache
 def data_reference() -> Reference:
     """The data's histograms: hue and class are uniform by definition, positions are counted over many scenes."""
-    centres = scenes(range(REFERENCE_SCENES)).centres.reshape(-1, 2)
-    positions = _position_counts(centres) / len(centres)
-    return Reference(np.full(HUE_BINS, 1 / HUE_BINS), positions, np.full(len(CLASSES), 1 / len(CLASSES)), len(centres))
+    centers = scenes(range(REFERENCE_SCENES)).centers.reshape(-1, 2)
+    positions = _position_counts(centers) / len(centers)
+    return Reference(np.full(HUE_BINS, 1 / HUE_BINS), positions, np.full(len(CLASSES), 1 / len(CLASSES)), len(centers))
 
 
 def _angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -291,8 +291,8 @@ def _hue_counts(hues: np.ndarray) -> np.ndarray:
     return np.bincount((hues * (HUE_BINS / 360)).astype(int) % HUE_BINS, minlength=HUE_BINS)
 
 
-def _position_counts(centres: np.ndarray) -> np.ndarray:
-    column, row = np.minimum((centres * (COLUMNS, ROWS)).astype(int), (COLUMNS - 1, ROWS - 1)).T
+def _position_counts(centers: np.ndarray) -> np.ndarray:
+    column, row = np.minimum((centers * (COLUMNS, ROWS)).astype(int), (COLUMNS - 1, ROWS - 1)).T
     return np.bincount(row * COLUMNS + column, minlength=ROWS * COLUMNS)
 
 

@@ -325,7 +325,7 @@ def partner_numbers(recording: Recording) -> dict[str, dict[str, float]]:
     masks = np.zeros((len(recording.images), 2, resolution, resolution), bool)
     for i, image in enumerate(which):
         for side, row in enumerate((2 * i, 2 * i + 1)):
-            masks[image, side] = object_mask(objects.shape[row], objects.centre[row], objects.area[row], resolution)
+            masks[image, side] = object_mask(objects.shape[row], objects.center[row], objects.area[row], resolution)
     return {
         name: {**asdict(m), "ratio_to_chance": m.mass / m.chance} for name, m in partner_mass(recording, masks).items()
     }

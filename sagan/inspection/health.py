@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sagan.attention import AttentionMap
 from sagan.attention.base import Observable, cells_of
-from sagan.data.shapes import SHAPES, pixel_centres
+from sagan.data.shapes import SHAPES, pixel_centers
 from sagan.inspection.record import (
     Recording,
     attention_modules,
@@ -184,9 +184,9 @@ def partner_mass(recording: Recording, masks: np.ndarray) -> dict[str, PartnerMa
 def object_mask(shape: int, center: np.ndarray, area: float, resolution: int) -> np.ndarray:
     """The pixels (R, R) bool of an object of `shapes`; centroid (x, y) and area are fractions of the image."""
     distance = list(SHAPES.values())[shape]
-    fine = 2.5 * (pixel_centres(FINE) - 0.5)  # a shape of radius 1 fits in
+    fine = 2.5 * (pixel_centers(FINE) - 0.5)  # a shape of radius 1 fits in
     unit_area = (distance(fine[None, :], fine[:, None], np.ones(1)) <= 0).mean() * 2.5**2
-    x, y = pixel_centres(resolution) - center[0], pixel_centres(resolution) - center[1]
+    x, y = pixel_centers(resolution) - center[0], pixel_centers(resolution) - center[1]
     return distance(x[None, :], y[:, None], np.sqrt([area / unit_area])) <= 0
 
 

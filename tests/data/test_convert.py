@@ -47,8 +47,8 @@ def test_reduction_is_antialiased(tmp_path: Path):
     assert 120 <= pixels.min() <= pixels.max() <= 136
 
 
-def test_crop_takes_the_centre_and_squash_all(tmp_path: Path):
-    """Breaks when the crop is off centre, or the two options are mixed up."""
+def test_crop_takes_the_center_and_squash_all(tmp_path: Path):
+    """Breaks when the crop is off center, or the two options are mixed up."""
     wide = np.zeros((64, 192, 3), np.uint8)
     wide[:, 64:128] = [0, 255, 0]
     Image.fromarray(wide).save(tmp_path / "a.png")

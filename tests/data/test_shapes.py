@@ -86,7 +86,7 @@ def test_masks_are_where_the_colour_is() -> None:
         coloured = chroma(image) > SATURATION * VALUE / 2
         wrong = coloured ^ masks.any(0)
         assert wrong.sum() < 0.05 * masks.sum()
-        for mask, (x, y), radius in zip(masks, where.centres, where.radii, strict=True):
+        for mask, (x, y), radius in zip(masks, where.centers, where.radii, strict=True):
             rows, columns = np.nonzero(mask)
             assert columns.mean() + 0.5 == pytest.approx(64 * x, abs=0.5)
             assert rows.mean() + 0.5 == pytest.approx(64 * y, abs=0.5)
@@ -130,10 +130,10 @@ def test_what_varies_spreads_over_its_whole_range() -> None:
     assert many.hues.min() >= 0
     assert many.hues.max() < 360
     assert np.allclose([many.radii.min(), many.radii.max()], RADII, atol=0.001)
-    heights = many.centres[:, :, 1]
+    heights = many.centers[:, :, 1]
     assert heights.min() < 0.25
     assert heights.max() > 0.75
-    assert many.centres[:, 0, 0].std() > 0.015
+    assert many.centers[:, 0, 0].std() > 0.015
     for left, right in ((heights[:, 0], heights[:, 1]), (many.radii[:, 0], many.radii[:, 1])):
         assert abs(np.corrcoef(left, right)[0, 1]) < 0.06
     hue_of_class = [many.hues[many.labels == label].mean() for label in range(len(CLASSES))]

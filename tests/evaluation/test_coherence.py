@@ -177,7 +177,7 @@ def test_objects_are_found_where_they_are(resolution: int) -> None:
     images, _ = render_many(100, resolution, seed=2)
     truth, found = scenes(range(100), seed=2), find_objects(images)
     assert found.image.tolist() == np.repeat(np.arange(100), 2).tolist()
-    assert np.abs(found.centre.reshape(-1, 2, 2) - truth.centres).max() < 0.01
+    assert np.abs(found.center.reshape(-1, 2, 2) - truth.centers).max() < 0.01
     assert np.abs((found.hue.reshape(-1, 2) - truth.hues[:, None] + 180) % 360 - 180).max() < 2
     assert np.array_equal(found.shape.reshape(-1, 2), np.stack([truth.labels] * 2, axis=1))
     assert found.scores.shape == (200, len(CLASSES))

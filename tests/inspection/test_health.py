@@ -43,8 +43,8 @@ def explicit_health(weights: Tensor, points: Tensor, size: tuple[int, int]) -> t
                             for i in range(strides[0])
                             for n in range(strides[1])
                         ]
-                        centre = [sum(c[axis] + 0.5 for c in covered) / len(covered) / size[axis] for axis in (0, 1)]
-                        d += p * math.dist(centre, ((row + 0.5) / size[0], (column + 0.5) / size[1]))
+                        center = [sum(c[axis] + 0.5 for c in covered) / len(covered) / size[axis] for axis in (0, 1)]
+                        d += p * math.dist(center, ((row + 0.5) / size[0], (column + 0.5) / size[1]))
                         local = sum(abs(r - row) <= 3 and abs(c - column) <= 3 for r, c in covered)
                         f += p * (1 - local / len(covered))
                 entropies.append(h / math.log(height * width))
@@ -234,6 +234,6 @@ def test_masks_from_segmentation_cover_the_rendered_objects(resolution: int) -> 
     which, found = clear_pairs(find_objects(images))
     assert len(which) == 40
     drawn = np.stack([object_masks(placement(i), resolution) for i in range(40)]).reshape(80, resolution, resolution)
-    masks = np.stack([object_mask(*row, resolution) for row in zip(found.shape, found.centre, found.area, strict=True)])
+    masks = np.stack([object_mask(*row, resolution) for row in zip(found.shape, found.center, found.area, strict=True)])
     overlap = (masks & drawn).sum((1, 2)) / (masks | drawn).sum((1, 2))
     assert overlap.mean() > 0.9

@@ -54,7 +54,7 @@ class Screen:
         return Screen(self.page, self.layers, self.data, layer, head)
 
     def place(self, image: int, cell: Cell) -> tuple[float, float]:
-        """(x, y) on the screen of a cell's centre."""
+        """(x, y) on the screen of a cell's center."""
         element = self.page.locator(".image").nth(image)
         element.scroll_into_view_if_needed()
         box = element.bounding_box()
@@ -312,7 +312,7 @@ def test_pins_keep_their_place_when_layer_and_head_change(screen: Screen) -> Non
     screen.leave()
     assert_close(screen.choose(0, 1).shown(1), screen.choose(0, 1).expected(1, [((4, 6), 0)], RESOLUTION))
     fine = screen.choose(1)
-    assert_close(fine.shown(1), fine.expected(1, [((9, 13), 0)], RESOLUTION))  # its centre: 4.5/16, 6.5/16
+    assert_close(fine.shown(1), fine.expected(1, [((9, 13), 0)], RESOLUTION))  # its center: 4.5/16, 6.5/16
     assert not fine.page.is_visible("#heads")
     coarse = screen.choose(2)
     assert_close(coarse.shown(1), coarse.expected(1, [((2, 3), 0)], RESOLUTION))

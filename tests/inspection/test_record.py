@@ -236,7 +236,7 @@ def test_salient_points_are_deterministic_ordered_and_do_not_depend_on_the_batch
     assert torch.equal(points[4:5], salient_points(images[4:5], 4, seed=7))
     assert not torch.equal(points, salient_points(images, 4, seed=8))
     assert (points[..., 1].diff(dim=1) >= 0).all()
-    assert torch.equal(pixel_points(cells_of(points, 32, 32), 32, 32), points)  # centres of pixels
+    assert torch.equal(pixel_points(cells_of(points, 32, 32), 32, 32), points)  # centers of pixels
 
 
 def test_salient_points_of_an_image_without_anything_are_spread() -> None:

@@ -75,10 +75,10 @@ const cubic = (t) => (t < 1 ? (1.5 * t - 2.5) * t * t + 1 : t < 2 ? ((-0.5 * t +
 function cubicKeys(side, keys) {
   const stretch = Math.max(keys / side, 1);
   return Array.from({ length: side }, (_, pixel) => {
-    const centre = ((pixel + 0.5) * keys) / side;
-    const first = Math.max(Math.floor(centre - 2 * stretch + 0.5), 0);
-    const end = Math.min(Math.floor(centre + 2 * stretch + 0.5), keys);
-    const weights = Array.from({ length: end - first }, (_, i) => cubic(Math.abs(first + i - centre + 0.5) / stretch));
+    const center = ((pixel + 0.5) * keys) / side;
+    const first = Math.max(Math.floor(center - 2 * stretch + 0.5), 0);
+    const end = Math.min(Math.floor(center + 2 * stretch + 0.5), keys);
+    const weights = Array.from({ length: end - first }, (_, i) => cubic(Math.abs(first + i - center + 0.5) / stretch));
     const sum = weights.reduce((a, b) => a + b, 0);
     return { first, weights: weights.map((weight) => weight / sum) };
   });

@@ -54,13 +54,13 @@ function listen(element, image) {
     if (Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) < REACH) togglePin(under(event));
   });
   element.addEventListener("keydown", (event) => pressKey(event, image));
-  element.addEventListener("focus", () => { if (element.matches(":focus-visible")) look(centreOf(image)); });
+  element.addEventListener("focus", () => { if (element.matches(":focus-visible")) look(centerOf(image)); });
   element.addEventListener("blur", () => { if (state.current?.image === image) look(null); });
 }
 
 function pressKey(event, image) {
   const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-  const current = state.current?.image === image ? state.current : centreOf(image);
+  const current = state.current?.image === image ? state.current : centerOf(image);
   if (move) look(pointAt(image, cellOf(current).map((at, axis) => at + move[axis])));
   else if (event.key === "Enter" || event.key === " ") togglePin(current);
   else return;

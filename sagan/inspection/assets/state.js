@@ -20,13 +20,13 @@ const withinCells = (cell) => cell.map((at, axis) => clamp(at, state.layer.size[
 const cellOf = ({ y, x }) => withinCells([y * state.layer.size[0], x * state.layer.size[1]]);
 const sameCell = (a, b) => a.image === b.image && cellOf(a).join() === cellOf(b).join();
 
-/** The point at the centre of a cell. */
+/** The point at the center of a cell. */
 function pointAt(image, cell) {
   const [y, x] = withinCells(cell).map((at, axis) => (at + 0.5) / state.layer.size[axis]);
   return { image, y, x };
 }
 
-const centreOf = (image) => pointAt(image, state.layer.size.map((cells) => cells / 2));
+const centerOf = (image) => pointAt(image, state.layer.size.map((cells) => cells / 2));
 
 /** null while its map is not inflated. */
 function attentionOf(point) {

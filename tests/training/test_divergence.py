@@ -14,8 +14,7 @@ from tiny import files_of, log_of, tiny_config, tiny_run, train_tiny, write_conf
 from torch import Tensor, nn
 
 from sagan.cli import main
-from sagan.config.load import Config
-from sagan.config.load import load_config
+from sagan.config.load import Config, load_config
 from sagan.config.schema import DivergenceSettings
 from sagan.data.dataset import PreparedData
 from sagan.models.generator import Generator

@@ -1,8 +1,7 @@
-"""A user's mistake is one clear message, exit code 2, nothing half-written; docs/troubleshooting.md knows them all."""
+"""A user's mistake is one clear message, exit code 2, nothing half-written."""
 
 import fcntl
 import io
-import re
 import resource
 import shlex
 import shutil
@@ -24,14 +23,12 @@ from bad_input_mechanisms import MECHANISMS
 from bad_input_sampling import SAMPLING
 from bad_input_workspace import build_workspace
 from command_line import cut_off, sagan
-from troubleshooting import ELSEWHERE, NOWHERE, pattern, rows
 
 CASES = [
     *OTHER_CASES, *DATA, *SAMPLING, *EVALUATION, *MEASURING, *COMPARISON, *ATTENTION, *MECHANISMS, *ABLATION, *EXPORT,
     *FRONT_ENDS,
 ]  # fmt: skip
 MOST_LINES = 5
-TESTS = Path(__file__).parent
 Tree = dict[str, bytes | None]
 
 
@@ -99,16 +96,3 @@ def test_a_mistake_is_one_message_and_leaves_nothing(case: Case, outcomes: dict[
     assert code == 2
     assert len(message.splitlines()) <= MOST_LINES
     assert changed == [] or case.began
-
-
-def test_the_troubleshooting_table_matches_the_messages(outcomes: dict[Case, Outcome]) -> None:
-    """Every message has a row in docs/troubleshooting.md, and every row is a message that some case provokes."""
-    met: set[str] = set()
-    for case, outcome in outcomes.items():
-        explaining = [row for row in rows() if re.search(pattern(row), outcome.message)]
-        assert explaining, (case.command, outcome.message)
-        met.update(explaining)
-    assert sorted({*rows()} - {*ELSEWHERE, *NOWHERE} - met) == []
-    for row, (test, words) in ELSEWHERE.items():
-        assert words in row
-        assert words in (TESTS / test).read_text()

@@ -85,7 +85,7 @@ SOURCES = [
     evaluate("run_no_snapshot", "run_no_snapshot/snapshots: no snapshot yet"),
     evaluate("run_cut_checkpoint --modes", "run_cut_checkpoint: this run has no whole checkpoint"),
     evaluate(f"run_cut_checkpoint/checkpoints/{2:08d}", "damaged checkpoint, generator.safetensors"),
-    evaluate("run_not_resolved --modes", "says nothing of data.num_classes, so it is not that of a run"),
+    evaluate("run_not_resolved --modes", "says nothing of data.num_classes"),
     evaluate("snapshot_truncated", "missing, damaged, or not a safetensors file"),
 ]
 

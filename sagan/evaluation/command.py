@@ -31,7 +31,8 @@ from sagan.evaluation.fid import save_statistics
 from sagan.evaluation.registry import DIRECTION, MANIFOLD, METRICS, Networks, parse_metrics
 from sagan.evaluation.result import EvaluationResult, over_repeats
 from sagan.models.generator import Generator
-from sagan.runs.checkpoint import load_generators, require_whole_checkpoint, verify_checkpoint, with_standing_statistics
+from sagan.models.inference import with_standing_statistics
+from sagan.runs.checkpoint import load_generators, require_whole_checkpoint, verify_checkpoint
 from sagan.runs.snapshot import load_snapshot, newest_snapshot
 from sagan.sampling.sampler import pick_device, processes
 from sagan.utils.errors import UserError

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan.layers.normalization import ConditionalBatchNorm, Normalization
+from sagan.layers.normalization import ConditionalBatchNorm, HeldState, Normalization
 from sagan.layers.resampling import fold_upsampling
+from sagan.layers.spectral_norm import SpectralNorm
 from sagan.models.blocks import GeneratorBlock
 from sagan.models.generator import Generator
+from sagan.utils.random import torch_generator
 
 
 @torch.no_grad()
@@ -83,3 +85,25 @@ class FusedNorm(nn.Module):
 
 def _norm(norm: Normalization, in_place: bool = False) -> nn.Module:
     return FusedNorm(norm, in_place) if isinstance(norm, ConditionalBatchNorm) else norm
+
+
+@torch.no_grad()
+def with_standing_statistics(generator: Generator, batches: int = 64, batch_size: int = 64) -> Generator:
+    """A copy whose batch-norm statistics are means over batches of samples (BigGAN, arXiv:1809.11096)."""
+    network = copy.deepcopy(generator).train()
+    device, classes = next(network.parameters()).device, network.num_classes
+    rng = torch_generator(0, "standing statistics")
+    norms = [module for module in network.modules() if isinstance(module, Normalization)]
+    momenta = [norm.momentum for norm in norms]
+    for module in network.modules():
+        if isinstance(module, HeldState) and not isinstance(module, Normalization | SpectralNorm):
+            module.held = True  # bases of EM attention are not statistics of samples
+    for batch in range(batches):
+        for norm in norms:
+            norm.momentum = 1 / (batch + 1)  # so that running statistics are the mean over batches
+        z = torch.randn(batch_size, network.z_dim, generator=rng)
+        labels = (torch.arange(batch_size) + batch * batch_size) % classes if classes else None
+        network(z.to(device), None if labels is None else labels.to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.eval()

@@ -1,6 +1,5 @@
-"""Checkpoints: everything a run needs to go on, as safetensors and JSON under checksums, whole or absent."""
+"""Checkpoints: the resumable state of a run, as safetensors and JSON with checksums, written atomically."""
 
-import copy
 import hashlib
 import json
 import shutil
@@ -13,15 +12,13 @@ from torch import Tensor
 
 from sagan.config.load import load_config
 from sagan.config.schema import Config
-from sagan.layers.normalization import HeldState, Normalization
-from sagan.layers.spectral_norm import SpectralNorm, refresh_spectral_norm
+from sagan.layers.spectral_norm import refresh_spectral_norm
 from sagan.models.discriminator import Discriminator
 from sagan.models.gan import GAN
 from sagan.models.generator import Generator, build_discriminator, build_generator, remove_spectral_norm
 from sagan.models.hub import load_exactly, read_tensors, save_tensors
 from sagan.utils.errors import UserError
 from sagan.utils.io import TEMPORARY, atomic_folder, read_json, remove_folder, sha256, write_json
-from sagan.utils.random import torch_generator
 
 STATE = "state.json"
 NETWORKS = {"generator": "generator", "discriminator": "discriminator", "average": "ema"}  # file -> attribute of GAN
@@ -30,12 +27,16 @@ OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `best` is the best score so far, of `best_step`; `stale` scores since were no better.
+    """Progress of a run.
 
-    For divergence detection: the number of rollbacks, the factor they left on the learning rates, the first step of the
-    current saturation of the discriminator, the best value of each watched score.
-
-    `scored`: what the scores are that `best` and `records` compare. `processes`: how many wrote it.
+    Attributes:
+        best, best_step: the best score so far and its step; stale: how many later scores were not better.
+        scaler: state of the fp16 loss scaler.
+        rollbacks, rate: number of rollbacks after divergence, and the resulting factor of the learning rates.
+        saturated_since: first step of the current saturation of the discriminator.
+        records: best value of each score that the divergence monitor watches.
+        scored: identifies what `best` and `records` compare.
+        processes: how many processes wrote the checkpoint.
     """
 
     step: int
@@ -68,7 +69,7 @@ def save_checkpoint(folder: Path, gan: GAN, progress: Progress) -> None:
 
 
 def load_checkpoint(folder: Path, gan: GAN) -> Progress:
-    """Load a checkpoint into networks and optimisers. UserError when it is damaged or of another architecture."""
+    """Load a checkpoint into networks and optimizers. Raises UserError if it is damaged or of another architecture."""
     state = verify_checkpoint(folder)
     for name, attribute in NETWORKS.items():
         load_exactly(getattr(gan, attribute), read_tensors(folder / f"{name}.safetensors"), f"{folder}/{name}")
@@ -83,25 +84,25 @@ def load_checkpoint(folder: Path, gan: GAN) -> Progress:
 
 
 def progress_of(state: dict[str, Any]) -> Progress:
-    """The progress that a verified state.json tells of; what older checkpoints lack has its default."""
+    """The progress in a verified state.json; fields that older checkpoints lack get their defaults."""
     return Progress(**{entry.name: state[entry.name] for entry in fields(Progress) if entry.name in state})
 
 
 def mark_checkpoint(folder: Path, progress: Progress) -> None:
-    """Replace the progress in a checkpoint's state.json, in one rename; its tensors stay as they are."""
+    """Replace the progress in the state.json of a checkpoint, atomically; its tensors are unchanged."""
     state = {**verify_checkpoint(folder), **asdict(progress)}
     write_json(folder / STATE, {**state, "state_sha256": _digest(state)})
 
 
 def verify_checkpoint(folder: Path) -> dict[str, Any]:
-    """The content of state.json when every file is there with its checksum; else UserError."""
+    """Read state.json. Raises UserError unless every file is there and has its checksum."""
     if not (folder / STATE).is_file():
         raise UserError(f"{folder}: damaged checkpoint, {STATE} is missing")
     state = read_json(folder / STATE)
     if not isinstance(state, dict) or state.get("state_sha256") != _digest(state):
         raise UserError(f"{folder}: damaged checkpoint, {STATE} does not have the SHA-256 it was written with")
     if not {"step", "best_step", "param_groups", "sha256"} <= state.keys() or not isinstance(state["sha256"], dict):
-        raise UserError(f"{folder}: damaged checkpoint, {STATE} does not say what a checkpoint's says")
+        raise UserError(f"{folder}: damaged checkpoint, {STATE} is not that of a checkpoint")
     for name, expected in state["sha256"].items():
         path = folder / name
         if path.parent != folder or not path.is_file():
@@ -118,20 +119,19 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def newest_whole_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with the newer ones."""
+    """The newest undamaged checkpoint, and what is wrong with newer ones."""
     problems = []
     for folder in reversed(list_checkpoints(run)):
         try:
             verify_checkpoint(folder)
+            return folder, problems
         except UserError as error:
             problems.append(str(error))
-        else:
-            return folder, problems
     return None, problems
 
 
 def require_whole_checkpoint(run: Path) -> Path:
-    """The newest whole checkpoint of a run; UserError, which says what is wrong with the others, without any."""
+    """The newest undamaged checkpoint of a run. Raises UserError, with the problems found, if there is none."""
     checkpoint, problems = newest_whole_checkpoint(run)
     if checkpoint is None:
         raise UserError(f"{run}: this run has no whole checkpoint {'; '.join(problems)}".strip())
@@ -139,9 +139,9 @@ def require_whole_checkpoint(run: Path) -> Path:
 
 
 def prune_checkpoints(run: Path, keep: int, progress: Progress) -> None:
-    """Remove all but the newest `keep` and the best; and what killed runs left half-written.
+    """Remove all checkpoints but the newest `keep` and the best, and incomplete ones of interrupted processes.
 
-    Checkpoints after the run's step go too: they are damaged, for the run passed over them when it went on.
+    Checkpoints after the current step are removed too: they are damaged, since the run resumed from an earlier one.
     """
     folders = list_checkpoints(run)
     abandoned = [folder for folder in folders if int(folder.name) > progress.step]
@@ -153,19 +153,18 @@ def prune_checkpoints(run: Path, keep: int, progress: Progress) -> None:
 
 
 def _digest(state: dict[str, Any]) -> str:
-    """SHA-256 of everything else that state.json says."""
+    """SHA-256 of all other entries of state.json."""
     rest = {name: value for name, value in state.items() if name != "state_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-WEIGHTS = {"averaged": "average", "raw": "generator"}  # by the names of a checkpoint's files
-STANDING_BATCHES, STANDING_BATCH = 64, 64
+WEIGHTS = {"averaged": "average", "raw": "generator"}  # kind -> file
 
 
 def load_generators(checkpoint: Path) -> dict[str, Generator]:
-    """The "averaged" and the "raw" generator of a checkpoint of a run, as a snapshot would hold them.
+    """The "averaged" and the "raw" generator of a checkpoint, as in a snapshot.
 
-    UserError when the checkpoint is damaged or does not lie in a run.
+    Raises UserError if the checkpoint is damaged or not in the folder of a run.
     """
     verify_checkpoint(checkpoint)
     config, classes, names = _of_run(checkpoint)
@@ -180,7 +179,7 @@ def load_generators(checkpoint: Path) -> dict[str, Generator]:
 
 
 def load_discriminator(checkpoint: Path) -> Discriminator:
-    """The discriminator of a checkpoint of a run, in eval mode. UserError as for `load_generators`."""
+    """The discriminator of a checkpoint, in eval mode. Raises UserError as `load_generators` does."""
     verify_checkpoint(checkpoint)
     config, classes, _ = _of_run(checkpoint)
     discriminator = build_discriminator(config, classes)
@@ -190,34 +189,12 @@ def load_discriminator(checkpoint: Path) -> Discriminator:
 
 
 def _of_run(checkpoint: Path) -> tuple[Config, int, tuple[str, ...]]:
-    """Config, number of classes and their names of the run in which a checkpoint lies."""
+    """Config, number of classes and class names of the run that a checkpoint belongs to."""
     run = checkpoint.resolve().parent.parent
     config = load_config(run / "config.yaml")
     about = read_json(run / "run.json") if (run / "run.json").is_file() else {}
     if config.data.num_classes is None:
-        raise UserError(f"{run / 'config.yaml'}: says nothing of data.num_classes, so it is not that of a run")
+        raise UserError(f"{run / 'config.yaml'}: data.num_classes is not set, so it is not that of a run")
     if not isinstance(about, dict):
         raise UserError(f"{run / 'run.json'}: not the record of a run; restore it, or remove it")
     return config, config.data.num_classes, tuple(about.get("class_names", ())) if config.data.num_classes else ()
-
-
-@torch.no_grad()
-def with_standing_statistics(generator: Generator) -> Generator:
-    """A copy whose batch-norm statistics are means over 64 batches of 64 samples (BigGAN, arXiv:1809.11096)."""
-    network = copy.deepcopy(generator).train()
-    device = next(network.parameters()).device
-    rng = torch_generator(0, "standing statistics")
-    norms = [module for module in network.modules() if isinstance(module, Normalization)]
-    for module in network.modules():
-        if isinstance(module, HeldState) and not isinstance(module, Normalization | SpectralNorm):
-            module.held = True  # bases are not statistics of samples
-    labels = torch.arange(STANDING_BATCH)
-    for batch in range(STANDING_BATCHES):
-        for norm in norms:
-            norm.momentum = 1 / (batch + 1)  # a plain mean of the batches
-        z = torch.randn(STANDING_BATCH, network.z_dim, generator=rng)
-        drawn = (labels + batch * STANDING_BATCH) % network.num_classes if network.num_classes else None
-        network(z.to(device), None if drawn is None else drawn.to(device))
-    for norm, original in zip(norms, (m for m in generator.modules() if isinstance(m, Normalization)), strict=True):
-        norm.momentum = original.momentum
-    return network.eval()

@@ -1,21 +1,20 @@
-"""A run's folder: made once, resumed by the same config, refused to another one and to a second process."""
+"""The folder of a run: created once, resumed with the same config, locked by one process."""
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from sagan.config.load import differences, load_config, replaced
 from sagan.config.schema import Config
 from sagan.utils.errors import UserError
-from sagan.utils.io import TEMPORARY, atomic_file, make_folder, read_json, write_json
+from sagan.utils.io import TEMPORARY, atomic_file, check_folder_place, make_folder, read_json, write_json
 
 CONFIG, ABOUT, LOCK = "config.yaml", "run.json", ".lock"
 BINDING = ("checkpoints", "snapshots")
-ORIGIN = "training.init_from"
 STOPPED, ROLLBACKS, ABANDONED = "stopped.json", "rollbacks.jsonl", "abandoned"
 OWN = (
     CONFIG, ABOUT, "log.jsonl", "metrics.jsonl", "samples", "tracking", STOPPED, ROLLBACKS, ABANDONED, *BINDING
@@ -28,34 +27,34 @@ HARMLESS = (
 
 
 def open_run(run: Path, config: Config, about: dict[str, Any]) -> None:
-    """Create a run's folder with its config.yaml and run.json, or check that both agree with what is there.
+    """Create the folder of a run with config.yaml and run.json, or check both against what is there.
 
-    The caller holds the run's lock: what a kill left half-written is removed.
+    The caller must hold the lock of the run: files that an interrupted process left incomplete are removed.
     """
     bound = check_run(run, config, about)
     make_folder(run)
-    _remove_partial(run)
-    if bound:
-        config = _with_origin(run, config)
-    else:
+    for folder in (run, *(run / kind for kind in ("samples", *BINDING))):
+        for path in folder.glob(f"{TEMPORARY}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    if not bound:
         write_json(run / ABOUT, about)
+    elif config.training.init_from is None:  # resuming does not repeat where the weights came from
+        origin = load_config(run / CONFIG).training.init_from
+        config = replaced(config, {"training": {"init_from": origin}})
     with atomic_file(run / CONFIG) as temporary:
         temporary.write_text(config.to_yaml())
 
 
 def check_run(run: Path, config: Config, about: dict[str, Any]) -> bool:
-    """Whether a run is there that this config and data would continue; writes nothing.
+    """Return whether the folder holds a run that this config and data would continue; writes nothing.
 
-    `about` must hold `content_hash` of the data. A run binds from its first checkpoint or snapshot on: UserError shows
-    every difference that would change results; and for a folder that holds something else.
+    `about` must hold `content_hash` of the data. A run is bound to its settings from its first checkpoint or snapshot
+    on. Raises UserError for settings that would change results, for other data, and for a folder of something else.
     """
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run}: is a file, a folder was expected")
-    nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
-    if not nearest.is_dir():
-        raise UserError(f"{run}: cannot be created, its parent is not a folder")
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"{run}: no permission to write in {nearest}")
+    check_folder_place(run)
     if not any((run / kind).exists() for kind in BINDING):
         others = [p.name for p in _entries(run) if not p.name.startswith(".") and p.name not in OWN]
         if others:
@@ -71,39 +70,28 @@ def check_run(run: Path, config: Config, about: dict[str, Any]) -> bool:
     return True
 
 
-def _entries(run: Path) -> list[Path]:
-    return list(run.iterdir()) if run.exists() else []
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.exists() else []
 
 
 def check_same_run(run: Path, config: Config) -> None:
-    """UserError with the differences when `config` would not continue the run that is in `run`."""
+    """Raise UserError with the differences if `config` would not continue the run."""
     found = load_config(run / CONFIG)
     changed = differences(found, config)
-    harmful = {
-        n: pair for n, pair in changed.items()
-        if not n.startswith(HARMLESS) and not _only_longer(n, found, config)
-        and not (n == ORIGIN and config.training.init_from is None)  # said once, at the first start
-    }  # fmt: skip
-    if harmful:
-        lines = [f"  {name}: {_short(old)} in the run, {_short(new)} now" for name, (old, new) in harmful.items()]
-        if len(lines) > 3:
-            lines = [*lines[:2], f"  and {len(lines) - 2} more"]
-        raise UserError(
-            "\n".join([f"{run}: was made with other settings; name a new folder with --out, or undo:", *lines])
-        )
-
-
-def final_snapshot(run: Path, steps: int) -> Path | None:
-    """The snapshot of the last step, when the run is finished: its checkpoint is there too, or all were removed."""
-    name, checkpoints = f"{steps:08d}", run / "checkpoints"
-    if not (run / "snapshots" / name).is_dir():
-        return None
-    removed = not any(place.name.isdigit() for place in _entries(checkpoints))
-    return run / "snapshots" / name if removed or (checkpoints / name).is_dir() else None
-
-
-def _only_longer(name: str, found: Config, config: Config) -> bool:
-    return name == "training.steps" and config.optim.decay == "none" and config.training.steps >= found.training.steps
+    if config.optim.decay == "none" and config.training.steps >= found.training.steps:
+        changed.pop("training.steps", None)
+    if config.training.init_from is None:
+        changed.pop("training.init_from", None)
+    lines = [
+        f"  {name}: {_short(old)} in the run, {_short(new)} now"
+        for name, (old, new) in changed.items()
+        if not name.startswith(HARMLESS)
+    ]
+    if len(lines) > 3:
+        lines[2:] = [f"  and {len(lines) - 2} more"]
+    if lines:
+        message = f"{run}: was made with other settings; name a new folder with --out, or undo:"
+        raise UserError("\n".join([message, *lines]))
 
 
 def _short(value: Any) -> str:
@@ -111,29 +99,30 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _with_origin(run: Path, config: Config) -> Config:
-    """The config with the weights that the run began from, where a command that goes on does not repeat them."""
-    origin = load_config(run / CONFIG).training.init_from
-    return config if config.training.init_from else replaced(config, {"training": {"init_from": origin}})
-
-
-def _remove_partial(run: Path) -> None:
-    for folder in (run, *(run / kind for kind in ("samples", *BINDING))):
-        for path in folder.glob(f"{TEMPORARY}*"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+def final_snapshot(run: Path, steps: int) -> Path | None:
+    """The snapshot of the last step of a finished run: its checkpoint is there too, or all were removed."""
+    name, checkpoints = f"{steps:08d}", run / "checkpoints"
+    removed = not any(place.name.isdigit() for place in _entries(checkpoints))
+    if (run / "snapshots" / name).is_dir() and (removed or (checkpoints / name).is_dir()):
+        return run / "snapshots" / name
+    return None
 
 
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Hold the run's folder for this process; UserError when another process holds it.
+    """Hold the folder of a run for this process. Raises UserError if another process holds it.
 
-    The folder is made where it is missing; one that we made and wrote nothing to is removed at the end.
+    Creates the folder if it is missing, and removes it at the end if nothing was written to it.
     """
-    made = not run.exists()
-    descriptor = _lock(run)
+    made, lock = not run.exists(), FileLock(run / LOCK)
+    while not lock.is_locked:
+        make_folder(run)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"{run}: another process is training in this folder") from None
+        except FileNotFoundError:  # another process, which wrote nothing, removed the folder
+            continue
     try:
         yield
     finally:
@@ -141,23 +130,4 @@ def lock_run(run: Path) -> Iterator[None]:
             (run / LOCK).unlink()
             with suppress(OSError):  # another process is about to lock it
                 run.rmdir()
-        os.close(descriptor)
-
-
-def _lock(run: Path) -> int:
-    """A descriptor of the locked file; the lock goes with it, or with its process, however that ends."""
-    while True:
-        make_folder(run)
-        try:
-            descriptor = os.open(run / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
-        except FileNotFoundError:  # the folder was removed by one that began nothing
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UserError(f"{run}: another process is training in this folder") from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(run / LOCK), os.fstat(descriptor)):
-                return descriptor
-        os.close(descriptor)
+        lock.release()

@@ -1,4 +1,4 @@
-"""Snapshots: the averaged generator as a folder that describes itself (config.json, model.safetensors)."""
+"""Snapshots: the averaged generator as a self-contained folder (config.json, model.safetensors)."""
 
 import hashlib
 import json
@@ -13,12 +13,13 @@ from sagan.utils.io import atomic_folder
 
 
 def load_snapshot(path_or_id: Path | str) -> Generator:
-    """The generator of a snapshot folder, of a run's newest snapshot, or of a Hub id: on the CPU, in eval mode.
+    """Load the generator of a snapshot folder, of the newest snapshot of a run, or of a Hub id.
 
-    Its maps are channels last, which is faster. UserError when there is none, when it is damaged or of another kind.
+    It is on the CPU, in eval mode and in channels-last format. Raises UserError if it is missing, damaged or of another
+    kind.
     """
     run = Path(path_or_id)
-    if not run.exists() and len(run.parts) > 1 and run.parent.is_dir():  # a slip of the pen, not worth asking the Hub
+    if not run.exists() and len(run.parts) > 1 and run.parent.is_dir():  # a typo, no Hub id
         raise UserError(f"{run}: no such snapshot or run in {run.parent}")
     generator = Generator.from_pretrained(newest_snapshot(run) if (run / "snapshots").is_dir() else path_or_id)
     generator.memory_format = torch.channels_last
@@ -26,7 +27,7 @@ def load_snapshot(path_or_id: Path | str) -> Generator:
 
 
 def snapshots(run: Path | str) -> list[Path]:
-    """The snapshots of a run folder, runs/NAME/snapshots/<8-digit step>, by step; UserError without any."""
+    """The snapshots of a run, NAME/snapshots/<8-digit step>, sorted by step. Raises UserError if there are none."""
     folder = Path(run) / "snapshots"
     steps = [path for path in folder.glob("*") if path.is_dir() and re.fullmatch("[0-9]{8}", path.name)]
     if not steps:
@@ -35,18 +36,18 @@ def snapshots(run: Path | str) -> list[Path]:
 
 
 def newest_snapshot(run: Path | str) -> Path:
-    """The snapshot of the highest step of a run folder; UserError without any."""
+    """The snapshot of the highest step of a run. Raises UserError if there are none."""
     return snapshots(run)[-1]
 
 
 def save_snapshot(generator: Generator, folder: Path | str) -> None:
-    """Write a snapshot, whole or not at all; equal generators give equal bytes. Spectral norm must be baked in."""
+    """Write a snapshot atomically; equal generators give equal bytes. Spectral norm must have been removed."""
     with atomic_folder(folder) as temporary:
         generator._save_pretrained(temporary)
 
 
 def fingerprint(generator: Generator) -> str:
-    """SHA-256, as hexadecimal digits, of everything that decides the generator's images: settings and tensors."""
+    """SHA-256 (hexadecimal) of all that determines the images of a generator: its settings and tensors."""
     digest = hashlib.sha256(json.dumps(generator.snapshot_config(), sort_keys=True).encode())
     for name, tensor in sorted(generator.state_dict().items()):
         digest.update(name.encode())

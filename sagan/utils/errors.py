@@ -1,4 +1,4 @@
-"""Errors of the user, each one message without a traceback."""
+"""Errors for the user: one message, no traceback."""
 
 import difflib
 import re
@@ -14,11 +14,10 @@ MOST_NAMES = 25
 
 
 class UserError(ValueError):
-    """A mistake of the user. The message says what is wrong, where, and how to fix it.
+    """An error the user can fix. The message states what is wrong, where, and how to fix it.
 
-    The command line prints only the message and exits with code 2. Any other exception is a bug and keeps its
-    traceback. Messages quote names and values from files that may be hostile, so control characters and broken
-    encodings are escaped and very long lines are shortened. Further lines begin with two spaces.
+    The command line prints only the message and exits with code 2; any other exception is a bug. Since messages quote
+    untrusted files, unprintable characters are escaped and long lines shortened. Further lines begin with two spaces.
     """
 
     def __init__(self, message: str) -> None:
@@ -26,16 +25,14 @@ class UserError(ValueError):
 
 
 def escaped(text: str) -> str:
-    """The text on one line, with unprintable characters escaped as in a Python string."""
-    if text.isprintable():
-        return text
+    """Escape unprintable characters as in a Python string."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def suggestion(name: str, known: Collection[str], prefix: str = "", otherwise: str = "") -> str:
-    """The end of a message on an unknown name: the nearest known one, or else the known names.
+    """A hint for an unknown name: the nearest known name, else `otherwise` or a list of the known names.
 
-    `prefix`: what comes before the nearest name, such as the group of a setting. `otherwise`: replaces the known names.
+    `prefix` is put before the nearest name, such as the group of a setting.
     """
     if near := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
         return f"did you mean {prefix}{near[0]}?"
@@ -46,11 +43,11 @@ def suggestion(name: str, known: Collection[str], prefix: str = "", otherwise: s
 
 
 def first_error(error: "ValidationError") -> str:
-    """The first finding of pydantic in one line: the field, what is wrong, and the wrong value."""
+    """The first error of pydantic as one line: the field, what is wrong, and the wrong value."""
     finding = error.errors()[0]
     where = "".join(f"{part}." for part in finding["loc"])[:-1][:100]
     reason = finding["msg"].removeprefix("Value error, ")
-    if finding["type"] != "value_error":  # a message of pydantic, not of our validators
+    if finding["type"] != "value_error":  # from pydantic, not from our validators
         reason = reason[:1].lower() + reason[1:]
         if finding["type"] != "missing":
             shown = repr(finding["input"])

@@ -1,4 +1,4 @@
-"""Images at the edges: float tensors to uint8, uint8 arrays to PNG, sheets and animations. Knows no networks."""
+"""Conversion to uint8, PNG files, image grids and animations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +17,18 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def to_uint8(images: "Tensor") -> "Tensor":
-    """Images (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3) on the same device: ⌊127.5·x + 128⌋, clamped to 0…255."""
+    """Convert images (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3) on the same device: ⌊127.5·x + 128⌋, clamped."""
     return (images.float() * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
 
 
 def save_png(path: Path | str, image: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) as PNG, whole or not at all. No metadata: equal images give equal bytes."""
+    """Write uint8 (H, W, 3) as a PNG atomically, without metadata: equal images give equal bytes."""
     with atomic_file(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
 def read_png(path: Path | str) -> np.ndarray:
-    """Read a PNG as uint8 (H, W, 3); a damaged one is a UserError that names it."""
+    """Read a PNG as uint8 (H, W, 3). Raises UserError if it is damaged."""
     try:
         with Image.open(path, formats=("PNG",)) as image:  # another decoder, such as EPS, may start programs
             return np.asarray(image.convert("RGB"))
@@ -37,12 +37,12 @@ def read_png(path: Path | str) -> np.ndarray:
 
 
 def enlarge(images: np.ndarray, scale: int) -> np.ndarray:
-    """Repeat every pixel of (N, H, W, 3) scale × scale times."""
+    """Enlarge (N, H, W, 3) by a whole factor, without interpolation."""
     return images.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
 def image_grid(images: np.ndarray, columns: int, scale: int = 1, border: int = 2) -> np.ndarray:
-    """Lay uint8 (N, H, W, 3) out row by row on white, `border` pixels apart -> (H', W', 3)."""
+    """Arrange uint8 (N, H, W, 3) row by row on white, `border` pixels apart: (H', W', 3)."""
     images = enlarge(images, scale)
     count, height, width = images.shape[:3]
     rows = -(-count // columns)
@@ -54,7 +54,7 @@ def image_grid(images: np.ndarray, columns: int, scale: int = 1, border: int = 2
 
 
 def name_rows(image: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Write one name before each of the equally high rows of a sheet: (H, W, 3) -> (H, margin + W, 3)."""
+    """Label the rows of a grid, which have equal heights, on the left: (H, W, 3) -> (H, margin + W, 3)."""
     row_height = image.shape[0] / len(names)
     font = ImageFont.load_default(size=min(max(0.4 * row_height, 9), 24))
     margin = int(max(font.getlength(name) for name in names)) + 8
@@ -67,7 +67,7 @@ def name_rows(image: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 def save_animation(path: Path | str, frames: np.ndarray, fps: int) -> None:
-    """Write uint8 frames (N, H, W, 3) as an endless .gif or as .mp4 (H.264), whole or not at all."""
+    """Write uint8 frames (N, H, W, 3) as a looping .gif or an .mp4 (H.264), atomically."""
     import imageio.v3 as imageio
 
     with atomic_file(path) as temporary:
@@ -76,4 +76,4 @@ def save_animation(path: Path | str, frames: np.ndarray, fps: int) -> None:
         elif temporary.suffix == ".mp4":
             imageio.imwrite(temporary, frames, plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)
         else:
-            raise UserError(f"{path}: an animation is .gif or .mp4")
+            raise UserError(f"{path}: an animation must be a .gif or .mp4 file")

@@ -1,51 +1,51 @@
-"""Progress of long work, on stderr: a live bar on a terminal, a plain line every few seconds when piped."""
+"""Progress on stderr: a bar on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import TypeVar
 
-from rich import progress as rich_progress
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Context manager that shows how far `total` pieces of work have come.
+    """Context manager that shows how many of `total` items are done.
 
         with Progress(total=len(files), description="reading") as progress:
             for group in groups_of(files):
                 progress.advance(len(group))
 
-    A terminal shows bar, rate and time left. Elsewhere a line is written every 5 s, and one at the end of work that
-    took longer and succeeded. Call it from one thread. `quiet` shows nothing: for all processes but the first.
+    A terminal shows a bar with rate and time left. Otherwise a line is printed every 5 s, and one at the end of
+    successful work that took longer. Call it from one thread. `quiet`: show nothing.
     """
 
     def __init__(self, total: int, description: str, quiet: bool = False) -> None:
         self.total, self.description, self.quiet, self.done = total, description, quiet, 0
-        self._bar = _bar() if sys.stderr.isatty() and not quiet else None
-        self._start = self._last_line = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty() and not quiet:
+            columns = BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}", TimeRemainingColumn()
+            self._bar = Bar("{task.description}", *columns, console=Console(stderr=True))
+            self._bar.add_task(description, total=total, rate="")
 
     def __enter__(self) -> "Progress":
         self._start = self._last_line = time.monotonic()
         if self._bar is not None:
-            self._bar.add_task(self.description, total=self.total, rate="")
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None and not self.quiet and self._elapsed() >= SECONDS_BETWEEN_LINES:
             print(f"{self.description}: {self.done} in {_seconds(self._elapsed())} ({self._rate()})", file=sys.stderr)
 
     def advance(self, n: int = 1) -> None:
-        """`n` more pieces are done."""
+        """Mark `n` more items as done."""
         self.done += n
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self.done, rate=self._rate())
@@ -64,23 +64,11 @@ class Progress:
 
 
 def track(items: Iterable[T], total: int, description: str) -> Iterator[T]:
-    """Yield from `items` and show the progress; an item counts as done when the next one is asked for."""
+    """Yield the items and show the progress; an item is done when the next one is requested."""
     with Progress(total, description) as progress:
         for item in items:
             yield item
             progress.advance()
-
-
-def _bar() -> rich_progress.Progress:
-    return rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn("{task.fields[rate]}"),
-        rich_progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=False,
-    )
 
 
 def _seconds(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""One source of randomness: generators keyed by (seed, purpose, index), the same on every process and machine."""
+"""Random generators keyed by (seed, purpose, index): the same on every process and machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def key(seed: int, purpose: str, *index: int) -> int:
-    """A 63-bit key; different purposes and indices give independent streams."""
+    """A 63-bit seed; different purposes and indices give independent streams."""
     text = f"{seed}/{purpose}/{'/'.join(map(str, index))}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def numpy_generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
-    """A NumPy generator (Philox, whose stream NumPy keeps across versions)."""
+    """A NumPy generator (Philox, whose stream is stable across versions of NumPy)."""
     return np.random.Generator(np.random.Philox(key(seed, purpose, *index)))
 
 

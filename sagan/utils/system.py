@@ -1,4 +1,4 @@
-"""Evaluation on several processes: each takes its share, the first one puts the answer together."""
+"""Process groups, memory and signals."""
 
 import resource
 import signal
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=12)  # the others wait while the first process computes what only it computes
+PATIENCE = timedelta(hours=12)  # others wait while rank 0 works alone
 
 
 def rank_and_count() -> tuple[int, int]:
@@ -23,7 +23,7 @@ def rank_and_count() -> tuple[int, int]:
 
 @contextmanager
 def process_group(world: int, device: torch.device) -> Iterator[None]:
-    """Join the `world` processes that torchrun started, unless they are joined already; nothing for one."""
+    """Join the `world` processes that torchrun started. Does nothing for one process or an existing group."""
     if world == 1 or dist.is_initialized():
         yield
         return
@@ -35,10 +35,7 @@ def process_group(world: int, device: torch.device) -> Iterator[None]:
 
 
 def gather_in_turn(parts: list[np.ndarray]) -> np.ndarray | None:
-    """Rows of all processes on the first one, (N, …), None on the others.
-
-    Part j of process r has place j·processes + r, as shares dealt out in turn have.
-    """
+    """Gather rows (N, …) of all processes on rank 0, None on the others. Part j of rank r has place j·processes + r."""
     rank, count = rank_and_count()
     if count == 1:
         return np.concatenate(parts)
@@ -50,7 +47,7 @@ def gather_in_turn(parts: list[np.ndarray]) -> np.ndarray | None:
 
 
 def from_first(value: T) -> T:
-    """The value of the first process, on every process."""
+    """Broadcast the value of rank 0."""
     if rank_and_count()[1] == 1:
         return value
     shared = [value]
@@ -58,17 +55,14 @@ def from_first(value: T) -> T:
     return shared[0]
 
 
-UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in which the peak is told
-
-
 def peak_resident_mib(usage: resource.struct_rusage) -> float:
-    """MiB that the process held at most."""
-    return usage.ru_maxrss * UNIT / 2**20
+    """Peak resident memory of a process, in MiB."""
+    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGUSR1 instead of dying of them; a second one of the same kind kills."""
+    """Collect SIGINT, SIGTERM and SIGUSR1 instead of terminating; a second one of the same kind terminates."""
     received: list[int] = []
 
     def note(number: int, _frame: Any) -> None:

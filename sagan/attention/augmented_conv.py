@@ -4,15 +4,14 @@ Differs from the paper: `heads` 0 ensures the paper's minimum of 20 key channels
 widening the keys; no batch norm; `pool` averages 2×2. The relative logits are exact, without any (N, N) tensor.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from math import gcd
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan.attention.base import AttentionModule, require
+from sagan.attention.base import AttentionModule, Size, require
 from sagan.attention.functional import dot_product_attention, feature_map, select_points, tokens
 from sagan.layers.precision import full_precision
 
@@ -33,25 +32,15 @@ class AugmentedConv(AttentionModule):
     which fix the map size. `pool`: attention on the 2×2 averaged map (a last odd row or column is not seen), its result
     upsampled bilinearly. Map of a query cell: its softmax row of each head; pooled, the bilinear mixture of the rows
     that it reads, on the pooled map.
-
-    Raises ValueError if the widths do not suit C or the heads, and, with tables, for a map of another size.
     """
 
-    places: ClassVar[tuple[str, ...]] = ("after", "branch", "conv")
-    map_kinds: Mapping[str, str] = {"attention": "softmax row"}
+    places = ("after", "branch", "conv")
+    map_kinds = {"attention": "softmax row"}
 
     def __init__(
-        self,
-        channels: int,
-        resolution: int | tuple[int, int],
-        *,
-        heads: int = 0,
-        key_ratio: float = 1 / 2,
-        value_ratio: float = 1 / 4,
-        relative: bool = True,
-        pool: bool = False,
-        gain: str = "scalar",
-    ):
+        self, channels: int, resolution: Size, *, heads: int = 0, key_ratio: float = 1 / 2,
+        value_ratio: float = 1 / 4, relative: bool = True, pool: bool = False, gain: str = "scalar",
+    ):  # fmt: skip
         super().__init__(channels, resolution, gain)
         keys, values = round(channels * key_ratio), round(channels * value_ratio)
         require(
@@ -59,22 +48,19 @@ class AugmentedConv(AttentionModule):
             f"augmented_conv: {keys} key and {values} value channels of {channels}; at least 1 each and at most "
             f"{channels} values; change key_ratio or value_ratio",
         )
-        self.heads = heads or _most_heads(keys, values)
-        require(
-            self.heads >= 1 and keys % self.heads == 0 and values % self.heads == 0,
-            f"augmented_conv: {heads} heads must divide its {keys} key and {values} value channels",
-        )
-        require(
-            not pool or min(self.resolution) >= 2, f"augmented_conv pools 2x2: a map of {self.resolution} is too small"
-        )
-        self.keys, self.values, self.pool = keys, values, pool
-        self.scale = (keys // self.heads) ** -0.5
+        enough = (n for n in range(8, 1, -1) if gcd(keys, values) % n == 0 and keys // n >= 20)
+        self.heads = heads or next(enough, 1)
+        fits = self.heads >= 1 and keys % self.heads == values % self.heads == 0
+        require(fits, f"augmented_conv: {heads} heads must divide its {keys} key and {values} value channels")
+        self.keys, self.values, self.pool, width = keys, values, pool, keys // self.heads
+        self.require_poolable(self.resolution)
+        self.scale, self.stride = width**-0.5, 2 if pool else 1
         self.conv = nn.Conv2d(channels, channels - values, 3, padding=1) if values < channels else None
         self.qkv = nn.Conv2d(channels, 2 * keys + values, 1)
         self.out = nn.Conv2d(values, values, 1)
-        rows, columns = self._attended_size(*self.resolution)
-        self.row_table = nn.Parameter(torch.empty(2 * rows - 1, keys // self.heads)) if relative else None
-        self.column_table = nn.Parameter(torch.empty(2 * columns - 1, keys // self.heads)) if relative else None
+        rows, columns = (side // self.stride for side in self.resolution)
+        self.row_table = nn.Parameter(torch.empty(2 * rows - 1, width)) if relative else None
+        self.column_table = nn.Parameter(torch.empty(2 * columns - 1, width)) if relative else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -84,7 +70,13 @@ class AugmentedConv(AttentionModule):
                 nn.init.normal_(table, std=self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self._projected(x)  # (B, dk, H', W'), (B, dk, H', W'), (B, dv, H', W')
+        if self.row_table is not None and tuple(x.shape[2:]) != self.resolution:
+            raise ValueError(
+                f"augmented_conv was built for maps of {self.resolution}, not {tuple(x.shape[2:])}: its relative "
+                "tables fix the size; relative false takes any"
+            )
+        seen = F.avg_pool2d(x, 2) if self.pool else x  # (B, C, H', W')
+        query, key, value = self.qkv(seen).split([self.keys, self.keys, self.values], dim=1)
         self.record("attention", lambda points: self._rows(query, key, points, x.shape), x.shape)
         attended = dot_product_attention(*self._extended(query, key), tokens(value, self.heads), self.scale)
         attended = self.out(feature_map(attended, *query.shape[2:]))  # (B, dv, H', W')
@@ -93,19 +85,7 @@ class AugmentedConv(AttentionModule):
         return self.blended(x, attended if self.conv is None else torch.cat([self.conv(x), attended], dim=1))
 
     def pairs(self, height: int, width: int) -> int:
-        rows, columns = self._attended_size(height, width)
-        return self.heads * (rows * columns) ** 2
-
-    def _attended_size(self, height: int, width: int) -> tuple[int, int]:
-        return (height // 2, width // 2) if self.pool else (height, width)
-
-    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
-        if self.row_table is not None and tuple(x.shape[2:]) != self.resolution:
-            raise ValueError(
-                f"augmented_conv was built for maps of {self.resolution}, not {tuple(x.shape[2:])}: its relative "
-                "tables fix the size; relative false takes any"
-            )
-        return self.qkv(F.avg_pool2d(x, 2) if self.pool else x).split([self.keys, self.keys, self.values], dim=1)
+        return self.heads * ((height // self.stride) * (width // self.stride)) ** 2
 
     def _extended(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of query and key, (B, h, N, d); with tables (B, h, N, d + W + H), as the class describes."""
@@ -144,12 +124,6 @@ class AugmentedConv(AttentionModule):
             return (self.scale * logits).flatten(3).softmax(dim=3).unflatten(3, (height, width))
 
 
-def _most_heads(keys: int, values: int) -> int:
-    """The most heads, up to 8, that divide both widths and have 20 key channels each; at least 1."""
-    common = gcd(keys, values)
-    return next((heads for heads in range(8, 1, -1) if common % heads == 0 and keys // heads >= 20), 1)
-
-
 def _differences(table: Tensor, length: int) -> Tensor:
     """Table of differences (2L - 1, d) -> (L, L, d): entry [query, key] belongs to key - query."""
     places = torch.arange(length, device=table.device)
@@ -159,20 +133,15 @@ def _differences(table: Tensor, length: int) -> Tensor:
 def _at(products: Tensor, places: Tensor, length: int) -> Tensor:
     """Products with a table (B, h, k, 2L - 1), query places (k,) or (B, k) -> those of keys 0…L-1, (B, h, k, L)."""
     index = torch.arange(length, device=places.device) - places[..., None] + length - 1  # (k, L) or (B, k, L)
-    index = index.unsqueeze(-3)  # (1, k, L) or (B, 1, k, L)
-    return products.gather(3, index.expand(*products.shape[:3], length))
+    return products.gather(3, index.unsqueeze(-3).expand(*products.shape[:3], length))
 
 
-def _bilinear_corners(points: Tensor, size: torch.Size, pooled: torch.Size) -> list[tuple[Tensor, Tensor]]:
+def _bilinear_corners(points: Tensor, size: torch.Size, pooled: torch.Size) -> Iterator[tuple[Tensor, Tensor]]:
     """The four pooled cells (…, k, 2) that bilinear upsampling reads for each point, with their shares (…, k)."""
     limits = torch.tensor(pooled, device=points.device)
-    source = (points.double() + 0.5) * (limits / torch.tensor(size, device=points.device).double()) - 0.5
-    source = source.clamp(min=0)
+    scale = limits / torch.tensor(size, device=points.device).double()
+    source = ((points.double() + 0.5) * scale - 0.5).clamp(min=0)
     low = source.long()
     part = source - low  # (…, k, 2)
-    found = []
-    for step in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        shift = torch.tensor(step, device=points.device)
-        shares = torch.where(shift == 1, part, 1 - part).prod(dim=-1)
-        found.append((torch.minimum(low + shift, limits - 1), shares))
-    return found
+    for shift in torch.cartesian_prod(*[torch.arange(2, device=points.device)] * 2):
+        yield torch.minimum(low + shift, limits - 1), torch.where(shift == 1, part, 1 - part).prod(dim=-1)

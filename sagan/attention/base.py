@@ -1,14 +1,15 @@
 """The base class of the attention mechanisms, and `record_attention`, which records their maps during a forward."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sagan.layers.spectral_norm import hold_state
+
+Size = int | tuple[int, int]  # of a map: its side, or (H, W)
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,16 @@ class AttentionModule(Observable):
 
     `places`: after a block, on a block's residual branch before the addition, or instead of a 3×3 convolution ("conv").
     `gain`: "scalar" multiplies the change by a learned `gamma` that starts at 0; "none" is the paper's form.
+
+    Every mechanism's constructor raises ValueError for an option out of range, an unknown word, or channels and maps
+    that are too small for it.
     """
 
-    places: ClassVar[tuple[str, ...]] = ("after", "branch")
+    places: tuple[str, ...] = ("after", "branch")
+    pool: bool | str = False
     gamma: nn.Parameter | None
 
-    def __init__(self, channels: int, resolution: int | tuple[int, int], gain: str = "scalar"):
+    def __init__(self, channels: int, resolution: Size, gain: str = "scalar"):
         super().__init__()
         require(gain in ("scalar", "none"), f"gain is {gain!r}; known: scalar, none")
         self.channels = channels
@@ -108,6 +113,12 @@ class AttentionModule(Observable):
     def blended(self, x: Tensor, replacement: Tensor) -> Tensor:
         """The output of a gate, warp or convolution: x + γ · (replacement - x); without a gain the replacement."""
         return replacement if self.gamma is None else x + self.gamma * (replacement - x)
+
+    def require_poolable(self, size: Sequence[int]) -> None:
+        """ValueError if the mechanism pools 2×2 and a map of `size` (H, W) is too small."""
+        name = type(self).__module__.rpartition(".")[2]
+        pooled = self.pool not in (False, "none")
+        require(not pooled or min(size) >= 2, f"{name} pools 2x2: a map of {tuple(size)} is too small")
 
     def reset_parameters(self) -> None:
         """Set the initial values that the paper prescribes, after a network has initialized all of its layers."""

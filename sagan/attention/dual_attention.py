@@ -5,10 +5,12 @@ segmentation head (convolution, module, convolution; then a sum). Differs from t
 uses softmax(E), as in the paper; `sign=-1` is the code's softmax(-E), which ranks channels in the opposite order.
 """
 
+from math import inf
+
 import torch
 from torch import Tensor, nn
 
-from sagan.attention.base import AttentionModule, require
+from sagan.attention.base import AttentionModule, Size, require
 from sagan.attention.functional import dot_product_attention, feature_map, softmax_rows, tokens
 from sagan.layers.precision import at_least_float32, full_precision
 
@@ -27,25 +29,16 @@ class DualAttention(AttentionModule):
 
     Maps: "position", a query cell's softmax row over the cells; "channel", the same for all cells, the weights of all
     channels in each channel. Time O(N·C² + N²·C), memory O(N·C + C²).
-
-    Raises ValueError for an unknown form, another sign than 1 or -1, or a ratio that is not above 0.
     """
 
     def __init__(
-        self,
-        channels: int,
-        resolution: int | tuple[int, int],
-        *,
-        form: str = "both",
-        sign: int = 1,
-        normalize: bool = False,
-        ratio: float = 1 / 8,
-        bias: bool = True,
-    ):
+        self, channels: int, resolution: Size, *, form: str = "both", sign: int = 1, normalize: bool = False,
+        ratio: float = 1 / 8, bias: bool = True,
+    ):  # fmt: skip
         super().__init__(channels, resolution, gain="none")
         require(form in FORMS, f"dual_attention: form is {form!r}; known: {', '.join(FORMS)}")
         require(sign in (1, -1), f"dual_attention: sign is {sign}, must be 1 or -1")
-        require(0 < ratio < float("inf"), f"dual_attention: ratio is {ratio}, must be above 0 and finite")
+        require(0 < ratio < inf, f"dual_attention: ratio is {ratio}, must be above 0 and finite")
         self.sign, self.normalize = sign, normalize
         self.position, self.channel = form != "channel", form != "position"
         kinds = {"position": "softmax row"} if self.position else {}
@@ -60,30 +53,19 @@ class DualAttention(AttentionModule):
             self.gamma_channel = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
+        y, size = x, (x.shape[2], x.shape[3])
         if self.position:
-            y = y + self.gamma_position * self._from_positions(x)
+            query, key, value = (tokens(layer(x)) for layer in (self.query, self.key, self.value))  # (B, 1, N, d or C)
+            self.record("position", lambda cells: softmax_rows(query, key, cells, size[1], size), x.shape)
+            y = y + self.gamma_position * feature_map(dot_product_attention(query, key, value), *size)  # eqs. 1, 2
         if self.channel:
-            y = y + self.gamma_channel * self._from_channels(x)
+            maps = at_least_float32(x.flatten(2))  # (B, C, N)
+            scale = self.sign / maps.shape[2] if self.normalize else self.sign
+            with full_precision(x.device):
+                weights = (scale * maps @ maps.transpose(1, 2)).softmax(dim=2)  # (B, C, C), x_ji as [j, i] (eq. 3)
+            self.record("channel", lambda _: weights[:, None, None], x.shape)
+            y = y + self.gamma_channel * (weights.to(x.dtype) @ x.flatten(2)).unflatten(2, size)  # eq. 4
         return y
 
     def pairs(self, height: int, width: int) -> int:
         return (height * width) ** 2 if self.position else 0
-
-    def _from_positions(self, x: Tensor) -> Tensor:
-        query, key, value = (tokens(layer(x)) for layer in (self.query, self.key, self.value))  # (B, 1, N, d or C)
-        size = (x.shape[2], x.shape[3])
-        self.record("position", lambda cells: softmax_rows(query, key, cells, size[1], size), x.shape)
-        return feature_map(dot_product_attention(query, key, value), *size)
-
-    def _from_channels(self, x: Tensor) -> Tensor:
-        weights = self._channel_weights(x)  # (B, C, C)
-        self.record("channel", lambda points: weights[:, None, None], x.shape)
-        return (weights.to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:])
-
-    def _channel_weights(self, x: Tensor) -> Tensor:
-        """softmax_d(± x_c·x_d), in float32 or wider: (B, C, H, W) -> (B, C, C), the paper's x_ji as [j, i]."""
-        maps = at_least_float32(x.flatten(2))  # (B, C, N)
-        scale = self.sign / maps.shape[2] if self.normalize else self.sign
-        with full_precision(x.device):
-            return (scale * maps @ maps.transpose(1, 2)).softmax(dim=2)

@@ -6,14 +6,14 @@ paper's unit). Differs from the released code: the gradient passes through the i
 updated bases are normalized again (the code lets them shrink); the momentum of batch norm is 0.1, not 3e-4.
 """
 
-from collections.abc import Mapping
+from math import inf
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan.attention.base import AttentionModule, require
+from sagan.attention.base import AttentionModule, Size, require
 from sagan.attention.functional import feature_map, make_norm, select_points, tokens
 from sagan.layers.normalization import HeldState
 from sagan.layers.precision import at_least_float32, full_precision
@@ -24,7 +24,7 @@ EPS = 1e-6  # of the released code, in both divisions of the M step
 class Bases(HeldState):
     """K unit vectors (K, D), the start of the iterations; in training, a moving average of the bases found by them.
 
-    Identical on all processes. An update replaces the tensor of the buffer, so graphs of earlier forwards stay valid.
+    Identical on all processes. An update replaces the buffer's tensor, so graphs of earlier forwards stay valid.
     """
 
     vectors: Tensor
@@ -53,7 +53,7 @@ class Bases(HeldState):
 
 
 class EmAttention(AttentionModule):
-    """y = x + γ·W_o ReLU(X̃), γ = 0 at first: the features seen through K bases, found by T steps of EM per image.
+    """y = x + γ·W_o ReLU(X̃), γ = 0 at first: the features rebuilt from K bases, found by T steps of EM per image.
 
     X = W_i x; from the kept bases μ⁰, T times: responsibility estimation Z = softmax_k(λ X μᵀ), likelihood
     maximization μ_k = Σ_n z_nk x_n / Σ_n z_nk, made unit vectors; then data re-estimation X̃ = Z μ (the paper's A_E,
@@ -67,42 +67,23 @@ class EmAttention(AttentionModule):
 
     Maps of a query cell q: "attention" Σ_k z_qk z_nk / Σ_m z_mk, sums to 1; "responsibility" z_q. For all cells alike:
     "bases", each basis's z_nk as a map. Time O(N·C·D + T·N·K·D), memory O(N·K), times T for a full gradient.
-
-    Raises ValueError for a number out of its range, an unknown gradient or norm, or channels too few for the ratio.
     """
 
-    map_kinds: Mapping[str, str] = {
-        "attention": "softmax row",
-        "responsibility": "responsibility",
-        "bases": "basis map",
-    }
+    map_kinds = {"attention": "softmax row", "responsibility": "responsibility", "bases": "basis map"}
 
     def __init__(
-        self,
-        channels: int,
-        resolution: int | tuple[int, int],
-        *,
-        bases: int = 64,
-        iterations: int = 3,
-        lam: float = 1.0,
-        gradient: str = "full",
-        momentum: float = 0.9,
-        ratio: float = 1.0,
-        norm: str = "none",
-        relu: bool = False,
+        self, channels: int, resolution: Size, *, bases: int = 64, iterations: int = 3, lam: float = 1.0,
+        gradient: str = "full", momentum: float = 0.9, ratio: float = 1.0, norm: str = "none", relu: bool = False,
         gain: str = "scalar",
-    ):
+    ):  # fmt: skip
         super().__init__(channels, resolution, gain)
         require(bases >= 1, f"em_attention: bases is {bases}, must be at least 1")
         require(iterations >= 1, f"em_attention: iterations is {iterations}, must be at least 1")
-        require(0 < lam < float("inf"), f"em_attention: lam is {lam}, must be above 0 and finite")
+        require(0 < lam < inf, f"em_attention: lam is {lam}, must be above 0 and finite")
         require(0 <= momentum <= 1, f"em_attention: momentum is {momentum}, must lie in [0, 1]")
         require(gradient in ("full", "detached"), f"em_attention: gradient is {gradient!r}; known: full, detached")
-        require(
-            0 < ratio < float("inf") and int(channels * ratio) >= 1,
-            f"em_attention: {channels} channels times ratio {ratio} must be at least 1",
-        )
-        inner = int(channels * ratio)
+        inner = int(channels * ratio) if 0 < ratio < inf else 0
+        require(inner >= 1, f"em_attention: {channels} channels times ratio {ratio} must be at least 1")
         self.iterations, self.lam, self.relu, self.detached = iterations, float(lam), relu, gradient == "detached"
         self.inner = nn.Conv2d(channels, inner, 1)
         self.out = nn.Conv2d(inner, channels, 1, bias=False)
@@ -121,10 +102,10 @@ class EmAttention(AttentionModule):
     def forward(self, x: Tensor) -> Tensor:
         features = self.inner(x)  # (B, D, H, W)
         shares, bases = self._expectation_maximization(features)  # (B, N, K), (B, K, D)
-        size = x.shape[2:]
-        self.record("attention", lambda points: _composed_rows(shares, points, size), x.shape)
-        self.record("responsibility", lambda points: _responsibilities(shares, points, size), x.shape)
-        self.record("bases", lambda points: _basis_maps(shares, size), x.shape)
+        size, width = x.shape[2:], x.shape[3]
+        self.record("attention", lambda cells: _composed_rows(shares, cells, size), x.shape)
+        self.record("responsibility", lambda c: select_points(shares[:, None], c, width)[..., None, :], x.shape)
+        self.record("bases", lambda _: shares.mT.unflatten(2, size)[:, :, None], x.shape)  # (B, K, 1, H, W)
         self.bases.follow(bases)
         with full_precision(x.device):
             estimated = shares @ bases  # (B, N, D)
@@ -133,45 +114,28 @@ class EmAttention(AttentionModule):
         return self.blended(x, F.relu(x + change)) if self.relu else self.added(x, change)
 
     def _expectation_maximization(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D, H, W) -> responsibilities of the last E step (B, N, K), bases of the last M step (B, K, D).
-
-        Computed in float32 or wider.
-        """
+        """(B, D, H, W) -> the last responsibilities (B, N, K) and bases (B, K, D), in float32 or wider."""
         x = at_least_float32(tokens(features)[:, 0])  # (B, N, D)
         x = x.detach() if self.detached else x
         with full_precision(x.device):
             bases = self.bases.vectors.to(x).expand(len(x), -1, -1)  # (B, K, D)
-            for _ in range(self.iterations - 1):
-                bases = _maximized(x, self._shares(x, bases))
-            shares = self._shares(x, bases)
-            return shares, _maximized(x, shares)
-
-    def _shares(self, x: Tensor, bases: Tensor) -> Tensor:
-        """The E step: (B, N, D), (B, K, D) -> (B, N, K), which sums to 1 over K."""
-        return (self.lam * x @ bases.transpose(1, 2)).softmax(dim=2)
+            for _ in range(self.iterations):
+                shares = (self.lam * x @ bases.transpose(1, 2)).softmax(dim=2)  # A_E: (B, N, K)
+                bases = _maximized(x, shares)
+            return shares, bases  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def _maximized(x: Tensor, shares: Tensor) -> Tensor:
-    """The M step: weighted means of the cells, as unit vectors: (B, N, D), (B, N, K) -> (B, K, D)."""
+    """A_M: means of the cells (B, N, D) weighted by the shares (B, N, K), as unit vectors (B, K, D)."""
     means = (shares / (EPS + shares.sum(dim=1, keepdim=True))).transpose(1, 2) @ x
     squares = means.square().sum(dim=2, keepdim=True)
     # A basis without cells stays 0; the root of 0 has no second derivative.
     return means / (EPS + squares.masked_fill(squares == 0, 1.0).sqrt())
 
 
-def _composed_rows(shares: Tensor, points: Tensor, size: torch.Size) -> Tensor:
-    """Σ_k z_qk z_nk / Σ_m z_mk of cells q: (B, N, K) -> (B, 1, k, H, W)."""
+def _composed_rows(shares: Tensor, cells: Tensor, size: torch.Size) -> Tensor:
+    """Σ_k z_qk z_nk / Σ_m z_mk of the query cells q: (B, N, K) -> (B, 1, k, H, W)."""
     total = shares.sum(dim=1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
     with full_precision(shares.device):
-        chosen = select_points(shares[:, None], points, size[1])  # (B, 1, k, K)
+        chosen = select_points(shares[:, None], cells, size[1])  # (B, 1, k, K)
         return (chosen @ (shares / total)[:, None].transpose(2, 3)).unflatten(3, size)
-
-
-def _responsibilities(shares: Tensor, points: Tensor, size: torch.Size) -> Tensor:
-    """(B, N, K) -> (B, 1, k, 1, K)."""
-    return select_points(shares[:, None], points, size[1])[:, :, :, None]
-
-
-def _basis_maps(shares: Tensor, size: torch.Size) -> Tensor:
-    """(B, N, K) -> (B, K, 1, H, W)."""
-    return shares.transpose(1, 2).unflatten(2, size)[:, :, None]

@@ -23,21 +23,16 @@ def dot_product_attention(query: Tensor, key: Tensor, value: Tensor, scale: floa
     return out[..., : value.shape[-1]]
 
 
-def dot_product_weights(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
-    """softmax(scale · q kᵀ), computed in float32 or wider: (B, h, k, d), (B, h, M, d) -> (B, h, k, M)."""
-    query, key = at_least_float32(query), at_least_float32(key)
-    with full_precision(query.device):
-        return (scale * query @ key.transpose(-2, -1)).softmax(dim=-1)
-
-
 def softmax_rows(
     query: Tensor, key: Tensor, cells: Tensor, width: int, key_size: tuple[int, int], scale: float = 1.0
 ) -> Tensor:
-    """Rows of the attention of `cells`: query (B, h, N, d), key (B, h, M, d) -> (B, h, k, H', W').
+    """softmax(scale · q kᵀ) of the query cells, in float32 or wider: (B, h, N, d), (B, h, M, d) -> (B, h, k, H', W').
 
-    `width`: of the query map; `key_size`: H', W' of the key map.
+    `cells` (k, 2) or (B, k, 2); `width`: of the query map; `key_size`: H', W' of the key map.
     """
-    return dot_product_weights(select_points(query, cells, width), key, scale).unflatten(3, key_size)
+    query, key = at_least_float32(select_points(query, cells, width)), at_least_float32(key)
+    with full_precision(query.device):
+        return (scale * query @ key.transpose(-2, -1)).softmax(dim=-1).unflatten(3, key_size)
 
 
 def make_norm(name: str, channels: int) -> nn.Module:
@@ -49,6 +44,12 @@ def make_norm(name: str, channels: int) -> nn.Module:
     if name == "none":
         return nn.Identity()
     raise ValueError(f"norm is {name!r}; known: none, batch, group")
+
+
+def make_mlp(channels: int, ratio: int, gelu: str = "none") -> nn.Sequential:
+    """LayerNorm, C -> ratio·C, GELU, ratio·C -> C. `gelu`: torch's `approximate`."""
+    inner = nn.Linear(channels, ratio * channels)
+    return nn.Sequential(nn.LayerNorm(channels, eps=1e-6), inner, nn.GELU(gelu), nn.Linear(ratio * channels, channels))
 
 
 def largest_divisor(number: int, limit: int) -> int:

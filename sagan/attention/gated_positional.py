@@ -5,14 +5,13 @@ their number is not a square; no bias of the positional logits, because a softma
 again, because they already sum to 1. Maps of any size and shape.
 """
 
-from collections.abc import Mapping
 from math import isqrt
 
 import torch
 from torch import Tensor, nn
 
-from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import dot_product_attention, softmax_rows, split_heads
+from sagan.attention.base import AttentionModule, Size, require
+from sagan.attention.functional import dot_product_attention, make_mlp, softmax_rows, split_heads
 from sagan.layers.precision import at_least_float32
 
 
@@ -28,31 +27,17 @@ class GatedPositional(AttentionModule):
     its order). V starts as the identity, g at 1. `mlp`: adds the second half of the block, x + MLP(LayerNorm(x)), 4·C
     wide; γ then scales the change of the whole block. Maps of a query cell: gated rows of each head, rows of content
     and of position alone, and the gates σ(g).
-
-    Raises ValueError if heads do not divide C or locality is not above 0.
     """
 
-    map_kinds: Mapping[str, str] = {
-        "attention": "softmax row",
-        "content": "softmax row",
-        "position": "softmax row",
-        "gate": "head gate",
-    }
+    map_kinds = dict.fromkeys(("attention", "content", "position"), "softmax row") | {"gate": "head gate"}
 
     def __init__(
-        self,
-        channels: int,
-        resolution: int | tuple[int, int],
-        *,
-        heads: int = 4,
-        locality: float = 1.0,
-        mlp: bool = False,
+        self, channels: int, resolution: Size, *, heads: int = 4, locality: float = 1.0, mlp: bool = False,
         gain: str = "scalar",
-    ):
+    ):  # fmt: skip
         super().__init__(channels, resolution, gain)
-        require(
-            heads >= 1 and channels % heads == 0, f"gated_positional: {heads} heads must divide {channels} channels"
-        )
+        fits = heads >= 1 and channels % heads == 0
+        require(fits, f"gated_positional: {heads} heads must divide {channels} channels")
         require(locality > 0, f"gated_positional: locality is {locality}, it must be above 0")
         self.heads, self.locality, self.scale = heads, locality, (channels // heads) ** -0.5
         self.norm = nn.LayerNorm(channels, eps=1e-6)
@@ -62,14 +47,7 @@ class GatedPositional(AttentionModule):
         self.out = nn.Linear(channels, channels)
         self.position = nn.Parameter(torch.empty(heads, 3))  # w
         self.gate = nn.Parameter(torch.empty(heads))  # g
-        self.mlp = None
-        if mlp:
-            self.mlp = nn.Sequential(
-                nn.LayerNorm(channels, eps=1e-6),
-                nn.Linear(channels, 4 * channels),
-                nn.GELU(),
-                nn.Linear(4 * channels, channels),
-            )
+        self.mlp = make_mlp(channels, 4) if mlp else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,19 +66,29 @@ class GatedPositional(AttentionModule):
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x.flatten(2).mT)  # (B, N, C)
         query, key, value = (split_heads(layer(normed), self.heads) for layer in (self.query, self.key, self.value))
-        self.record("attention", lambda cells: self._attention(query, key, cells, x.shape), x.shape)
-        self.record("content", lambda cells: self._content(query, key, cells, x.shape), x.shape)
-        self.record("position", lambda cells: self._position(cells, x.shape), x.shape)
-        self.record("gate", lambda _: self.gate.sigmoid().expand(len(x), 1, 1, 1, -1), x.shape)
+        gate, size = self.gate.sigmoid()[:, None, None], (x.shape[2], x.shape[3])
+
+        def content(cells: Tensor) -> Tensor:
+            return softmax_rows(query, key, cells, size[1], size, self.scale)  # (B, h, k, H, W)
+
+        def position(cells: Tensor) -> Tensor:
+            return self._position_rows(cells.to(x.device).expand(len(x), -1, 2), *size)
+
+        def gated(cells: Tensor) -> Tensor:
+            return (1 - gate[..., None]) * content(cells) + gate[..., None] * position(cells)
+
+        self.record("attention", gated, x.shape)
+        self.record("content", content, x.shape)
+        self.record("position", position, x.shape)
+        self.record("gate", lambda _: gate.view(-1).expand(len(x), 1, 1, 1, -1), x.shape)
         by_content = dot_product_attention(query, key, value, self.scale)
-        by_rows, by_columns = (f.to(value) for f in self._position_factors(*x.shape[2:]))  # (h, H, H), (h, W, W)
-        by_position = torch.einsum("hxi,bhyid->bhyxd", by_columns, value.unflatten(2, x.shape[2:]))
+        by_rows, by_columns = (f.to(value) for f in self._position_factors(*size))  # (h, H, H), (h, W, W)
+        by_position = torch.einsum("hxi,bhyid->bhyxd", by_columns, value.unflatten(2, size))
         by_position = torch.einsum("hyj,bhjxd->bhyxd", by_rows, by_position).flatten(2, 3)  # (B, h, N, d)
-        gate = self.gate.sigmoid()[:, None, None]
         change = self.out(((1 - gate) * by_content + gate * by_position).transpose(1, 2).flatten(2))  # (B, N, C)
         if self.mlp is not None:
             change = change + self.mlp(x.flatten(2).mT + change)
-        return self.added(x, change.mT.unflatten(2, x.shape[2:]))
+        return self.added(x, change.mT.unflatten(2, size))
 
     def pairs(self, height: int, width: int) -> int:
         return self.heads * (height * width) ** 2
@@ -112,18 +100,10 @@ class GatedPositional(AttentionModule):
         rows, columns = _differences(height, weights), _differences(width, weights)
         return (along_y * rows + square * rows**2).softmax(2), (along_x * columns + square * columns**2).softmax(2)
 
-    def _attention(self, query: Tensor, key: Tensor, points: Tensor, size: torch.Size) -> Tensor:
-        content, position = self._content(query, key, points, size), self._position(points, size)
-        gate = self.gate.sigmoid()[:, None, None, None]
-        return (1 - gate) * content + gate * position
-
-    def _content(self, query: Tensor, key: Tensor, points: Tensor, size: torch.Size) -> Tensor:
-        return softmax_rows(query, key, points, size[3], (size[2], size[3]), self.scale)  # (B, h, k, H, W)
-
-    def _position(self, points: Tensor, size: torch.Size) -> Tensor:
-        points = points.to(self.position.device).expand(size[0], -1, 2)  # (B, k, 2)
-        by_rows, by_columns = self._position_factors(*size[2:])
-        rows, columns = by_rows[:, points[..., 0]], by_columns[:, points[..., 1]]  # (h, B, k, H), (h, B, k, W)
+    def _position_rows(self, cells: Tensor, height: int, width: int) -> Tensor:
+        """Rows of the positional softmax of cells (B, k, 2): (B, h, k, H, W)."""
+        by_rows, by_columns = self._position_factors(height, width)
+        rows, columns = by_rows[:, cells[..., 0]], by_columns[:, cells[..., 1]]  # (h, B, k, H), (h, B, k, W)
         return (rows.unsqueeze(4) * columns.unsqueeze(3)).transpose(0, 1)  # (B, h, k, H, W)
 
 

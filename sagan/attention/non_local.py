@@ -5,20 +5,19 @@ Differs from the paper: γ scales the sum, so W_z need not start at zero, nor wi
 code divides its energies by √C' (`scale=True`). Dot product and concatenation never form the N×M weights.
 """
 
-from collections.abc import Mapping
 from math import inf
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan.attention.base import AttentionModule, require
+from sagan.attention.base import AttentionModule, Size, require
 from sagan.attention.functional import (
     dot_product_attention,
-    dot_product_weights,
     feature_map,
     make_norm,
     select_points,
+    softmax_rows,
     tokens,
 )
 from sagan.layers.precision import at_least_float32, full_precision
@@ -44,35 +43,22 @@ class NonLocal(AttentionModule):
     max-pooling "before" key and value, as in the authors' code, or "after" them; drops a last odd row or column.
     `scale`: energies of a Gaussian times C'^-1/2 (C^-1/2 without embedding). `norm`: after W_z. Map of a query cell:
     its weights f/C(x) of the (pooled) keys, which sum to 1 only for the Gaussians.
-
-    Raises ValueError for unknown words, a ratio that is not positive, a scale without a Gaussian, or a map too small.
     """
 
     def __init__(
-        self,
-        channels: int,
-        resolution: int | tuple[int, int],
-        *,
-        form: str = "embedded_gaussian",
-        pool: str = "none",
-        scale: bool = False,
-        ratio: float = 0.5,
-        bias: bool = True,
-        norm: str = "none",
-        gain: str = "scalar",
-    ):
+        self, channels: int, resolution: Size, *, form: str = "embedded_gaussian", pool: str = "none",
+        scale: bool = False, ratio: float = 0.5, bias: bool = True, norm: str = "none", gain: str = "scalar",
+    ):  # fmt: skip
         super().__init__(channels, resolution, gain)
         require(form in FORMS, f"non_local: form is {form!r}; known: {', '.join(FORMS)}")
         require(pool in ("none", "before", "after"), f"non_local: pool is {pool!r}; known: none, before, after")
         require(0 < ratio < inf, f"non_local: ratio is {ratio}, must be a positive part of the channels")
         require(not scale or "gaussian" in form, f"non_local: scale is for the Gaussian forms, form is {form!r}")
         self.form, self.pool = form, pool
-        self.map_kinds: Mapping[str, str] = {"attention": FORMS[form]}
-        inner = max(1, int(channels * ratio))
-        width = channels if form == "gaussian" else inner
-        self.factor = width**-0.5 if scale else 1.0
-        self._require_poolable(self.resolution)
-        embedded = form != "gaussian"
+        self.map_kinds = {"attention": FORMS[form]}
+        inner, embedded = max(1, int(channels * ratio)), form != "gaussian"
+        self.factor = (inner if embedded else channels) ** -0.5 if scale else 1.0
+        self.require_poolable(self.resolution)
         self.query = nn.Conv2d(channels, inner, 1, bias=bias) if embedded else nn.Identity()
         self.key = nn.Conv2d(channels, inner, 1, bias=bias) if embedded else nn.Identity()
         self.value = nn.Conv2d(channels, inner, 1, bias=bias)
@@ -95,10 +81,8 @@ class NonLocal(AttentionModule):
         return self.added(x, self.norm(self.out(attended)))
 
     def pairs(self, height: int, width: int) -> int:
-        return height * width * self._keys(height, width) if "gaussian" in self.form else 0
-
-    def _keys(self, height: int, width: int) -> int:
-        return height * width if self.pool == "none" else (height // 2) * (width // 2)
+        keys = height * width if self.pool == "none" else (height // 2) * (width // 2)
+        return height * width * keys if "gaussian" in self.form else 0
 
     def _query_and_key(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C', H, W) and (B, C', H', W'); for the concatenation, the parts of w_f·[θ, φ]: (B, 1, …)."""
@@ -111,35 +95,30 @@ class NonLocal(AttentionModule):
             return F.conv2d(query, of_query), F.conv2d(key, of_key)
 
     def _attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if self.form == "dot_product":
-            found = mean_by_products(query.flatten(2), key.flatten(2), value.flatten(2))
-        elif self.form == "concatenation":
-            found = mean_by_hinges(query.flatten(2), key.flatten(2), value.flatten(2))
-        else:
+        if "gaussian" in self.form:
             query, key = query.to(value.dtype), key.to(value.dtype)
             found = dot_product_attention(tokens(query), tokens(key), tokens(value), self.factor)  # (B, 1, N, C')
             return feature_map(found, *query.shape[2:])
-        return found.unflatten(2, query.shape[2:])
+        mean = mean_by_products if self.form == "dot_product" else mean_by_hinges
+        return mean(query.flatten(2), key.flatten(2), value.flatten(2)).unflatten(2, query.shape[2:])
 
     def _rows(self, query: Tensor, key: Tensor, points: Tensor) -> Tensor:
-        chosen = select_points(tokens(query), points, query.shape[3])  # (B, 1, k, C')
-        if self.form == "concatenation":
-            rows = F.relu(chosen + key.flatten(2)[:, None]) / key[0, 0].numel()  # (B, 1, k, M)
-        elif self.form == "dot_product":
-            with full_precision(query.device):
-                rows = at_least_float32(chosen) @ at_least_float32(key).flatten(2)[:, None] / key[0, 0].numel()
-        else:
-            rows = dot_product_weights(chosen, tokens(key), self.factor)
-        return rows.unflatten(3, key.shape[2:])  # (B, 1, k, H', W')
+        size = (key.shape[2], key.shape[3])
+        if "gaussian" in self.form:
+            return softmax_rows(tokens(query), tokens(key), points, query.shape[3], size, self.factor)
+        chosen, keys = select_points(tokens(query), points, query.shape[3]), key.flatten(2)[:, None]  # (B, 1, k, C')
+        with full_precision(query.device):
+            if self.form == "concatenation":
+                rows = F.relu(chosen + keys)  # (B, 1, k, M)
+            else:
+                rows = at_least_float32(chosen) @ at_least_float32(keys)
+        return (rows / keys.shape[3]).unflatten(3, size)  # (B, 1, k, H', W')
 
     def _pooled(self, x: Tensor, when: str) -> Tensor:
         if self.pool != when:
             return x
-        self._require_poolable(x.shape[2:])
+        self.require_poolable(x.shape[2:])
         return F.max_pool2d(x, 2)
-
-    def _require_poolable(self, size: tuple[int, ...]) -> None:
-        require(self.pool == "none" or min(size) >= 2, f"non_local pools 2x2: a map of {tuple(size)} is too small")
 
 
 def mean_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

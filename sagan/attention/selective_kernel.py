@@ -5,15 +5,12 @@ after a block or on a branch it is scaled by γ, initially 0. In place of a conv
 `gain="none"` it is the paper's form.
 """
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan.attention.base import AttentionModule, require
+from sagan.attention.base import AttentionModule, Size, require
 from sagan.attention.functional import largest_divisor, make_norm
 from sagan.layers.precision import at_least_float32
 
@@ -26,26 +23,15 @@ class SelectiveKernel(AttentionModule):
     a = softmax over the paths of A z, for every channel (eq. 5). W and A have no biases. `norm`: "none", "batch" or
     "group" (of z: over all of its channels, since one cell has no statistics of its own). `relu: false` omits the ReLU
     of U_i, so V may be negative. Map: the share of every kernel (a head) in every channel, the same for all points.
-
-    Raises ValueError if paths is less than 2, reduction or groups less than 1, or norm is unknown; in the forward
-    if batch norm in training sees a single image, for which z has one number per channel.
     """
 
-    map_kinds: Mapping[str, str] = {"kernels": "kernel choice"}
-    places: ClassVar[tuple[str, ...]] = ("after", "branch", "conv")
+    map_kinds = {"kernels": "kernel choice"}
+    places = ("after", "branch", "conv")
 
     def __init__(
-        self,
-        channels: int,
-        resolution: int | tuple[int, int],
-        *,
-        paths: int = 2,
-        groups: int = 32,
-        reduction: int = 16,
-        norm: str = "none",
-        relu: bool = True,
-        gain: str = "scalar",
-    ):
+        self, channels: int, resolution: Size, *, paths: int = 2, groups: int = 32, reduction: int = 16,
+        norm: str = "none", relu: bool = True, gain: str = "scalar",
+    ):  # fmt: skip
         super().__init__(channels, resolution, gain)
         require(paths >= 2, f"selective_kernel: paths is {paths}, there must be at least 2 to choose from")
         require(groups >= 1, f"selective_kernel: groups is {groups}, it must be at least 1")
@@ -69,28 +55,21 @@ class SelectiveKernel(AttentionModule):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        features, shares = self._select(x)  # paths × (B, C, H, W), (B, paths, C)
+        processes = dist.get_world_size() if dist.is_initialized() else 1
+        require(
+            self.norm != "batch" or not self.training or len(x) * processes > 1,
+            "selective_kernel: norm batch needs at least 2 images in training, got 1; use norm group or none",
+        )
+        features = [norm(conv(x)) for conv, norm in zip(self.convs, self.norms, strict=True)]  # U_i, (B, C, H, W)
+        if self.relu:
+            features = [F.relu(feature) for feature in features]
+        pooled = torch.stack([feature.mean(dim=(2, 3)) for feature in features]).sum(dim=0)  # s, (B, C) (eqs. 1, 2)
+        squeezed = F.relu(self.squeeze_norm(self.squeeze(pooled)[..., None, None])).flatten(1)  # z, (B, width) (eq. 3)
+        logits = self.select(squeezed).unflatten(1, (len(features), -1))  # (B, paths, C)
+        shares = at_least_float32(logits).softmax(dim=1)  # a (eq. 5)
         self.record("kernels", lambda _: shares[:, :, None, None], x.shape)
         weights = shares.to(features[0].dtype)[..., None, None]  # (B, paths, C, 1, 1)
         chosen = weights[:, 0] * features[0]
         for i in range(1, len(features)):
             chosen = torch.addcmul(chosen, weights[:, i], features[i])
         return self.blended(x, chosen)
-
-    def _select(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """U_i and the shares a, in float32 or wider."""
-        self._check_batch(len(x))
-        features = [norm(conv(x)) for conv, norm in zip(self.convs, self.norms, strict=True)]  # (B, C, H, W) each
-        if self.relu:
-            features = [F.relu(feature) for feature in features]
-        pooled = torch.stack([feature.mean(dim=(2, 3)) for feature in features]).sum(dim=0)  # (B, C)
-        squeezed = F.relu(self.squeeze_norm(self.squeeze(pooled)[..., None, None])).flatten(1)  # (B, width)
-        logits = self.select(squeezed).unflatten(1, (len(features), -1))  # (B, paths, C)
-        return features, at_least_float32(logits).softmax(dim=1)
-
-    def _check_batch(self, images: int) -> None:
-        processes = dist.get_world_size() if dist.is_initialized() else 1
-        require(
-            self.norm != "batch" or not self.training or images * processes > 1,
-            "selective_kernel: norm batch needs at least 2 images in training, got 1; use norm group or none",
-        )

@@ -4,12 +4,10 @@ Differs from the paper's text, as the released code does: keys and values are ma
 projections, and the value is C/2 wide. `pool=False, value_ratio=0.125` is the text's form.
 """
 
-from collections.abc import Mapping
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan.attention.base import AttentionModule, require
+from sagan.attention.base import AttentionModule, Size, require
 from sagan.attention.functional import dot_product_attention, feature_map, softmax_rows, tokens
 
 
@@ -19,32 +17,19 @@ class SelfAttention(AttentionModule):
     query is the paper's g (theta in the code), key its f (phi), value its h (g), out its v (o). `query_ratio` and
     `value_ratio`: widths as fractions of C. `pool`: 2×2 max-pooling of key and value, which drops a last odd row or
     column. Map of a query cell: its softmax row over the (pooled) keys.
-
-    Raises ValueError if C is too small for the ratios, or the map too small to pool.
     """
 
-    map_kinds: Mapping[str, str] = {"attention": "softmax row"}
+    map_kinds = {"attention": "softmax row"}
 
     def __init__(
-        self,
-        channels: int,
-        resolution: int | tuple[int, int],
-        *,
-        pool: bool = True,
-        query_ratio: float = 1 / 8,
-        value_ratio: float = 1 / 2,
-        bias: bool = False,
-        gain: str = "scalar",
-    ):
+        self, channels: int, resolution: Size, *, pool: bool = True, query_ratio: float = 1 / 8,
+        value_ratio: float = 1 / 2, bias: bool = False, gain: str = "scalar",
+    ):  # fmt: skip
         super().__init__(channels, resolution, gain)
         inner, outer = int(channels * query_ratio), int(channels * value_ratio)
-        require(
-            min(inner, outer) >= 1, f"self_attention: {channels} channels are too few for its query and value widths"
-        )
-        require(
-            not pool or min(self.resolution) >= 2, f"self_attention pools 2x2: a map of {self.resolution} is too small"
-        )
+        require(min(inner, outer) >= 1, f"self_attention: {channels} channels are too few for its ratios")
         self.pool = pool
+        self.require_poolable(self.resolution)
         self.query = nn.Conv2d(channels, inner, 1, bias=bias)
         self.key = nn.Conv2d(channels, inner, 1, bias=bias)
         self.value = nn.Conv2d(channels, outer, 1, bias=bias)

@@ -9,13 +9,11 @@ Bilinear sampling is written out, because torch 2.11's grid_sample has no second
 coordinates of the identity, and has no deterministic mode on CUDA.
 """
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan.attention.base import AttentionModule, require
+from sagan.attention.base import AttentionModule, Size, require
 from sagan.layers.precision import full_precision
 
 NUMBERS = {"affine": 6, "similarity": 4, "zoom": 3}
@@ -32,22 +30,14 @@ class SpatialTransformer(AttentionModule):
     max-pooling, ReLU with `width` channels, averaged to at most 4×4, a layer of `width`, ReLU, a layer to θ; it takes
     maps of any size. Maps: "footprint", the bilinear weights of the input cells for an output cell, and "grid", the row
     and column that every output cell reads, in cells, before padding moves them into the map.
-
-    Raises ValueError if transform or padding is unknown or width is less than 1.
     """
 
-    map_kinds: Mapping[str, str] = {"footprint": "sampling footprint", "grid": "sampling grid"}
+    map_kinds = {"footprint": "sampling footprint", "grid": "sampling grid"}
 
     def __init__(
-        self,
-        channels: int,
-        resolution: int | tuple[int, int],
-        *,
-        transform: str = "affine",
-        padding: str = "reflection",
-        width: int = 32,
-        gain: str = "scalar",
-    ):
+        self, channels: int, resolution: Size, *, transform: str = "affine", padding: str = "reflection",
+        width: int = 32, gain: str = "scalar",
+    ):  # fmt: skip
         super().__init__(channels, resolution, gain)
         require(transform in NUMBERS, f"spatial_transformer: transform is {transform!r}; known: {', '.join(NUMBERS)}")
         require(padding in PADDINGS, f"spatial_transformer: padding is {padding!r}; known: {', '.join(PADDINGS)}")

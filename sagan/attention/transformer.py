@@ -4,14 +4,12 @@ Differs from the paper: every cell is a token, without patches or class token; p
 block; no dropout. GELU is the released code's tanh form; `gelu: exact` is the other.
 """
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan.attention.base import AttentionModule, require
-from sagan.attention.functional import dot_product_attention, largest_divisor, softmax_rows, split_heads
+from sagan.attention.base import AttentionModule, Size, require
+from sagan.attention.functional import dot_product_attention, largest_divisor, make_mlp, softmax_rows, split_heads
 
 GELU = {"tanh": "tanh", "exact": "none"}  # option -> torch's name
 POSITIONS = ("learned", "sincos", "none")
@@ -25,50 +23,29 @@ class Transformer(AttentionModule):
     `heads`: 0 selects the largest divisor of C up to C/64, at least 1. `ratio`: width of the MLP over C. `position`
     P: "learned" (C, H, W), interpolated bicubically to maps of other sizes; "sincos", of row and column; "none".
     `gelu`: "tanh" or "exact". Map of a query cell: the softmax row of each head of this block's attention.
-
-    Raises ValueError for heads that do not divide C, a ratio below 1, unknown words, sincos without C divisible by 4.
     """
 
-    map_kinds: Mapping[str, str] = {"attention": "softmax row"}
+    map_kinds = {"attention": "softmax row"}
 
     def __init__(
-        self,
-        channels: int,
-        resolution: int | tuple[int, int],
-        *,
-        heads: int = 0,
-        ratio: int = 4,
-        position: str = "learned",
-        gelu: str = "tanh",
-        gain: str = "scalar",
-    ):
+        self, channels: int, resolution: Size, *, heads: int = 0, ratio: int = 4, position: str = "learned",
+        gelu: str = "tanh", gain: str = "scalar",
+    ):  # fmt: skip
         super().__init__(channels, resolution, gain)
         self.heads = heads or largest_divisor(channels, max(1, channels // 64))
-        require(
-            self.heads >= 1 and channels % self.heads == 0,
-            f"transformer: {heads} heads must divide {channels} channels",
-        )
+        fits = self.heads >= 1 and channels % self.heads == 0
+        require(fits, f"transformer: {heads} heads must divide {channels} channels")
         require(ratio >= 1, f"transformer: ratio is {ratio}, it must be at least 1")
         require(position in POSITIONS, f"transformer: position is {position!r}; known: {', '.join(POSITIONS)}")
         require(gelu in GELU, f"transformer: gelu is {gelu!r}; known: {', '.join(GELU)}")
-        require(
-            position != "sincos" or channels % 4 == 0,
-            f"transformer: position sincos needs channels divisible by 4, not {channels}",
-        )
-        self.position, self.ratio, self.scale = position, ratio, (channels // self.heads) ** -0.5
-        learned = position == "learned"
-        self.position_table = nn.Parameter(torch.empty(1, channels, *self.resolution)) if learned else None
+        fits = position != "sincos" or channels % 4 == 0
+        require(fits, f"transformer: position sincos needs channels divisible by 4, not {channels}")
+        self.position, self.scale = position, (channels // self.heads) ** -0.5
+        table = torch.empty(1, channels, *self.resolution) if position == "learned" else None
+        self.position_table = None if table is None else nn.Parameter(table)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.query = nn.Linear(channels, channels)
-        self.key = nn.Linear(channels, channels)
-        self.value = nn.Linear(channels, channels)
-        self.out = nn.Linear(channels, channels)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(channels, eps=1e-6),
-            nn.Linear(channels, ratio * channels),
-            nn.GELU(GELU[gelu]),
-            nn.Linear(ratio * channels, channels),
-        )
+        self.query, self.key, self.value, self.out = (nn.Linear(channels, channels) for _ in range(4))
+        self.mlp = make_mlp(channels, ratio, GELU[gelu])
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

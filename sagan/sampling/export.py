@@ -1,8 +1,7 @@
-"""`sagan export`: the generator as one file that runs without this project, ONNX or a torch.export program (.pt2).
+"""`sagan export`: write the generator as ONNX or as a torch.export program (.pt2), which run without this project.
 
-In the file every up-sampling convolution is the equal transposed one (layers/resampling.py) with a folded weight, so
-no kernel is chosen by the batch size, which is therefore dynamic. Bytes are reproducible: what torch records about the
-tracing (paths, addresses) is removed.
+Upsampling convolutions are exported as transposed convolutions with folded weights (layers/resampling.py), so the batch
+size can be dynamic. Files are reproducible: source paths and other tracing metadata are removed.
 """
 
 import copy
@@ -10,7 +9,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -35,18 +34,18 @@ from sagan.utils.io import atomic_file, check_file_place
 from sagan.utils.progress import track
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from onnx import ModelProto
 
-Draw = Callable[[Tensor, Tensor | None], Tensor]  # z (B, z_dim), labels (B,) -> images
+Network = Callable[[Tensor, Tensor | None], Tensor]  # z (B, z_dim), labels (B,) -> images
 
 FORMATS = {".onnx": "onnx", ".pt2": "torch"}
 OPSET = 18
-BATCHES = (1, 5)  # batch sizes of the check; the program is traced at another one
+BATCHES = (1, 5)  # batch sizes of the check; tracing uses another one
 LARGEST_ONNX = 2**31 - 1  # bytes of one protobuf file
-ABOUT = "sagan.json"  # in a .pt2
-TRACED_AT = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
-# (largest, mean) difference in gray levels, of floats and of bytes: rounding may change a few bytes by one level
-ALLOWED = {False: (0.1, 0.1), True: (1, 0.05)}
+TRACING_METADATA = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+# allowed (maximum, mean) difference in gray levels, by `uint8`: rounding may change a few bytes by one level
+TOLERANCE = {False: (0.1, 0.1), True: (1, 0.05)}
+ROUNDS, IMAGES = 9, 2 * BATCH  # of the speed measurement
 
 
 @click.command("export")
@@ -56,7 +55,7 @@ ALLOWED = {False: (0.1, 0.1), True: (1, 0.05)}
 @click.option("--opset", type=click.IntRange(18, 25), help="ONNX opset version (default 18).")
 @click.option("--uint8/--float", default=False, show_default="--float",
               help="Images as bytes (B, R, R, 3), or floats (B, 3, R, R) in [-1, 1].")  # fmt: skip
-@click.option("--check/--no-check", default=True, show_default=True, help="Compare the images with the generator's.")
+@click.option("--check/--no-check", default=True, show_default=True, help="Compare images with the generator's.")
 @click.option("--speed", is_flag=True, help="Time the file against `sagan sample`.")
 @json_option
 def export_cli(
@@ -97,16 +96,14 @@ def export_cli(
             write_program(program, temporary, about)
         result["bytes"] = temporary.stat().st_size
         if check or speed:
-            draw = open_onnx(temporary) if onnx else open_program(temporary)
-            if check:
-                result |= check_images(out, draw, generator, uint8)
-            if speed:
-                result |= speed_of(draw, generator)
+            network = open_onnx(temporary) if onnx else open_program(temporary)
+            result |= check_images(out, network, generator, uint8) if check else {}
+            result |= measure_speed(network, generator) if speed else {}
     print(json.dumps(result) if as_json else describe(result))
 
 
 def describe(result: dict[str, Any]) -> str:
-    """What was exported, as text."""
+    """The result as text."""
     kind = f"ONNX, opset {result['opset']}" if "opset" in result else "torch.export program"
     lines = [f"{result['file']}: {kind}, {result['bytes'] / 2**20:.1f} MiB"]
     if "largest_difference" in result:
@@ -122,57 +119,52 @@ def describe(result: dict[str, Any]) -> str:
 
 
 class Exported(nn.Module):
-    """z (B, z_dim), labels (B,) int64 if there are classes -> float (B, 3, R, R) in [-1, 1], or with `uint8` the bytes
-    (B, R, R, 3) of `to_uint8`."""
+    """The generator with folded upsampling. Returns float (B, 3, R, R) in [-1, 1], or with `uint8` bytes (B, R, R, 3).
+
+    Inputs are z (B, z_dim) and, if there are classes, labels (B,) int64.
+    """
 
     def __init__(self, generator: Generator, uint8: bool):
         super().__init__()
-        self.generator, self.uint8 = folded(generator), uint8
+        self.generator, self.uint8 = copy.deepcopy(generator).eval(), uint8
+        for name, module in list(self.generator.named_modules()):
+            if isinstance(module, UpsampleConv2d):
+                parent, _, attribute = name.rpartition(".")
+                setattr(self.generator.get_submodule(parent), attribute, fold_upsampling(module))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         images = self.generator(z, labels)
         return to_uint8(images) if self.uint8 else images
 
 
-def folded(generator: Generator) -> Generator:
-    """A copy with a transposed convolution of folded weight for each up-sampling one; it computes the same."""
-    generator = copy.deepcopy(generator)
-    for name, module in list(generator.named_modules()):
-        if isinstance(module, UpsampleConv2d):
-            parent, _, attribute = name.rpartition(".")
-            setattr(generator.get_submodule(parent), attribute, fold_upsampling(module))
-    return generator.eval()
-
-
 def trace(generator: Generator, uint8: bool) -> ExportedProgram:
-    """The program of an exported file, for any batch size. `generator`: as a snapshot gives it, on the CPU.
+    """Trace a generator on the CPU for any batch size.
 
     Tracing is strict: otherwise `len(x)` of a tensor would fix the batch size.
     """
     z, labels = torch.zeros(2, generator.z_dim), torch.zeros(2, dtype=torch.long)
     inputs = (z, labels) if generator.num_classes else (z,)
-    batch = Dim("batch")
-    network = Exported(generator, uint8).eval()
+    network, batch = Exported(generator, uint8).eval(), Dim("batch")
     return torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True)
 
 
 def write_program(program: ExportedProgram, path: Path, about: Mapping[str, str]) -> None:
-    """Write a .pt2, `about` as the extra file `sagan.json`."""
+    """Write a .pt2 file with `about` as the extra file `sagan.json`."""
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
-                for key in TRACED_AT:
+                for key in TRACING_METADATA:
                     node.meta.pop(key, None)
-    buffer = io.BytesIO()  # torch would store the name of a path
-    extra = {ABOUT: json.dumps(about, ensure_ascii=False, sort_keys=True)}
+    buffer = io.BytesIO()  # given a path, torch would store its name
+    extra = {"sagan.json": json.dumps(about, ensure_ascii=False, sort_keys=True)}
     torch.export.save(program, buffer, extra_files=extra)
     path.write_bytes(buffer.getbuffer())
 
 
 def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, str], opset: int) -> None:
-    """Write ONNX, inputs `z` and `labels`, output `images`, `about` as its metadata, all weights inside.
+    """Write an ONNX file with inputs `z` and `labels`, output `images`, and `about` as metadata.
 
-    UserError for operators or an opset that this torch cannot write, and for weights that one file cannot hold.
+    UserError for operators or an opset that this torch cannot export, and for weights above 2 GiB.
     """
     size = sum(weight.numel() * weight.element_size() for weight in program.state_dict.values())
     if size > LARGEST_ONNX:
@@ -180,7 +172,7 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, str], o
     names = ["z", "labels"][: len(program.graph_signature.user_inputs)]
     program = program.run_decompositions({torch.ops.aten.searchsorted.Tensor: _count_below})
     try:
-        with redirect_stdout(sys.stderr):  # older rewriters print what they did
+        with redirect_stdout(sys.stderr):  # older versions print messages
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=opset, input_names=names, output_names=["images"], verbose=False
             )
@@ -195,24 +187,26 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, str], o
     model = exported.model_proto
     if [found.version for found in model.opset_import if not found.domain] != [opset]:
         raise UserError(f"--opset {opset}: torch {torch.__version__} cannot write it; leave it out for 18")
-    _tidy(model, about)
+    _clean(model, about)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _count_below(ascending: Tensor, values: Tensor) -> Tensor:
-    """searchsorted, which ONNX lacks, as non_local uses it: how many of (…, M) lie below each of (…, N)."""
+    """searchsorted, which ONNX lacks, as used by non_local: how many of (…, M) lie below each of (…, N)."""
     return (ascending[..., None, :] < values[..., None]).sum(dim=-1)
 
 
-def _tidy(model: "ModelProto", about: Mapping[str, str]) -> None:
-    """Remove traces of the machine and the tracing, name the batch dimension, and add the metadata."""
+def _clean(model: "ModelProto", about: Mapping[str, str]) -> None:
+    """Remove tracing metadata, name the batch dimension, and add the metadata of the file."""
     assert not model.functions
     model.producer_name, model.producer_version = about["project"], about["version"]
-    for graph in _graphs(model.graph):
+    graphs = [model.graph]
+    for graph in graphs:  # grows by the subgraphs
         del graph.metadata_props[:], graph.value_info[:]
         for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
             del part.metadata_props[:]
             part.doc_string = ""
+        graphs += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
     symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
@@ -222,100 +216,71 @@ def _tidy(model: "ModelProto", about: Mapping[str, str]) -> None:
         model.metadata_props.add(key=key, value=text)
 
 
-def _graphs(graph: "GraphProto") -> "Iterator[GraphProto]":
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-
-
-def open_onnx(path: Path) -> Draw:
-    """Run the file with onnxruntime, on one CPU thread."""
+def open_onnx(path: Path) -> Network:
+    """Load an ONNX file with onnxruntime, on one CPU thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def draw(z: Tensor, labels: Tensor | None) -> Tensor:
+    def network(z: Tensor, labels: Tensor | None) -> Tensor:
         inputs = {"z": z.numpy()} if labels is None else {"z": z.numpy(), "labels": labels.numpy()}
         return torch.from_numpy(session.run(["images"], inputs)[0])
 
-    return draw
+    return network
 
 
-def open_program(path: Path) -> Draw:
-    """Run the file with torch. Only for files that this process wrote: they may hold pickles."""
+def open_program(path: Path) -> Network:
+    """Load a .pt2 file with torch. Only for files written by this process: they may hold pickles."""
     module = torch.export.load(path).module()
-
-    def draw(z: Tensor, labels: Tensor | None) -> Tensor:
-        return module(z) if labels is None else module(z, labels)
-
-    return draw
+    return lambda z, labels: module(z) if labels is None else module(z, labels)
 
 
-def check_images(out: Path, draw: Draw, generator: Generator, uint8: bool) -> dict[str, float]:
-    """How far the file's images differ from the generator's, in gray levels; UserError beyond ALLOWED."""
-    largest, mean = difference(draw, generator, uint8)
-    if not (largest <= ALLOWED[uint8][0] and mean <= ALLOWED[uint8][1]):  # also where it is nan
+@torch.no_grad()
+def check_images(out: Path, network: Network, generator: Generator, uint8: bool) -> dict[str, float]:
+    """Maximum and mean difference from the generator's images, in gray levels. UserError beyond TOLERANCE."""
+    seeds = range(max(BATCHES))
+    z, labels = latents(seeds, generator.z_dim), default_labels(seeds, generator.num_classes)
+    differences = []
+    for size in BATCHES:
+        inputs = z[:size], None if labels is None else labels[:size]
+        found, expected = network(*inputs), generator(*inputs)
+        expected = to_uint8(expected) if uint8 else expected
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype), (found.shape, found.dtype)
+        differences.append((found.float() - expected.float()).abs().flatten() * (1 if uint8 else 127.5))
+    largest, mean = torch.cat(differences).max().item(), torch.cat(differences).mean().item()
+    if not (largest <= TOLERANCE[uint8][0] and mean <= TOLERANCE[uint8][1]):  # also if it is nan
         raise UserError(
             f"{out}: its images differ from the generator's by up to {largest:.3g}/255, {mean:.3g}/255 on average; "
-            "nothing was written, another format or --opset may do"
+            "nothing was written; try another format or --opset"
         )
     return {"largest_difference": largest, "mean_difference": mean}
 
 
 @torch.no_grad()
-def difference(draw: Draw, generator: Generator, uint8: bool) -> tuple[float, float]:
-    """Largest and mean difference of images that are generated in batches of each size in BATCHES, in gray levels."""
-    seeds = range(max(BATCHES))
-    z, labels = latents(seeds, generator.z_dim), default_labels(seeds, generator.num_classes)
-    differences = []
-    for size in BATCHES:
-        of_batch = z[:size], None if labels is None else labels[:size]
-        found, expected = draw(*of_batch), generator(*of_batch)
-        expected = to_uint8(expected) if uint8 else expected
-        assert (found.shape, found.dtype) == (expected.shape, expected.dtype), (found.shape, found.dtype)
-        differences.append((found.float() - expected.float()).abs().flatten() * (1 if uint8 else 127.5))
-    every = torch.cat(differences)
-    return every.max().item(), every.mean().item()
-
-
-ROUNDS, IMAGES = 9, 2 * BATCH
-
-
-def speed_of(draw: Draw, generator: Generator) -> dict[str, float]:
-    """Median throughput (images/s) of the file and of `sagan sample`, and the median over rounds of their ratio."""
+def measure_speed(network: Network, generator: Generator) -> dict[str, float]:
+    """Median throughput (images/s) of the file and of `sagan sample`, and the median of their ratio per round."""
     z, labels = latents(range(IMAGES), generator.z_dim), default_labels(range(IMAGES), generator.num_classes)
-
-    def of_file() -> None:
-        for start in range(0, IMAGES, BATCH):
-            rows = slice(start, start + BATCH)
-            draw(z[rows], None if labels is None else labels[rows])
-
-    def of_sampling() -> None:
-        for _ in generate(generator, z, labels):
-            pass
-
+    split_labels = [None] * IMAGES if labels is None else labels.split(BATCH)
+    batches = list(zip(z.split(BATCH), split_labels, strict=False))
     seconds: list[tuple[float, float]] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.no_grad():
-            for i in track(range(ROUNDS + 1), ROUNDS + 1, "timing"):
-                pair = _seconds(of_file), _seconds(of_sampling)
-                seconds += [pair] if i else []  # the first round warms up
+        for _ in track(range(ROUNDS + 1), ROUNDS + 1, "timing"):
+            start = time.perf_counter()
+            for inputs in batches:
+                network(*inputs)
+            middle = time.perf_counter()
+            for _ in generate(generator, z, labels):
+                pass
+            seconds.append((middle - start, time.perf_counter() - middle))
     finally:
         torch.set_num_threads(threads)
+    file, sampling = zip(*seconds[1:], strict=True)  # the first round is a warm-up
     return {
-        "images_per_second_file": IMAGES / median(file for file, _ in seconds),
-        "images_per_second_sampling": IMAGES / median(sampling for _, sampling in seconds),
-        "ratio_speed": median(sampling / file for file, sampling in seconds),
+        "images_per_second_file": IMAGES / median(file),
+        "images_per_second_sampling": IMAGES / median(sampling),
+        "ratio_speed": median(s / f for f, s in seconds[1:]),
     }
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

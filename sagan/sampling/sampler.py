@@ -1,8 +1,8 @@
-"""Images from seeds: image k depends on seed k and its label alone, not on the batch or the number of processes.
+"""Generate images from seeds. Each image depends on its seed and label alone, not on the batch or the processes.
 
-Three rules ensure this. Latent and label come from the seed, never from its position in a list. Every forward has
-exactly BATCH images, padded with zeros, because kernels are chosen by shape. On the CPU a batch is computed by one
-thread, because a product split over two threads is summed in a different order; threads take whole batches instead.
+Latents and labels are derived from the seed, never from its position. Every forward has exactly BATCH images, padded
+with zeros, because kernels are chosen by shape. On the CPU, one thread computes a whole batch, because a matrix product
+split over threads is reduced in a different order.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,26 +27,24 @@ BATCH = 8
 
 
 def latents(seeds: Sequence[int], z_dim: int, truncation: float | None = None) -> Tensor:
-    """Standard normal latents (N, z_dim), float32 on the CPU; row i is drawn from seeds[i] alone.
+    """Standard normal latents (N, z_dim), float32 on the CPU. Row i depends on seeds[i] alone.
 
-    `truncation` t draws from the normal truncated to [-t, t] (not clipped to it) by inverting its distribution
-    function; each number is monotonic in t, so that images of a seed stay similar. UserError when t is not positive.
+    With `truncation` t, samples come from the normal distribution truncated to [-t, t], by inverting its cumulative
+    distribution function. Values are monotonic in t, so the images of a seed stay similar. UserError unless t > 0.
     """
     check_truncation(truncation)
     bound = torch.tensor(torch.inf if truncation is None else truncation, dtype=torch.float64)
     low, high = torch.special.ndtr(-bound), torch.special.ndtr(bound)
-    rows = [torch.special.ndtri(torch.lerp(low, high, _uniforms(seed, z_dim))) for seed in seeds]
-    return torch.stack(rows).clamp(-bound, bound).float() if rows else torch.empty(0, z_dim)
-
-
-def _uniforms(seed: int, count: int) -> Tensor:
-    """Float64 (count,) in the open interval (0, 1)."""
-    generator = torch.Generator().manual_seed(key(seed, "z"))
-    return torch.rand(count, generator=generator, dtype=torch.float64).clamp_min(2**-54)
+    rows = torch.empty(len(seeds), z_dim)
+    for row, seed in zip(rows, seeds, strict=True):
+        rng = torch.Generator().manual_seed(key(seed, "z"))
+        uniform = torch.rand(z_dim, generator=rng, dtype=torch.float64).clamp_min(2**-54)  # in the open interval (0, 1)
+        row.copy_(torch.special.ndtri(torch.lerp(low, high, uniform)).clamp(-bound, bound))
+    return rows
 
 
 def default_labels(seeds: Sequence[int], num_classes: int) -> Tensor | None:
-    """Label of each seed, seed mod num_classes, (N,); None without classes."""
+    """Label of each seed, seed mod num_classes, (N,). None without classes."""
     return torch.tensor([seed % num_classes for seed in seeds]) if num_classes else None
 
 
@@ -57,45 +56,36 @@ def generate(
     batch: int = BATCH,
     keep: bool = False,
 ) -> Iterator[Tensor]:
-    """z (N, z_dim), labels (N,) or class weights (N, K) -> uint8 (b, H, W, 3) on the CPU, in order; b ≤ batch ≤ BATCH.
+    """Generate images from z (N, z_dim) and labels (N,) or class weights (N, K), in order.
 
-    `generator` is on `device` in eval mode; a Generator is fused for inference. `keep` leaves the images there, so that
-    a GPU does not wait for the host.
+    Yields uint8 (b, H, W, 3) on the CPU, b ≤ batch ≤ BATCH. `generator` is on `device` in eval mode; a Generator is
+    fused for inference. With `keep`, images stay on the device, so that a GPU does not wait for the host.
 
-    Equal bytes for every `batch`, number of threads and number of processes: on CPUs of one kind, and on GPUs of one
-    kind with the same software; a GPU's images differ from a CPU's.
+    Images are bit-for-bit identical for every `batch` and every number of threads and processes, on CPUs of one kind
+    and on GPUs of one kind with the same software. Images of a GPU differ from those of a CPU.
     """
     assert 1 <= batch <= BATCH, batch
     device = torch.device(device)
-    draw = fuse_for_inference(generator) if isinstance(generator, Generator) else generator
+    network = fuse_for_inference(generator) if isinstance(generator, Generator) else generator
+    deterministic = partial(torch.backends.cudnn.flags, enabled=True, benchmark=False, deterministic=True)
 
+    def pad(rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows.new_zeros(BATCH - len(rows), *rows.shape[1:])]).to(device)
+
+    @torch.no_grad()
     def forward(start: int) -> Tensor:
-        rows = slice(start, start + batch)
-        images = _forward(draw, z[rows], None if labels is None else labels[rows], device)
+        rows = slice(start, min(start + batch, len(z)))
+        with deterministic() if device.type == "cuda" else nullcontext():
+            images = network(pad(z[rows]), None if labels is None else pad(labels[rows]))  # (BATCH, 3, H, W)
+        images = to_uint8(images[: rows.stop - start])
         return images if keep else images.cpu()
 
     starts = range(0, len(z), batch)
     return _in_threads(forward, starts) if device.type == "cpu" else map(forward, starts)
 
 
-@torch.no_grad()
-def _forward(
-    generator: Callable[[Tensor, Tensor | None], Tensor], z: Tensor, labels: Tensor | None, device: torch.device
-) -> Tensor:
-    deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with deterministic if device.type == "cuda" else nullcontext():
-        images = generator(_pad(z, device), None if labels is None else _pad(labels, device))  # (BATCH, 3, H, W)
-    return to_uint8(images[: len(z)])
-
-
-def _pad(rows: Tensor, device: torch.device) -> Tensor:
-    padded = rows.new_zeros(BATCH, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    return padded.to(device)
-
-
 def _in_threads(forward: Callable[[int], Tensor], starts: Sequence[int]) -> Iterator[Tensor]:
-    """forward(start) for every start, in order; each in one thread, as many at a time as torch would use for one."""
+    """forward(start) for every start, in order: one thread per call, as many calls at a time as torch has threads."""
     threads = torch.get_num_threads()
     pending: deque[Future[Tensor]] = deque()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -117,13 +107,11 @@ def processes() -> tuple[int, int]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device `auto`, `cpu`, `cuda` or `mps` of this process; UserError if it is not available."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The device of this process for `auto`, `cpu`, `cuda` or `mps`. UserError if it is not available."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, found in there.items() if found)
-    if name not in there:
-        raise UserError(f"--device {name}: known: auto, {', '.join(there)}")
-    if not there[name]:
+        name = next(kind for kind, found in available.items() if found)
+    if not available[name]:
         raise UserError(f"--device {name}: not available here; --device cpu always is")
     return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
 
@@ -131,7 +119,7 @@ def pick_device(name: str) -> torch.device:
 def slerp(start: Tensor, end: Tensor, frames: int) -> Tensor:
     """Spherical interpolation of two latents (z_dim,) -> (frames, z_dim). Shoemake 1985; White, arXiv:1609.04468.
 
-    From `start` to `end`, both included, in equal angles; a straight line where the two are parallel.
+    Goes from `start` to `end`, both included, in equal angles. Linear if the two are parallel.
     """
     t = torch.linspace(0, 1, frames, dtype=torch.float64)[:, None]
     a, b = start.double(), end.double()
@@ -142,6 +130,6 @@ def slerp(start: Tensor, end: Tensor, frames: int) -> Tensor:
 
 
 def class_path(start: int, end: int, num_classes: int, frames: int) -> Tensor:
-    """Class weights from all on `start` to all on `end`, in equal steps: (frames, num_classes), rows sum to 1."""
+    """Linear interpolation of two one-hot classes -> (frames, num_classes). Rows sum to 1."""
     classes = F.one_hot(torch.tensor([start, end]), num_classes).double()
     return torch.lerp(classes[0], classes[1], torch.linspace(0, 1, frames, dtype=torch.float64)[:, None]).float()

@@ -1,7 +1,7 @@
-"""`sagan sample`: a folder of samples, seed<8 digits>.png or samples.npz, with samples.json that says what made them.
+"""`sagan sample`: write samples as seed<8 digits>.png or samples.npz, and their settings as samples.json.
 
-Every file is whole or absent, and an image depends on its name and samples.json alone. So existing files are kept, and
-several processes can fill one folder without communication.
+Files are written atomically, and an image depends only on its file name and samples.json. Existing files are therefore
+kept, and several processes can fill one folder without communication.
 """
 
 import math
@@ -19,7 +19,7 @@ from sagan.config.options import Place, check_interpolation, check_truncation, p
 from sagan.config.options import device as device_option
 from sagan.models.generator import Generator
 from sagan.runs.snapshot import fingerprint, load_snapshot
-from sagan.sampling.sampler import class_path, default_labels, generate, latents, pick_device, processes, slerp
+from sagan.sampling.sampler import class_path, generate, latents, pick_device, processes, slerp
 from sagan.utils.errors import UserError
 from sagan.utils.images import enlarge, image_grid, name_rows, read_png, save_animation, save_png
 from sagan.utils.io import atomic_file, make_folder, read_arrays, read_json, write_json
@@ -79,7 +79,7 @@ def sample_cli(
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: its seed and label. `named`: its class was asked for and is part of the file name."""
+    """Seed and label of one image. `named`: the class was requested and is part of the file name."""
 
     seed: int
     label: int | None
@@ -91,19 +91,17 @@ class Sample:
 
 
 def plan_samples(seeds: Sequence[int], classes: Sequence[int] | None, generator: Generator) -> list[Sample]:
-    """Every seed in each of `classes`, class by class; None: each seed in its own class, seed mod num_classes."""
+    """Every seed in each of `classes`, class by class. None: each seed in class seed mod num_classes."""
     count = len(seeds) * (1 if classes is None else len(classes))
     if count > MOST_SAMPLES:
         raise UserError(f"{count} images are too many for one folder; generate at most {MOST_SAMPLES} at a time")
     if classes is not None:
         return [Sample(seed, label, True) for label in classes for seed in seeds]
-    labels = default_labels(seeds, generator.num_classes)
-    own = [None] * len(seeds) if labels is None else labels.tolist()
-    return [Sample(seed, label, False) for seed, label in zip(seeds, own, strict=True)]
+    return [Sample(seed, seed % generator.num_classes if generator.num_classes else None, False) for seed in seeds]
 
 
 def claim_folder(out: Path, generator: Generator, truncation: float | None) -> None:
-    """Write samples.json; UserError when `out` holds samples that something else made."""
+    """Write samples.json. UserError if `out` holds samples of other weights or settings."""
     made_by = {
         "weights": fingerprint(generator),
         "truncation": truncation,
@@ -113,12 +111,12 @@ def claim_folder(out: Path, generator: Generator, truncation: float | None) -> N
     unclaimed = next(out.glob("seed*.png"), None) or next(out.glob(NPZ), None)  # before: another process may claim now
     if (out / RECORD).exists():
         found = read_json(out / RECORD)
-        found = found if isinstance(found, dict) else {}
         for name, now in made_by.items():
-            if found.get(name) != now:
+            was = found.get(name) if isinstance(found, dict) else None
+            if was != now:
                 raise UserError(
-                    f"{out}: holds samples made with other settings ({name} {_short(found.get(name))}, "
-                    f"now {_short(now)}); choose another folder"
+                    f"{out}: holds samples made with other settings ({name}: {was!s:.24}, now {now!s:.24}); "
+                    "choose another folder"
                 )
     elif unclaimed is not None:
         raise UserError(f"{unclaimed}: exists without {RECORD}, so its origin is unknown; choose another folder")
@@ -126,16 +124,10 @@ def claim_folder(out: Path, generator: Generator, truncation: float | None) -> N
         write_json(out / RECORD, made_by)
 
 
-def _short(value: object) -> str:
-    if value is None:
-        return "none"
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 40 else str(value)
-
-
 def write_pngs(
     out: Path, generator: Generator, samples: Sequence[Sample], truncation: float | None, quiet: bool
 ) -> int:
-    """Write those of `samples` whose file does not exist; returns how many. `quiet`: shows no progress."""
+    """Write the `samples` whose file does not exist. Returns how many."""
     missing = [sample for sample in samples if not (out / sample.name).exists()]
     for sample, image in zip(missing, _generate(generator, missing, truncation, quiet), strict=True):
         save_png(out / sample.name, image)
@@ -143,9 +135,9 @@ def write_pngs(
 
 
 def write_npz(out: Path, generator: Generator, samples: Sequence[Sample], truncation: float | None, quiet: bool) -> int:
-    """Write all into samples.npz, unless it holds them; returns how many were generated.
+    """Write samples.npz, unless it exists: images (N, H, W, 3) uint8, seeds and labels (N,) int64 (-1: no classes).
 
-    images (N, H, W, 3) uint8, seeds and labels (N,) int64 (-1: no classes). UserError when it holds others.
+    Returns how many images were generated. UserError if an existing file holds other seeds or labels.
     """
     seeds = np.array([sample.seed for sample in samples])
     labels = np.array([-1 if sample.label is None else sample.label for sample in samples])
@@ -164,21 +156,21 @@ def write_npz(out: Path, generator: Generator, samples: Sequence[Sample], trunca
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """images, seeds and labels of a samples.npz; a damaged one is a UserError."""
+    """Read images, seeds and labels of a samples.npz. UserError if it is damaged."""
     try:
         found = read_arrays(path, ("images", "seeds", "labels"), most=None)
     except ValueError as error:
         raise UserError(f"{path}: not readable as samples ({str(error).removeprefix(f'{path}: ')})") from None
-    images, count = found["images"], len(found["seeds"]) if found["seeds"].ndim == 1 else -1
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (count, 3):
+    images = found["images"]
+    if images.dtype != np.uint8 or images.ndim != 4 or (images.shape[:1], images.shape[3]) != (found["seeds"].shape, 3):
         raise UserError(f"{path}: not readable as samples (its images are {images.dtype} {images.shape})")
     return found
 
 
 def write_grid(out: Path, samples: Sequence[Sample], class_names: Sequence[str], npz: bool) -> None:
-    """grid.png: one row per class where classes were asked for, else about square.
+    """Write grid.png: one row per requested class, otherwise about square.
 
-    Writes nothing while another process still generates some of the images: the last one to finish writes the grid.
+    Does nothing while another process still generates some of the images: the last one to finish writes the grid.
     """
     paths = [out / sample.name for sample in samples]
     if npz:
@@ -191,21 +183,20 @@ def write_grid(out: Path, samples: Sequence[Sample], class_names: Sequence[str],
         images = np.stack(loaded)
     else:
         return
-    rows = list(dict.fromkeys(sample.label for sample in samples if sample.named))
-    if len(rows) < 2:
-        save_png(out / GRID, image_grid(images, math.ceil(math.sqrt(len(images)))))
-        return
-    names = [class_names[label] if class_names and label is not None else str(label) for label in rows]
-    save_png(out / GRID, name_rows(image_grid(images, len(images) // len(rows)), names))
+    labels = list(dict.fromkeys(sample.label for sample in samples if sample.named))
+    grid = image_grid(images, len(images) // len(labels) if len(labels) > 1 else math.ceil(math.sqrt(len(images))))
+    if len(labels) > 1:
+        grid = name_rows(grid, [class_names[i] if class_names and i is not None else str(i) for i in labels])
+    save_png(out / GRID, grid)
 
 
 def write_interpolation(
     out: Path, generator: Generator, seeds: tuple[int, int], classes: Sequence[int] | None, truncation: float | None,
     frames: int, animation: str,
 ) -> None:  # fmt: skip
-    """The path between two seeds, and between two classes where two are given, as a grid and as .gif or .mp4.
+    """Interpolate between two seeds, and between two classes if two are given; write a grid and a .gif or .mp4.
 
-    Without `classes` the class is that of the first seed.
+    Without `classes`, the class is that of the first seed.
     """
     name, weights = f"interpolation{seeds[0]:08d}-{seeds[1]:08d}", None
     if classes is not None:
@@ -233,7 +224,7 @@ def _generate(
 
 
 def _images(generator: Generator, z: Tensor, labels: Tensor | None, quiet: bool = False) -> Iterator[np.ndarray]:
-    """The images (H, W, 3) of z (N, z_dim), with progress."""
+    """Images (H, W, 3) of z (N, z_dim), with a progress bar."""
     with Progress(len(z), "generating", quiet) as progress:
         for images in generate(generator, z, labels, next(generator.parameters()).device):
             yield from images.numpy()

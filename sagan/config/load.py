@@ -1,8 +1,7 @@
-"""Reading a config: YAML and `--set a.b=value` into a complete, validated Config. Imports no torch.
+"""Load a config: YAML and `--set a.b=value` become a complete, validated Config. Imports no torch.
 
-A file holds only what differs from the defaults of settings.py; what depends on the resolution (widths, attention
-placement) is filled in, so that a resolved config says everything. A file is not trusted: safe YAML, bounded in size,
-depth and what its aliases expand to.
+A file holds only what differs from the defaults in schema.py; defaults that depend on the resolution (widths, attention
+placement) are filled in. Files are not trusted: YAML is loaded safely, with limits on size, depth and aliases.
 """
 
 import os
@@ -13,18 +12,25 @@ import click
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sagan.config.schema import ATTENTION_RESOLUTION, DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS, RESOLUTIONS, Config
+from sagan.config.schema import (
+    ATTENTION_RESOLUTION,
+    DISCRIMINATOR_WIDTHS,
+    FRONTEND_SETTINGS,
+    GENERATOR_WIDTHS,
+    RESOLUTIONS,
+    Config,
+)
 from sagan.utils.errors import UserError, first_error, suggestion
 from sagan.utils.io import read_text
 
-LARGEST_FILE, MOST_VALUES, DEEPEST = 1 << 18, 50_000, 40  # bytes, values with aliases written out, groups in groups
-SHIPPED = next(  # in a wheel inside the package, in a checkout beside it
+LARGEST_FILE, MOST_VALUES, DEEPEST = 1 << 18, 50_000, 40  # bytes, values with aliases expanded, levels of nesting
+SHIPPED = next(  # inside the package in a wheel, beside it in a checkout
     folder / "configs" for folder in Path(__file__).parents[1:3] if (folder / "configs").is_dir()
 )
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML (no object tags), bounded, in which a setting written twice is an error."""
+    """Safe YAML loader (no object tags) with limits, in which a repeated setting is an error."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -43,31 +49,34 @@ class _Loader(yaml.SafeLoader):
 
 
 def _written_out(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
-    """How many values a document holds when every alias is replaced by what it stands for; a loop counts once."""
+    """Number of values in a document with all aliases expanded; a loop counts once."""
     if depth > DEEPEST:
         raise yaml.YAMLError(f"nested more than {DEEPEST} deep")
     if id(node) not in known:
         known[id(node)] = 1
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
         if isinstance(node, yaml.MappingNode):
-            inner = [one for pair in node.value for one in pair]
-        else:
-            inner = node.value if isinstance(node, yaml.SequenceNode) else []
+            inner = [one for pair in inner for one in pair]
         known[id(node)] = 1 + sum(_written_out(one, known, depth + 1) for one in inner)
     return known[id(node)]
 
 
 def load_config(path: Path | str | None, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file (None: the defaults), apply `a.b=value` overrides (values are YAML) and validate.
+    """Read a YAML file (None: the defaults), apply overrides `a.b=value` (values are YAML) and validate.
 
-    A name such as "shapes32" or "attention/cbam" that is no file is looked up among the configs that come with sagan.
-
-    Raises UserError for a file that is not there or not YAML, an unknown key (with the nearest known one),
-    a wrong type, or settings that do not fit together.
+    A name such as "shapes32" or "attention/cbam" that is not a file is looked up among the shipped configs. Raises
+    UserError for a missing or damaged file, an unknown setting (with the nearest known one), a wrong value, and
+    settings that do not fit together.
     """
     if path is None:
         return make_config({}, overrides)
+    shipped = SHIPPED / f"{path}.yaml"
+    by_name = not Path(path).is_absolute() and not Path(path).is_file() and shipped.is_file()
     try:
-        raw = _copy(_read_yaml(read_text(_find(Path(path)), LARGEST_FILE)))
+        raw = _read_yaml(read_text(shipped if by_name else path, LARGEST_FILE))
+        if raw is not None and not isinstance(raw, dict):
+            raise UserError(f"{path}: a config is a mapping of settings, this is a {type(raw).__name__}")
+        return make_config(raw or {}, overrides, where=str(path))
     except FileNotFoundError:
         raise _no_config(str(path)) from None
     except UserError:
@@ -78,14 +87,10 @@ def load_config(path: Path | str | None, overrides: list[str] | None = None) -> 
         raise UserError(f"{path}: a setting contains itself") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
-    raw = {} if raw is None else raw
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a config is a mapping of settings, this is a {type(raw).__name__}")
-    return make_config(raw, overrides, where=str(path))
 
 
 def shipped_configs() -> dict[str, str]:
-    """Name -> one line of description, its first comment, for every config that comes with sagan."""
+    """Name -> description (the first comment) of every config shipped with sagan."""
     found = {}
     for path in sorted(SHIPPED.rglob("*.yaml"), key=lambda path: (len(path.parts), path)):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
@@ -93,21 +98,15 @@ def shipped_configs() -> dict[str, str]:
     return found
 
 
-def _find(path: Path) -> Path:
-    """The file itself, or the config of that name that comes with sagan."""
-    shipped = SHIPPED / f"{path}.yaml"
-    return shipped if not path.is_absolute() and not path.is_file() and shipped.is_file() else path
-
-
 def _no_config(name: str) -> UserError:
-    hint = suggestion(name, shipped_configs(), otherwise="`sagan configs` lists the configs that come with sagan")
+    hint = suggestion(name, shipped_configs(), otherwise="`sagan configs` lists the shipped configs")
     return UserError(f"{name}: no such config file; {hint}")
 
 
 @click.command("configs")
 @click.argument("name", required=False)
 def configs_cli(name: str | None) -> None:
-    """List the configs that come with sagan, or print the one called NAME. `sagan train NAME` uses it."""
+    """List the configs that come with sagan, or print the config NAME. `sagan train NAME` uses it."""
     known = shipped_configs()
     if name is None:
         width = max(map(len, known))
@@ -119,20 +118,19 @@ def configs_cli(name: str | None) -> None:
 
 
 def make_config(raw: dict[str, Any], overrides: list[str] | None = None, where: str = "config") -> Config:
-    """Validate plain values into a Config, as `load_config` does with a file's."""
+    """Validate plain values, as `load_config` does with those of a file."""
     raw = {name: {} if group is None and name in Config.model_fields else group for name, group in _copy(raw).items()}
     pairs = [_split_override(text) for text in overrides or []]
-    for keys, value in pairs:
-        if "attention" not in keys[:-1]:
-            _assign(raw, keys, value)
-    _fill_in(raw)
-    for keys, value in pairs:
-        if "attention" in keys[:-1]:
-            _assign(raw, keys, value)
+    for of_attention in (False, True):  # which changes the defaults that depend on the resolution
+        for keys, value in pairs:
+            if ("attention" in keys[:-1]) == of_attention:
+                _assign(raw, keys, value)
+        if not of_attention:
+            _fill_in(raw)
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{where}: {describe_validation_error(error, Config)}") from None
+        raise UserError(f"{where}: {_describe(error)}") from None
     for name, value in _flatten(raw).items():
         if isinstance(value, str) and not _can_be_a_path(value):
             raise UserError(f"{where}: {name} holds a NUL or half a character, which no path or name has: {value!r}")
@@ -140,7 +138,7 @@ def make_config(raw: dict[str, Any], overrides: list[str] | None = None, where: 
 
 
 def check_processes(config: Config, processes: int) -> None:
-    """UserError when the global batch cannot be divided among processes and micro-batches."""
+    """Raise UserError if the global batch cannot be divided among processes and micro-batches."""
     batch, accumulation = config.training.batch_size, config.optim.accumulation
     if batch % (processes * accumulation):
         raise UserError(
@@ -149,7 +147,7 @@ def check_processes(config: Config, processes: int) -> None:
 
 
 def replaced(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
-    """A copy in which the settings `changes[group][name]` have new values."""
+    """A copy with new values `changes[group][name]`."""
     raw = config.to_dict()
     for group, values in changes.items():
         raw[group] |= values
@@ -157,20 +155,24 @@ def replaced(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
 
 
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two configs differ, by dotted name."""
+    """Dotted name -> values of the settings in which two configs differ."""
     flat_a, flat_b = _flatten(a.to_dict()), _flatten(b.to_dict())
     names = [*flat_a, *(name for name in flat_b if name not in flat_a)]
     return {n: (flat_a.get(n), flat_b.get(n)) for n in names if flat_a.get(n) != flat_b.get(n)}
 
 
-def describe_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first finding of pydantic in one line; for an unknown setting, with the nearest known one."""
+def _describe(error: ValidationError) -> str:
+    """The first error of pydantic as one line; for an unknown setting, with the nearest known one."""
     finding = error.errors()[0]
     if finding["type"] != "extra_forbidden":
         return first_error(error)
     *groups, name = map(str, finding["loc"])
     prefix = "".join(f"{group}." for group in groups)
-    return f"unknown setting {prefix}{name}; {suggestion(name, _known_keys(model, groups), prefix)}"
+    model: type[BaseModel] = Config
+    for group in groups:
+        if group != "frontend":  # a union; its members are named by the next group
+            model = FRONTEND_SETTINGS.get(group) or model.model_fields[group].annotation  # type: ignore[assignment]
+    return f"unknown setting {prefix}{name}; {suggestion(name, model.model_fields, prefix)}"
 
 
 def _read_yaml(text: str) -> Any:
@@ -178,7 +180,7 @@ def _read_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise yaml.YAMLError(f"nested more than {DEEPEST} deep") from None
-    except (TypeError, AttributeError, OverflowError) as error:  # of PyYAML, for tags that do not fit their values
+    except (TypeError, AttributeError, OverflowError) as error:  # by PyYAML, for tags that do not fit their values
         raise yaml.YAMLError(str(error)) from None
 
 
@@ -212,21 +214,11 @@ def _assign(raw: dict[str, Any], keys: list[Any], value: Any) -> None:
         if inner is None:
             inner = {}
         if not isinstance(inner, dict):
-            raise UserError(
-                f"--set {'.'.join(map(str, keys))}: {'.'.join(map(str, keys[: i + 1]))} is not a group of settings"
-            )
+            name, group = (".".join(map(str, part)) for part in (keys, keys[: i + 1]))
+            raise UserError(f"--set {name}: {group} is not a group of settings")
         raw[key] = inner
         raw = inner
     raw[keys[-1]] = value
-
-
-def _known_keys(model: type[BaseModel], keys: list[str]) -> list[str]:
-    for key in keys:
-        field = model.model_fields.get(key)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -247,7 +239,7 @@ def _can_be_a_path(text: str) -> bool:
 
 
 def _copy(tree: Any) -> Any:
-    """A copy of nested mappings, in which the names of resolutions are numbers (JSON knows text alone)."""
+    """A copy of nested mappings in which resolutions are numbers (JSON has text keys only)."""
     if not isinstance(tree, dict):
         return tree
     return {int(k) if isinstance(k, str) and k.isdecimal() else k: _copy(v) for k, v in tree.items()}

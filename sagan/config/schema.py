@@ -1,4 +1,4 @@
-"""What can be set in a run: typed, frozen groups with their defaults. Imports no torch."""
+"""The settings of a run with their defaults, as frozen pydantic models. Imports no torch."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ ATTENTION_RESOLUTION = {32: 16, 64: 32, 128: 32, 256: 64}
 
 
 def discriminator_downs(resolution: int) -> int:
-    """How many of the discriminator's blocks halve the map: to 8×8 at 32 px, to 4×4 above (recipe of SNGAN's code)."""
+    """Number of downsampling blocks of the discriminator: to 8×8 at 32 px, else to 4×4, as in SNGAN's code."""
     return 2 if resolution == 32 else resolution.bit_length() - 3
 
 
@@ -21,16 +21,27 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+UpToOne = Annotated[float, Field(gt=0, le=1)]
+Checks = Iterable[tuple[object, str]]  # (condition, message)
+
+
+def first_check(checks: Checks, prefix: str = "") -> None:
+    """Raise ValueError with the message of the first condition that holds."""
+    for wrong, message in checks:
+        if wrong:
+            raise ValueError(f"{prefix}{message}")
 
 
 class Settings(BaseModel):
-    """A group of settings: frozen, unknown keys are errors."""
+    """A group of settings; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AttentionSettings(Settings):
-    """One attention module: its name in the table, where it sits, and the options of that mechanism."""
+    """An attention module: name of the mechanism, place in its block, and options of the mechanism."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -53,7 +64,7 @@ class AttentionSettings(Settings):
 
 
 class NetworkSettings(Settings):
-    """What generator and discriminator share. `widths`: multiples of `channels`."""
+    """Settings of both networks. `widths`: multiples of `channels`."""
 
     channels: Positive = 64
     widths: tuple[Positive, ...] = ()
@@ -71,21 +82,19 @@ class NetworkSettings(Settings):
         return raw
 
     def check_batch(self, network: str, images: int) -> None:
-        """ValueError where a mechanism takes the variance over more images than `images`, those of a micro-batch."""
+        """Raise ValueError if a mechanism needs more than `images`, the number in a micro-batch."""
         for place, spec in self.attention.items():
             if images == 1 and spec.name == "selective_kernel" and spec.options.get("norm") == "batch":
-                raise ValueError(
-                    f"{network}.attention.{place}: selective_kernel with norm batch needs at least 2 images at once, "
-                    "training.batch_size gives 1; use norm group or none"
-                )
+                name = f"{network}.attention.{place}: selective_kernel with norm batch"
+                raise ValueError(f"{name} needs at least 2 images at once; use norm group or none, or a larger batch")
 
 
 class GeneratorSettings(NetworkSettings):
-    """`widths`: of the 4×4 stem, then of each block. `class_norm`: how labels reach the batch norm.
+    """Settings of the generator. `widths`: of the 4×4 stem and each block.
 
-    "table" and "linear": see ConditionalBatchNorm. "shared" (BigGAN, arXiv:1809.11096): linear layers compute every
-    gain and bias from one embedding of the class, of `shared_dim` numbers. `hierarchical` (BigGAN, appendix B): z is
-    cut into equal chunks, one for the stem and one for the batch norms of each block.
+    `class_norm`: "table" or "linear" (see ConditionalBatchNorm), or "shared" (BigGAN, arXiv:1809.11096): linear layers
+    compute all gains and biases from one class embedding of `shared_dim` dimensions. `hierarchical`: z is split into
+    equal chunks, for the stem and for the batch norms of each block (BigGAN, appendix B).
     """
 
     z_dim: Positive = 128
@@ -99,73 +108,49 @@ class GeneratorSettings(NetworkSettings):
 
 
 class CoarseToFineSettings(Settings):
-    """A thin trunk sees the whole image, a full one the places that matter most (frontends/coarse_to_fine.py).
-
-    `patches`: how many. `patch`: their side in pixels, null: twice that of a cell. `cells`: side of the coarse map.
-    `coarse_width`: of its trunk, as a part of the plain one's; the head's, too. `hint`: weight of the hint.
-    """
+    """A thin trunk for the whole image, a full one for the most important patches (models/frontends.py)."""
 
     name: Literal["coarse_to_fine"] = "coarse_to_fine"
     patches: Positive = 8
-    patch: Annotated[int, Field(ge=4)] | None = None
-    cells: Positive = 8
-    coarse_width: Annotated[float, Field(gt=0, le=1)] = 0.5
-    hint: Annotated[float, Field(ge=0)] = 0.1
+    patch: Annotated[int, Field(ge=4)] | None = None  # side in pixels; null: twice that of a cell
+    cells: Positive = 8  # side of the coarse map
+    coarse_width: UpToOne = 0.5  # of the coarse trunk and its head, relative to the plain discriminator
+    hint: Weight = 0.1  # weight of the hint loss
 
     def patch_side(self, resolution: int) -> int:
         """Side of a patch in pixels."""
         return 2 * (resolution // self.cells) if self.patch is None else self.patch
 
     def check(self, resolution: int, attention: Iterable[int]) -> None:
-        """ValueError where cells or patches do not fit images of this resolution."""
+        """Raise ValueError if cells or patches do not fit the resolution."""
+        cells, side = self.cells, self.patch_side(resolution)
         known = [resolution >> i for i in range(1, discriminator_downs(resolution) + 2) if resolution >> i >= 4]
-        if self.cells not in known:
-            raise ValueError(
-                f"coarse_to_fine has no map of {self.cells}x{self.cells} cells at resolution {resolution}; "
-                f"known: {', '.join(map(str, known))}"
-            )
-        if self.patches >= self.cells**2:
-            raise ValueError(
-                f"coarse_to_fine takes {self.patches} patches of {self.cells}x{self.cells} cells: "
-                f"at most {self.cells**2 - 1}, or nothing is left to the coarse trunk"
-            )
-        if self.patch_side(resolution) >= resolution:
-            raise ValueError(
-                f"coarse_to_fine cuts patches of {self.patch_side(resolution)} pixels: "
-                f"they must be smaller than the image, {resolution}"
-            )
-        for place in attention:
-            if place < self.cells:
-                raise ValueError(
-                    f"attention at {place}x{place}: the coarse trunk ends at {self.cells}x{self.cells}; "
-                    f"take frontend.cells {place}, or remove it"
-                )
+        first_check((
+            (cells not in known, f"no map of {cells}x{cells} cells at resolution {resolution}; known: {known}"),
+            (self.patches >= cells**2, f"{self.patches} patches of {cells}x{cells} cells: at most {cells**2 - 1}"),
+            (side >= resolution, f"patches of {side} pixels must be smaller than the image, {resolution}"),
+            *((place < cells, f"the coarse trunk ends at {cells}x{cells}, before attention at {place}x{place}")
+              for place in attention),
+        ), "coarse_to_fine: ")  # fmt: skip
 
 
 class ZoomSettings(Settings):
-    """Trunks that look ever closer at the part of the image that another network proposes (frontends/zoom.py).
-
-    `size`: pixels to which a part is enlarged, null: the image's. `smallest`: side of a box as a part of the last one.
-    `hidden`: width of the proposal. `margin`, `rank`: of the ranking loss, and its weight. `mask`: the paper's boxcar.
-    """
+    """Trunks at increasing zoom on the part of the image that a network proposes (models/frontends.py)."""
 
     name: Literal["zoom"] = "zoom"
     scales: Literal[2, 3] = 2
-    size: Positive | None = None
-    smallest: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
-    hidden: Positive = 64
-    margin: Annotated[float, Field(ge=0)] = 0.05
-    rank: Annotated[float, Field(gt=0)] = 1.0
-    mask: bool = False
+    size: Positive | None = None  # side in pixels of an enlarged part; null: that of the image
+    smallest: Share = 1 / 3  # smallest side of a box relative to the previous one
+    hidden: Positive = 64  # width of the proposal network
+    margin: Weight = 0.05  # of the ranking loss
+    rank: AboveZero = 1.0  # weight of the ranking loss
+    mask: bool = False  # multiply by the boxcar mask of the paper
 
     def check(self, resolution: int, attention: Iterable[int]) -> None:
-        """ValueError where a part of the image would be too small for its trunk."""
+        """Raise ValueError if `size` does not fit the downsampling of the trunk."""
         least = 1 << discriminator_downs(resolution)
-        if self.size is not None and (self.size < least or self.size % least):
-            raise ValueError(
-                f"zoom enlarges to {self.size} pixels: its trunk halves them {discriminator_downs(resolution)} times, "
-                f"so size is a multiple of {least}"
-            )
+        if self.size is not None and self.size % least:
+            raise ValueError(f"zoom enlarges to {self.size} pixels: size must be a multiple of {least}")
 
 
 FrontEndSettings = Annotated[CoarseToFineSettings | ZoomSettings, Field(discriminator="name")]
@@ -173,71 +158,55 @@ FRONTEND_SETTINGS: dict[str, type[Settings]] = {"coarse_to_fine": CoarseToFineSe
 
 
 class DiscriminatorSettings(NetworkSettings):
-    """`widths`: of each block. `relu_shortcut`: shortcuts (but the stem's) see relu(x), as where ReLU is in place.
+    """Settings of the discriminator. `widths`: of each block."""
 
-    `frontend`: how it looks at the image, a name or {name, options}; null: at the whole, once.
-    """
-
-    relu_shortcut: bool = False
-    frontend: FrontEndSettings | None = None
+    relu_shortcut: bool = False  # shortcuts, but that of the stem, take relu(x), as code with in-place ReLUs does
+    frontend: FrontEndSettings | None = None  # a name or {name, options}; null: the plain discriminator
 
     @field_validator("frontend", mode="before")
     @classmethod
     def _expand_frontend(cls, raw: Any) -> Any:
-        if raw is None or isinstance(raw, Settings):
-            return raw
-        raw = raw if isinstance(raw, dict) else {"name": raw}
-        name, known = raw.get("name"), ", ".join(FRONTEND_SETTINGS)
-        if name is None:
-            raise ValueError(f"its name is missing; known: {known}")
-        if not isinstance(name, str) or name not in FRONTEND_SETTINGS:
-            raise ValueError(f"unknown front-end {name!r}; known: {known}")
-        options = [option for option in FRONTEND_SETTINGS[name].model_fields if option != "name"]
-        for option in raw:
-            if option not in ("name", *options):
-                raise ValueError(f"{name} has no option {option!r}; known: {', '.join(options)}")
+        raw = {"name": raw} if isinstance(raw, str) else raw
+        if isinstance(raw, dict) and raw.get("name") not in tuple(FRONTEND_SETTINGS):
+            raise ValueError(f"unknown front-end {raw.get('name')!r}; known: {', '.join(FRONTEND_SETTINGS)}")
         return raw
 
 
 class DataSettings(Settings):
-    """What to train on. `source`: a folder, torchvision:NAME, an .npz, a prepared folder, or shapes.
+    """Training data."""
 
-    `num_classes`: null takes it from the data, 0 trains without labels.
-    """
-
-    source: Annotated[str, Field(min_length=1)] | None = None
+    source: Annotated[str, Field(min_length=1)] | None = None  # a folder, torchvision:NAME, an .npz, prepared, shapes
     resolution: int = 32
-    num_classes: Count | None = None
+    num_classes: Count | None = None  # null: taken from the data; 0: train without labels
     flip: bool = False
     resize: Literal["crop", "squash"] = "crop"
     skip_bad: bool = False
     prepared: str | None = None  # where an unprepared source is prepared to; null: a cache folder
 
-    @model_validator(mode="after")
-    def _check(self) -> "DataSettings":
-        if self.resolution not in RESOLUTIONS:
-            raise ValueError(f"resolution {self.resolution} is not one of {', '.join(map(str, RESOLUTIONS))}")
-        return self
+    @field_validator("resolution")
+    @classmethod
+    def _check_resolution(cls, resolution: int) -> int:
+        if resolution not in RESOLUTIONS:
+            raise ValueError(f"resolution {resolution} is not one of {', '.join(map(str, RESOLUTIONS))}")
+        return resolution
 
 
 class AdamSettings(Settings):
-    lr: Annotated[float, Field(gt=0)] = 1e-4
+    lr: AboveZero = 1e-4
     betas: tuple[Decay, Decay] = (0.0, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: AboveZero = 1e-8
 
 
 class DiscriminatorAdamSettings(AdamSettings):
-    """Two time scales (TTUR, Heusel et al. 2017): the discriminator learns faster."""
+    """A higher learning rate for the discriminator (TTUR, Heusel et al. 2017)."""
 
-    lr: Annotated[float, Field(gt=0)] = 4e-4
+    lr: AboveZero = 4e-4
 
 
 class OptimSettings(Settings):
-    """`d_steps`: discriminator updates per generator update; null: 1 with classes, 5 without (1:1 collapses there)."""
-
     generator: AdamSettings = AdamSettings()
     discriminator: DiscriminatorAdamSettings = DiscriminatorAdamSettings()
-    d_steps: Positive | None = None
+    d_steps: Positive | None = None  # discriminator updates per generator update; null: see Config.d_steps
     accumulation: Positive = 1
     decay: Literal["none", "linear"] = "none"  # linear: to zero at training.steps
     decay_start: Count = 0  # the step at which the decay begins
@@ -246,8 +215,7 @@ class OptimSettings(Settings):
 class ConsistencySettings(Settings):
     """Weights of consistency regularization: E(D(x) - D(T(x)))², T a random horizontal flip and shift.
 
-    `reals`: of real images (CR, Zhang et al. 2020, arXiv:1910.12027). `fakes`: of generated ones; both together are the
-    balanced form (bCR, Zhao et al. 2020, arXiv:2002.04724). 0: none.
+    On reals: CR (Zhang et al. 2020, arXiv:1910.12027); on both: bCR (Zhao et al. 2020, arXiv:2002.04724).
     """
 
     reals: Weight = 0.0
@@ -269,40 +237,33 @@ class AugmentSettings(Settings):
 
 
 class EmaSettings(Settings):
-    """Averaged generator. Either `decay` per step or `half_life` in images, at most `ramp` times the images seen."""
+    """Weight averaging: either `decay` per step, or `half_life` in images, at most `ramp` times the images seen."""
 
     decay: Decay | None = None
-    half_life: Annotated[float, Field(gt=0)] | None = 500_000.0
-    ramp: Annotated[float, Field(gt=0)] | None = 0.05
+    half_life: AboveZero | None = 500_000.0
+    ramp: AboveZero | None = 0.05
     start: Count = 0  # before this step the averaged generator is a copy
 
     @model_validator(mode="before")
     @classmethod
     def _one_of(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and raw.get("decay") is not None:
-            if raw.get("half_life") is not None:
-                raise ValueError("give decay or half_life, not both")
-            if raw.get("ramp") is not None:
-                raise ValueError("ramp bounds half_life and would be ignored beside decay; leave one of them out")
+            for name in ("half_life", "ramp"):
+                if raw.get(name) is not None:
+                    raise ValueError(f"give decay or {name}, not both")
             raw = {"ramp": None} | raw | {"half_life": None}
         return raw
 
 
 class TrainingSettings(Settings):
-    """`steps`: generator updates. `batch_size`: images of one update over all processes and accumulation steps.
-
-    `cuda_graphs`: of what is compiled, on CUDA devices; without effect elsewhere. `activation_checkpointing`: keep the
-    inputs of every block and compute what is inside again in backward: the same results for less memory and more time.
-    """
-
-    steps: Positive = 100_000
-    batch_size: Positive = 64
+    steps: Positive = 100_000  # generator updates
+    batch_size: Positive = 64  # images per update, over all processes and accumulation steps
     precision: Literal["no", "bf16", "fp16"] = "no"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     channels_last: bool = True
     compile: bool = False
-    cuda_graphs: bool = False
-    activation_checkpointing: bool = False
+    cuda_graphs: bool = False  # of the compiled step; no effect without CUDA
+    activation_checkpointing: bool = False  # recompute activations in backward: same results, less memory
     log_every: Positive = 50
     sample_every: Positive = 1000
     snapshot_every: Positive = 5000
@@ -314,21 +275,18 @@ class TrainingSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """Scores of the averaged generator in training; `every` 0: never. The score `best` keeps its best checkpoint.
+    """Evaluation of the averaged generator during training."""
 
-    `reference`: null: the training data. `patience`: evaluations without a better `best` after which it ends; 0: any.
-    """
-
-    every: Count = 0
+    every: Count = 0  # steps; 0: never
     num: Positive = 1000
     metrics: tuple[str, ...] = ()
-    best: str | None = None
-    patience: Count = 0
-    reference: str | None = None
+    best: str | None = None  # the score whose best checkpoint is kept
+    patience: Count = 0  # stop after this many evaluations without a better `best`; 0: never
+    reference: str | None = None  # null: the training data
     labels: Literal["reference", "uniform"] = "reference"
     batch_size: Positive = 64
     backbone: str = "inception"
-    backbone_weights: str | None = None  # a file; null: from torch hub's cache, or a download
+    backbone_weights: str | None = None  # a file; null: from the cache of torch hub, or a download
     lpips: Literal["alex", "vgg"] = "alex"
     lpips_weights: str | None = None
 
@@ -339,32 +297,32 @@ class EvaluateSettings(Settings):
         return self
 
 
-NeverNegative = Literal[  # scores of which a multiple means something: KID and hue_agreement can be below 0
+RatioScore = Literal[  # scores of which a multiple is meaningful: KID and hue_agreement can be negative
     "fid", "is", "precision", "recall", "density", "coverage", "intra_fid", "lpips_diversity", "coherence",
     "two_objects", "shape_agreement",
 ]  # fmt: skip
 
 
 class DivergenceSettings(Settings):
-    """What counts as a collapse beside a value that is not finite, and what a run does then; null: not looked at.
+    """What counts as divergence, apart from values that are not finite (null: not checked), and what to do then.
 
-    `saturation`: for `patience` steps the discriminator's adversarial loss is at most this share of its loss where it
-    cannot tell reals from fakes. `spread`: the samples of one class differ by a standard deviation below this share of
-    the range of a pixel. `worse`: a score is this many times worse than its best. `rollback` goes back `times` times at
-    most, and each time trains on at `rate` times the learning rates.
+    `saturation`: for `patience` steps, the adversarial loss of the discriminator is at most this share of its value
+    where it cannot tell real from fake. `spread`: the standard deviation between samples of one class is below this
+    share of the range of a pixel. `worse`: a score is this many times worse than its best. The action `rollback` goes
+    back to the last good checkpoint at most `times` times, each time with learning rates multiplied by `rate`.
     """
 
     action: Literal["stop", "rollback"] = "stop"
     times: Positive = 3
-    rate: Annotated[float, Field(gt=0, le=1)] = 0.5
-    saturation: Annotated[float, Field(gt=0, lt=1)] | None = None
+    rate: UpToOne = 0.5
+    saturation: Share | None = None
     patience: Count = 1000
-    spread: Annotated[float, Field(gt=0, lt=1)] | None = None
-    worse: dict[NeverNegative, Annotated[float, Field(gt=1)]] = Field(default_factory=dict)
+    spread: Share | None = None
+    worse: dict[RatioScore, Annotated[float, Field(gt=1)]] = Field(default_factory=dict)
 
 
 class Config(Settings):
-    """Everything that decides what a run computes."""
+    """All settings of a run."""
 
     seed: Count = 0
     deterministic: bool = False
@@ -382,7 +340,7 @@ class Config(Settings):
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, raw: Any) -> Any:
-        """`divergence` was called `sentinel`: configs and runs that hold the old name keep working."""
+        """`divergence` was called `sentinel`; configs and runs with the old name keep working."""
         if isinstance(raw, dict) and isinstance(raw.get("sentinel"), dict):
             rest = {name: value for name, value in raw.items() if name != "sentinel"}
             return rest | {"divergence": raw["sentinel"] | raw.get("divergence", {})}
@@ -391,75 +349,64 @@ class Config(Settings):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         resolution, blocks = self.data.resolution, self.data.resolution.bit_length() - 3
+        batch, parts = self.training.batch_size, self.optim.accumulation
+        if batch % parts:
+            raise ValueError(f"training.batch_size {batch} is not divisible by optim.accumulation {parts}")
         for name, network, count, known in (
             ("generator", self.generator, blocks + 1, [8 << i for i in range(blocks)]),
             ("discriminator", self.discriminator, len(DISCRIMINATOR_WIDTHS[resolution]),
              [resolution >> i for i in range(1, discriminator_downs(resolution) + 1)]),
         ):  # fmt: skip
-            if len(network.widths) != count:
-                raise ValueError(
-                    f"{name}.widths needs {count} numbers at resolution {resolution}, has {len(network.widths)}"
-                )
-            for place in network.attention:
-                if place not in known:
-                    raise ValueError(
-                        f"{name}.attention: no block outputs {place}x{place} at resolution {resolution}; "
-                        f"known: {', '.join(map(str, known))}"
-                    )
+            widths = len(network.widths)
+            first_check((
+                (widths != count, f".widths needs {count} numbers at resolution {resolution}, has {widths}"),
+                *((place not in known, f".attention: no block outputs {place}x{place} at resolution {resolution}; "
+                   f"known: {', '.join(map(str, known))}") for place in network.attention),
+            ), name)  # fmt: skip
+            network.check_batch(name, batch // parts)
         if self.discriminator.frontend is not None:
             self.discriminator.frontend.check(resolution, self.discriminator.attention)
-        self._check_step()
-        self._check_divergence()
+        first_check(self._conflicts())
+        first_check(self._divergence_conflicts(), "divergence.")
         return self
 
-    def _check_step(self) -> None:
-        generator = self.generator
-        if generator.hierarchical:
-            if generator.z_dim % len(generator.widths):
-                raise ValueError(
-                    f"generator.z_dim {generator.z_dim} is not divisible by {len(generator.widths)}, the number of "
-                    "chunks that generator.hierarchical cuts z into (one for the stem, one for each block)"
-                )
-            if generator.class_norm != "shared" and self.data.num_classes != 0:
-                raise ValueError("generator.hierarchical needs generator.class_norm shared, or data.num_classes 0")
-        batch, parts = self.training.batch_size, self.optim.accumulation
-        if batch % parts:
-            raise ValueError(f"training.batch_size {batch} is not divisible by optim.accumulation {parts}")
-        self.generator.check_batch("generator", batch // parts)
-        self.discriminator.check_batch("discriminator", batch // parts)
-        if self.training.compile and self.loss.r1:
-            raise ValueError("training.compile and loss.r1 exclude each other: torch.compile has no double backward")
-        if self.training.cuda_graphs and not self.training.compile:
-            raise ValueError("training.cuda_graphs records what training.compile makes; set that to true as well")
-        if self.training.compile and self.training.activation_checkpointing:
-            raise ValueError(
-                "training.compile and training.activation_checkpointing exclude each other: a compiled step decides by "
-                "itself what it keeps; switch one off"
-            )
+    def _conflicts(self) -> Checks:
+        z_dim, chunks, training = self.generator.z_dim, len(self.generator.widths), self.training
+        hierarchical, shared = self.generator.hierarchical, self.generator.class_norm == "shared"
+        return (
+            (hierarchical and z_dim % chunks, f"generator.z_dim {z_dim} is not divisible by {chunks}, the number of "
+             "chunks of generator.hierarchical (one for the stem, one for each block)"),
+            (hierarchical and not shared and self.data.num_classes != 0,
+             "generator.hierarchical needs generator.class_norm shared, or data.num_classes 0"),
+            (training.compile and self.loss.r1,
+             "training.compile and loss.r1 exclude each other: torch.compile has no double backward"),
+            (training.cuda_graphs and not training.compile,
+             "training.cuda_graphs records compiled code; set training.compile to true as well"),
+            (training.compile and training.activation_checkpointing,
+             "training.compile and training.activation_checkpointing exclude each other; switch one off"),
+        )  # fmt: skip
 
-    def _check_divergence(self) -> None:
+    def _divergence_conflicts(self) -> Checks:
         divergence, evaluate = self.divergence, self.evaluate
-        had = [*evaluate.metrics, *(("two_objects", "shape_agreement") if "coherence" in evaluate.metrics else ())]
-        for name in divergence.worse:
-            if not evaluate.every or name not in had:
-                raise ValueError(f"divergence.worse: {name} is not scored in training; set evaluate.every and metrics")
-        if divergence.worse and divergence.action == "rollback" and evaluate.best is None:
-            raise ValueError(
-                "divergence.worse with action rollback needs evaluate.best, which keeps what it goes back to"
-            )
-        if divergence.saturation is not None and self.loss.name == "wasserstein":
-            raise ValueError("divergence.saturation: the wasserstein loss has no floor to reach; leave it null")
-        if divergence.spread is not None and self.training.samples_per_class < 2:
-            raise ValueError(
-                "divergence.spread compares samples of one class; training.samples_per_class must be above 1"
-            )
+        scores = {*evaluate.metrics, *(("two_objects", "shape_agreement") if "coherence" in evaluate.metrics else ())}
+        return (
+            *((not evaluate.every or name not in scores, f"worse: {name} is not scored in training; "
+               "set evaluate.every and evaluate.metrics") for name in divergence.worse),
+            (divergence.worse and divergence.action == "rollback" and evaluate.best is None,
+             "worse with action rollback needs evaluate.best, whose checkpoint it goes back to"),
+            (divergence.saturation is not None and self.loss.name == "wasserstein",
+             "saturation: the wasserstein loss has no floor to reach; leave it null"),
+            (divergence.spread is not None and self.training.samples_per_class < 2,
+             "spread compares samples of one class; training.samples_per_class must be above 1"),
+        )  # fmt: skip
 
     @property
     def d_steps(self) -> int:
+        """Discriminator updates per generator update: 1 with classes, 5 without (where 1 collapses) by default."""
         return self.optim.d_steps or (5 if self.data.num_classes == 0 else 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; attention options stand beside `name` and `place`."""
+        """Plain values, as in config.yaml."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:

@@ -48,7 +48,7 @@ def messages() -> str:
     for path in (ROOT / "sagan").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(p.value if isinstance(p, ast.Constant) else "…" for p in node.values))
+                found.append("".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return "\n".join(text.replace("\n", " ") for text in found)
@@ -60,7 +60,9 @@ def test_commands_and_options_exist(page: Path):
     for line in code(TEXTS[page]):
         for name, rest in re.findall(r"(?:^|[ (])sagan ([a-z]+)([^|#;]*)", line):
             command = cli.get_command(click.Context(cli), name) if name in COMMANDS else None
-            options = {o for p in command.params for o in p.opts} | {"--help"} if command else set()
+            options = (
+                {o for p in command.params for o in [*p.opts, *p.secondary_opts]} | {"--help"} if command else set()
+            )
             wrong += [f"sagan {name}"] if command is None else []
             wrong += [f"sagan {name} {o}" for o in re.findall(r"(?<!\S)--[a-z][\w-]*", rest) if o not in options]
     assert wrong == []
@@ -70,7 +72,13 @@ def test_commands_and_options_exist(page: Path):
 def test_options_quoted_alone_exist(page: Path):
     """Of any command of `sagan` or of a benchmark."""
     commands = [cli.get_command(click.Context(cli), name) for name in COMMANDS]
-    known = {option for command in commands if command for parameter in command.params for option in parameter.opts}
+    known = {
+        option
+        for command in commands
+        if command
+        for parameter in command.params
+        for option in [*parameter.opts, *parameter.secondary_opts]
+    }
     known |= {o for path in (ROOT / "benchmarks").glob("*.py") for o in re.findall(r'"(--[\w-]+)"', path.read_text())}
     quoted = {name for line in code(TEXTS[page]) for name in re.findall(r"^--[a-z][\w-]*", line)}
     assert quoted <= known

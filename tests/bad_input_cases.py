@@ -126,7 +126,7 @@ MACHINE_AND_NETWORKS = [
     train("--init-from run --set generator.channels=4", "has shape"),
     train("--init-from snapshot --set generator.channels=4", "has shape"),
     train("--init-from run --set discriminator.channels=4", "has shape"),
-    setting("optim.generator.lr=1e30", "stopped, the last checkpoint is from before", began=True),
+    setting("optim.generator.lr=1e30", "stopped, the last checkpoint is from an earlier step", began=True),
     train(
         "--init-from snapshot --set data.resolution=64 --set data.source=data_64",
         "norm1.gain.weight is missing",

@@ -93,11 +93,11 @@ DIVERGENCE = [
     train("--set divergence.saturation=0.1 --set loss.name=wasserstein", "the wasserstein loss has no floor"),
     setting("divergence.spread=0.5", "divergence.spread compares samples of one class; training.samples_per_class"),
     while_training("training.samples_per_class=2 training.sample_every=1 divergence.spread=0.99 every=0",
-                   "is below 0.99 at step 1; stopped, the last checkpoint is from before (stopped.json", began=True),
+                   "is below 0.99 at step 1; stopped, the last checkpoint is from an earlier step", began=True),
     while_training(f"{ROLL_BACK} training.sample_every=1 every=0",
-                   "at step 1, no whole checkpoint to go back to; stopped, the last checkpoint is", began=True),
+                   "at step 1 and no intact checkpoint is left to return to; stopped, the last checkpoint is", began=True),
     while_training(f"{ROLL_BACK} training.sample_every=2 training.checkpoint_every=1 divergence.times=1 every=0",
-                   "at step 2 after 1 roll-backs; stopped, the last checkpoint is from before", began=True),
+                   "at step 2 after 1 rollbacks; stopped, the last checkpoint is from an earlier step", began=True),
 ]  # fmt: skip
 
 STATISTICS = [

@@ -1,7 +1,7 @@
 """Differentiable Augmentation for Data-Efficient GAN Training. Zhao, Liu, Lin, Zhu, Han. arXiv:2006.10738.
 
-Parameters are drawn apart, on the CPU for a whole batch, so that they do not depend on the number of processes;
-applying them is differentiable in the images.
+Parameters are drawn separately, on the CPU and for the whole batch, so they do not depend on the number of processes.
+Applying them is differentiable in the images.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Uniform numbers a policy uses per image.
+# Uniform numbers per image
 DRAWS = {"color": 3, "translation": 2, "cutout": 2}
 
 
@@ -36,9 +36,9 @@ CONSISTENCY_DRAWS = 3
 
 
 def consistency_transform(images: Tensor, draws: Tensor) -> Tensor:
-    """T of consistency regularization (arXiv:1910.12027, section 3.1): a random flip, and a shift by up to an eighth.
+    """The transform T of consistency regularization (arXiv:1910.12027, section 3.1): random flip and shift.
 
-    (B, 3, H, W), uniform draws (B, 3) -> (B, 3, H, W). What moves in is the image, reflected.
+    Shifts by up to 1/8 of each side, filling in by reflection. (B, 3, H, W), uniform draws (B, 3) -> (B, 3, H, W).
     """
     return _translation(flip(images, draws[:, 0] < 0.5), draws[:, 1:], reflect=True)
 
@@ -54,7 +54,7 @@ def _color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def _translation(x: Tensor, u: Tensor, reflect: bool = False) -> Tensor:
-    """Shift by up to an eighth of each side; zeros move in or, with `reflect`, the mirrored image."""
+    """Shift by up to 1/8 of each side, filling with zeros or, with `reflect`, by reflection."""
     height, width = x.shape[2:]
     rows = _shifted(height, u[:, 0], reflect)  # (B, H)
     columns = _shifted(width, u[:, 1], reflect)  # (B, W)
@@ -65,7 +65,7 @@ def _translation(x: Tensor, u: Tensor, reflect: bool = False) -> Tensor:
 
 
 def _shifted(size: int, u: Tensor, reflect: bool) -> Tensor:
-    """Where each pixel comes from, (B, size), in a side padded by 1."""
+    """Source index of each pixel, (B, size), along a side padded by 1."""
     reach = int(size / 8 + 0.5)
     shift = (u * (2 * reach + 1)).floor().long() - reach  # (B,)
     position = torch.arange(size, device=u.device) + shift[:, None]
@@ -75,7 +75,7 @@ def _shifted(size: int, u: Tensor, reflect: bool) -> Tensor:
 
 
 def _cutout(x: Tensor, u: Tensor) -> Tensor:
-    """Zero a square of half the side, centred anywhere."""
+    """Zero a square of half the side, centered anywhere."""
     height, width = x.shape[2:]
     inside_rows, inside_columns = _covered(height, u[:, 0]), _covered(width, u[:, 1])
     hole = inside_rows[:, :, None] & inside_columns[:, None, :]  # (B, H, W)
@@ -84,6 +84,6 @@ def _cutout(x: Tensor, u: Tensor) -> Tensor:
 
 def _covered(size: int, u: Tensor) -> Tensor:
     length = int(size * 0.5 + 0.5)
-    centre = (u * (size + (1 - length % 2))).floor().long()  # (B,)
-    offset = torch.arange(size, device=u.device) - (centre[:, None] - length // 2)
+    center = (u * (size + (1 - length % 2))).floor().long()  # (B,)
+    offset = torch.arange(size, device=u.device) - (center[:, None] - length // 2)
     return (offset >= 0) & (offset < length)

@@ -1,7 +1,7 @@
-"""What every update of a run consumes: functions of the seed and the update's number, drawn whole, then sliced.
+"""Random inputs and data of every update, as functions of the seed and the update's number.
 
-Results so do not depend on the number of processes, and a run resumes exactly with no state but its step. Of a run that
-was rolled back they are functions of the number of roll-backs as well: other draws, another order of the data.
+They are drawn for the whole global batch and then sliced, so results do not depend on the number of processes, and a
+run resumes exactly with no state but its step. Each rollback changes the seed, hence all draws and the order of data.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ Raw = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Batches:
-    """The random inputs and the data of one process (`rank` of `world`) of a run, in micro-batches on a device."""
+    """Random inputs and data for process `rank` of `world`, in micro-batches on a device."""
 
     seed: int
     batch_size: int
@@ -38,7 +38,7 @@ class Batches:
     transforms: bool = False  # whether to draw for consistency regularization
 
     def fetch(self, data: PreparedData) -> Callable[[int], Raw]:
-        """A function from a discriminator update's number to this process's images (b, R, R, 3), labels (b,)."""
+        """A function from the number of a discriminator update to this process's images (b, R, R, 3), labels (b,)."""
 
         def read(update: int) -> Raw:
             order = indices(self._seed, len(data), update * self.batch_size, self.batch_size)
@@ -47,7 +47,7 @@ class Batches:
         return read
 
     def reals(self, update: int, raw: Raw) -> list[RealBatch]:
-        """Micro-batches of reals of a discriminator update from what `fetch` read."""
+        """Micro-batches of reals for a discriminator update, from the arrays that `fetch` read."""
         rng = torch_generator(self._seed, "reals", update)
         flips = torch.rand(self.batch_size, generator=rng) < 0.5
         augmentation = draw_augmentation(self.policy, self.batch_size, rng)
@@ -62,7 +62,7 @@ class Batches:
         return [RealBatch(*parts) for parts in split]
 
     def latents(self, player: str, update: int) -> list[LatentBatch]:
-        """Micro-batches of latents, labels and augmentation for an update of `player` (generator or discriminator)."""
+        """Micro-batches of latents, labels and augmentation for an update of `player`, generator or discriminator."""
         rng = torch_generator(self._seed, f"{player} draws", update)
         z = torch.randn(self.batch_size, self.z_dim, generator=rng)
         labels = torch.randint(self.num_classes, (self.batch_size,), generator=rng) if self.num_classes else None
@@ -72,7 +72,7 @@ class Batches:
         return [LatentBatch(*parts) for parts in self._split(*mine, transform)]
 
     def _transform(self, images: str, update: int) -> Tensor | None:
-        """Draws of the consistency regularization for this process, from a stream of their own."""
+        """Draws of the consistency regularization for this process, from a separate stream."""
         if not self.transforms:
             return None
         rng = torch_generator(self._seed, f"consistency {images}", update)

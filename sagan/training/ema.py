@@ -1,6 +1,6 @@
 """The averaged generator: an exponential moving average of the weights (Karras et al. 2018; 2024, for the ramp).
 
-torch's AveragedModel is not used: it reads its counter on the host in every update, which stalls a GPU.
+torch's AveragedModel reads its counter on the host in every update, which stalls a GPU; hence this implementation.
 """
 
 import copy
@@ -16,7 +16,7 @@ from sagan.models.generator import Generator, remove_spectral_norm
 
 
 def decay_at(settings: EmaSettings, step: int, batch_size: int) -> float:
-    """Decay of the average's update after `step` generator updates: 0 (a copy) before `start`.
+    """Decay of the update after generator step `step`; 0 (a plain copy) before `start`.
 
     The half-life, in images, is at most `ramp` times the images seen.
     """
@@ -32,7 +32,7 @@ def decay_at(settings: EmaSettings, step: int, batch_size: int) -> float:
 
 @torch.no_grad()
 def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average <- decay · average + (1 - decay) · network for parameters; buffers are copied."""
+    """average <- decay · average + (1 - decay) · network for parameters; copies buffers."""
     mine, theirs = tuple(average.parameters()), tuple(network.parameters())
     copy_all, lerp_all = torch._foreach_copy_, torch._foreach_lerp_  # type: ignore[attr-defined]
     if decay == 0:
@@ -44,9 +44,9 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def ema_generator(average: Generator) -> Generator:
-    """A copy for use, in eval mode: statistics averaged over processes, spectral norm refreshed and baked.
+    """A copy for inference: statistics averaged over processes, spectral norm refreshed and folded into the weights.
 
-    Sheets, evaluation and snapshots all use this one. Every process must call it.
+    Samples, evaluation and snapshots all use this copy. Every process must call it.
     """
     network = copy.deepcopy(average)
     average_statistics(network)
@@ -56,7 +56,7 @@ def ema_generator(average: Generator) -> Generator:
 
 @torch.no_grad()
 def average_statistics(network: nn.Module) -> None:
-    """Replace batch-norm statistics by their mean over processes, in place; training-mode forwards do not read them."""
+    """Replace batch-norm statistics by their mean over processes, in place. Training-mode forwards ignore them."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for module in network.modules():
             if isinstance(module, Normalization):

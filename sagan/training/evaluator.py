@@ -1,4 +1,4 @@
-"""Scores of the averaged generator while a run goes: on all processes, logged, and deciding which step is the best."""
+"""Evaluation during training: score the averaged generator on all processes and track the best step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +23,9 @@ from sagan.utils.io import append_json_line
 def make_evaluator(
     settings: EvaluateSettings, data: PreparedData, num_classes: int, device: torch.device
 ) -> "Evaluator":
-    """The evaluator of a run on `data`, trained with `num_classes`.
+    """The evaluator of a run on `data` with `num_classes` classes.
 
-    UserError for metrics that do not fit the data, and for weights that are not there.
+    Raises UserError for metrics that do not fit the data and for missing weights.
     """
     check_evaluation(settings, data.manifest.class_names, num_classes)
     networks = load_networks(
@@ -44,7 +44,7 @@ def make_evaluator(
 
 @dataclass(frozen=True, eq=False)
 class Evaluator:
-    """What an evaluation needs, built once; a `sagan.training.state.Evaluate`."""
+    """Everything an evaluation needs, built once. Implements `sagan.training.state.Evaluate`."""
 
     settings: EvaluateSettings
     networks: Networks
@@ -53,10 +53,10 @@ class Evaluator:
     def __call__(
         self, run: Path, progress: Progress, generator: Generator, say: Callable[[str], None]
     ) -> tuple[Progress, dict[str, float]]:
-        """Score samples of this step and append the result to metrics.jsonl; every process calls it.
+        """Score samples of this step and append the result to metrics.jsonl. Every process calls it.
 
-        Returns, on the first process, the progress with the best score so far and how many scores it has stood, and
-        the scores by name.
+        Returns the scores by name (on the first process, else none), and the progress with the best score so far and
+        the number of evaluations since.
         """
         settings = self.settings
         sampling = SampleSettings(settings.num, labels=settings.labels)
@@ -80,19 +80,19 @@ class Evaluator:
 
 
 def check_evaluation(settings: EvaluateSettings, class_names: Sequence[str], num_classes: int) -> None:
-    """UserError for metrics that are unknown, or that do not fit the data or each other."""
+    """Raise UserError for unknown metrics and for metrics that do not fit the data."""
     for name in settings.metrics:
         check_count(name, settings.num, "evaluate.num")
     if not settings.metrics:
-        raise UserError("evaluate.every is set, evaluate.metrics is empty; name some, such as [fid]")
+        raise UserError("evaluate.every is set, but evaluate.metrics is empty; add one, such as [fid]")
     if "coherence" in settings.metrics and tuple(class_names) != CLASSES:
-        raise UserError("evaluate.metrics: coherence is defined on the shapes data alone")
+        raise UserError("evaluate.metrics: coherence is defined for the shapes data only")
     if "intra_fid" in settings.metrics and not num_classes:
-        raise UserError("evaluate.metrics: intra_fid needs classes, this data has none")
+        raise UserError("evaluate.metrics: intra_fid needs classes, but this data has none")
     had = [score for name in settings.metrics for score in METRICS[name].directions]
     if settings.best is not None and settings.best not in had:
         raise UserError(
-            f"evaluate.best: {settings.best!r} is not among the scores of evaluate.metrics ({', '.join(had) or 'none'})"
+            f"evaluate.best: {settings.best!r} is not a score of evaluate.metrics; known: {', '.join(had) or 'none'}"
         )
 
 

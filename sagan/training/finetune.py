@@ -1,4 +1,4 @@
-"""Start a run from the weights of another: same architecture, perhaps other classes."""
+"""Fine-tuning: start a run from the weights of another one of the same architecture, possibly with other classes."""
 
 from pathlib import Path
 
@@ -22,11 +22,11 @@ State = dict[str, Tensor]
 
 
 def initialize_from(gan: GAN, source: str) -> str:
-    """Load generator (and, from a run, discriminator) weights into a new GAN; returns a line saying what was loaded.
+    """Load generator (and, from a run, discriminator) weights into a new GAN. Returns a message about what was loaded.
 
-    `source`: a snapshot (folder or Hub id), which holds the averaged generator alone, or a run, whose newest
-    checkpoint is used. Where the number of classes differs, every class starts at the mean of the old ones. UserError
-    when the architectures differ in anything else.
+    `source`: a snapshot (folder or Hub id), which holds the averaged generator only, or a run, whose newest checkpoint
+    is used. If the number of classes differs, every class starts at the mean of the old ones. Raises UserError if the
+    architectures differ in anything else.
     """
     if (Path(source) / "checkpoints").is_dir():
         checkpoint = require_whole_checkpoint(Path(source))
@@ -38,13 +38,13 @@ def initialize_from(gan: GAN, source: str) -> str:
         config, state = read_snapshot(source)
         settings = config.get("generator")
         _load(gan.generator, state, settings.get("class_norm", "") if isinstance(settings, dict) else "", source)
-        said = f"generator weights from {source}; the discriminator starts anew (a run would hold it)"
+        said = f"generator weights from {source}; the discriminator starts from scratch (only a run holds one)"
     gan.ema.load_state_dict(gan.generator.state_dict())
     return said
 
 
 def _load(network: nn.Module, state: State, class_norm: str, source: str) -> None:
-    """Load what a network of the same architecture, normalised spectrally or not, with these classes or not, held."""
+    """Load the state of a network of the same architecture, with or without spectral norm, with any classes."""
     plain = _plain(state)
     new: State = {}
     for name, own in network.state_dict().items():
@@ -68,13 +68,13 @@ def _load(network: nn.Module, state: State, class_norm: str, source: str) -> Non
 
 
 def _plain(state: State) -> State:
-    """Every normalised weight as an averaged network is used, W/σ, under the name it has without spectral norm."""
+    """The state without spectral norm: every normalized weight as W/σ, under its plain name."""
     plain = {}
     for name, tensor in state.items():
         if name.endswith(ORIGINAL):
             owner = name.removesuffix(ORIGINAL)
             matrix, v = tensor.flatten(1), state[owner + VECTORS[1]]
-            for _ in range(20):  # averaged weights are not those that the vectors belong to
+            for _ in range(20):  # the stored vectors do not belong to averaged weights
                 u = F.normalize(matrix @ v, dim=0)
                 v = F.normalize(u @ matrix, dim=0)
             plain[f"{owner}.weight"] = tensor / torch.dot(u, matrix @ v)
@@ -86,7 +86,7 @@ def _plain(state: State) -> State:
 def _class_tables(
     prefix: str, module: BatchNorm | ConditionalBatchNorm, plain: State, linear: bool, source: str
 ) -> State:
-    """Gain and bias of a batch norm from those in `plain`, empty when they can be taken as they are."""
+    """Gain and bias of a batch norm from those in `plain`; empty if those can be loaded as they are."""
     conditional = f"{prefix}.gain.weight" in plain
     if not conditional and f"{prefix}.weight" not in plain:
         raise UserError(f"{source}: tensor {prefix}.gain.weight is missing, its generator is of another architecture")
@@ -108,7 +108,7 @@ def _class_tables(
 
 
 def _embeddings(prefix: str, own: State, state: State) -> State:
-    """The class embeddings of a head where the number of classes differs: the mean of the old, or as drawn."""
+    """Class embeddings for another number of classes: the mean of the old ones, or as initialized without any."""
     names = [name for name in own if name.startswith(prefix) and not name.endswith(VECTORS)]
     found = [tensor for name, tensor in state.items() if name.startswith(prefix) and not name.endswith(VECTORS)]
     if not names or (found and found[0].shape == own[names[0]].shape):

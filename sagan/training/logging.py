@@ -1,4 +1,4 @@
-"""What a run says while it goes: log.jsonl, trackers, and a live line on a terminal or plain lines when piped."""
+"""Training logs: log.jsonl, trackers, and a progress bar on a terminal or plain lines when piped."""
 
 import json
 import resource
@@ -26,9 +26,9 @@ SHOWN = ("d_loss", "g_loss", "real_logits", "fake_logits")
 
 
 class RunLog:
-    """The log of one process; a silent one (not the main process) writes nothing.
+    """The log of one process. `silent` (any process but the main one): write nothing.
 
-    `track(values, step)` hands values to trackers such as TensorBoard.
+    `track(values, step)` passes values to trackers such as TensorBoard.
     """
 
     def __init__(self, run: Path, start: int, steps: int, images_per_step: int,
@@ -44,12 +44,12 @@ class RunLog:
             truncate_log(self.path, start)
 
     def advance(self, step: int) -> None:
-        """`step` steps are done."""
+        """Move the progress bar to `step`."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, rate=self._pace(step))
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """Append one line to log.jsonl, hand the values to the trackers, show the main ones."""
+        """Append one line to log.jsonl, pass the values to the trackers, print the main ones."""
         if self.silent:
             return
         values = values | {"images_per_second": round(self.rate(step), 2)}
@@ -62,14 +62,14 @@ class RunLog:
             self.say(f"step {step}/{self.steps}  {shown}  {self._pace(step)}")
 
     def say(self, message: str) -> None:
-        """One line for the user, above the live line."""
+        """Print one line, above the progress bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(message, markup=False, highlight=False)
         elif not self.silent:
             print(message, file=sys.stderr, flush=True)
 
     def restart(self, step: int) -> None:
-        """The run goes on from an earlier `step`: its pace is counted from there."""
+        """Count the pace from `step`, to which the run has returned."""
         self.start, self._since = step, time.monotonic()
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class RunLog:
             self._bar.stop()
 
     def rate(self, step: int) -> float:
-        """Images of data per second since this process began to train."""
+        """Training throughput since this process started, in images of data per second."""
         return (step - self.start) * self.images_per_step / max(time.monotonic() - self._since, 1e-9)
 
     def _pace(self, step: int) -> str:
@@ -87,9 +87,9 @@ class RunLog:
 
 
 def truncate_log(path: Path, step: int, keep: Path | None = None) -> None:
-    """Drop the lines after `step`, and a line that a kill cut short: what a resumed run will write again.
+    """Remove the lines after `step`, which a resumed run writes again, and a line that a kill cut short.
 
-    `keep`: a file that gets what was dropped.
+    `keep`: a file for the removed lines.
     """
     if not path.exists():
         return
@@ -120,15 +120,15 @@ def _bar() -> Progress:
 
 
 POINTS, IMAGES = 16, 8
-FEWEST_STEPS = 100  # before that a gain has had no time to move
-HELD = 2**30  # bytes
+FEWEST_STEPS = 100  # earlier, a gain has had no time to move
+LARGE = 2**30  # bytes
 LOGGED = ("entropy", "distance", "far_mass")
 
 
 def measure(gan: GAN, values: dict[str, Tensor], latents: LatentBatch) -> dict[str, float]:
-    """Everything that is logged: the step's `values`, gradient norms, attention, singular values, memory (MiB).
+    """All logged values: the step's `values`, gradient norms, singular values, gains, attention, memory in MiB.
 
-    Attention is that of the training networks on `latents`.
+    Attention is measured in the training networks on `latents`.
     """
     measured: dict[str, Tensor | float] = dict(values)
     for name, network in (("g", gan.generator), ("d", gan.discriminator)):
@@ -142,7 +142,7 @@ def measure(gan: GAN, values: dict[str, Tensor], latents: LatentBatch) -> dict[s
 
 @torch.no_grad()
 def _attention(gan: GAN, latents: LatentBatch) -> dict[str, float]:
-    """Entropy, distance and far mass of every map of both networks, on a few fakes of the training generator."""
+    """Entropy, distance and far mass of every attention map of both networks, on a few fakes."""
     points = grid_points(POINTS)
     labels = None if latents.labels is None else latents.labels[:IMAGES]
     measured = {}
@@ -159,40 +159,40 @@ def _attention(gan: GAN, latents: LatentBatch) -> dict[str, float]:
 
 
 def attention_warning(step: int, settings: TrainingSettings, measured: dict[str, float]) -> str | None:
-    """One line, once, when the gain of an attention module is still at 0 after a quarter of the run."""
-    begin = max(settings.steps // 4, FEWEST_STEPS)
-    window = range(begin, begin + settings.log_every)
+    """A warning, once, if the gain of an attention module is still 0 after a quarter of the run."""
+    start = max(settings.steps // 4, FEWEST_STEPS)
+    window = range(start, start + settings.log_every)
     unused = [n for n, gamma in measured.items() if "_gamma/" in n and abs(gamma) < 1e-3]
     if step in window and unused:
-        return f"attention unused: {', '.join(unused)} still at 0 after {step} steps (a larger learning rate moves it)"
+        return f"attention unused: {', '.join(unused)} still 0 after {step} steps; try a larger learning rate"
     return None
 
 
 def quadratic_warnings(config: Config, generator: nn.Module, discriminator: nn.Module, processes: int) -> list[str]:
-    """One line for each mechanism whose query-key weights would take more than HELD bytes if they were held.
+    """A warning for each attention module whose query-key weights take more than 1 GiB if they are stored.
 
-    A fused kernel holds none of them; under R1, in the discriminator, none is used.
+    Fused kernels do not store them; gradient penalties rule those kernels out in the discriminator.
     """
     images = config.training.batch_size // (config.optim.accumulation * processes)
-    said = []
+    warnings = []
     for player, network, count in (("generator", generator, images), ("discriminator", discriminator, 2 * images)):
         for name, module in network.named_modules():
             if not isinstance(module, AttentionModule):
                 continue
             size = 4 * count * module.pairs(*module.resolution)
-            if size > HELD:
+            if size > LARGE:
                 unfused = player == "discriminator" and config.loss.r1 > 0
-                how = "R1 holds them, several times over" if unfused else "held wherever no fused kernel runs"
-                said.append(
-                    f"{player} {name}: every cell of {module.resolution[0]}x{module.resolution[1]} is compared with "
-                    f"every key, {size / 2**30:.1f} GiB of weights for {count} images ({how}); linear in the cells are "
-                    "double_attention, em_attention and non_local with form dot_product or concatenation"
+                how = "R1 stores several copies" if unfused else "stored wherever no fused kernel runs"
+                warnings.append(
+                    f"{player} {name}: attention at {module.resolution[0]}x{module.resolution[1]} has "
+                    f"{size / 2**30:.1f} GiB of weights for {count} images ({how}); double_attention, em_attention and "
+                    "non_local with form dot_product or concatenation are linear in the number of positions"
                 )
-    return said
+    return warnings
 
 
 def memory_mib(device: torch.device) -> float:
-    """Peak memory so far: allocated on a CUDA device, else resident in this process."""
+    """Peak memory so far in MiB: allocated on a CUDA device, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return peak_resident_mib(resource.getrusage(resource.RUSAGE_SELF))

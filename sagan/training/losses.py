@@ -1,10 +1,10 @@
-"""What the two networks minimize: adversarial losses on logits, in float32, and gradient penalties.
+"""The objectives of the two networks: adversarial losses on float32 logits, gradient penalties, consistency.
 
-Logits are (B,), or (B, S) with one column for each scale of the discriminator. Every term is a mean over batch and
-scales, so the mean over micro-batches is the term of the whole batch.
+Logits are (B,), or (B, S) with one column per scale of the discriminator. Every term is a mean over batch and scales,
+so the mean over micro-batches is the term of the whole batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,8 +19,8 @@ from sagan.config.schema import Config, ConsistencySettings
 class AdversarialLoss:
     """`discriminator(real_logits, fake_logits)` and `generator(fake_logits, real_logits)`, both to be minimized.
 
-    `needs_reals`: the generator's loss uses real_logits, too, so that its update evaluates the discriminator on reals.
-    Otherwise they are None there.
+    `needs_reals`: the generator's loss uses real_logits too, so its update evaluates the discriminator on reals.
+    Otherwise real_logits is None there.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
@@ -76,16 +76,26 @@ class GradientPenalty:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimized: the adversarial loss, and gradient penalties of the discriminator.
+    """The adversarial loss and the regularization of the discriminator.
 
-    `policy`: DiffAugment's policies, applied to all that the discriminator sees. `consistency`: weights of the
-    consistency regularization of the discriminator.
+    `policy`: DiffAugment's policies, applied to every input of the discriminator. `consistency`: weights of the
+    consistency regularization.
     """
 
     loss: AdversarialLoss
     penalties: Sequence[GradientPenalty] = ()
     policy: Sequence[str] = ()
     consistency: ConsistencySettings = field(default_factory=ConsistencySettings)
+
+    def regularization(self, values: Mapping[str, float]) -> float:
+        """The part of d_loss that is not adversarial, from the values that a discriminator step returns."""
+        weights = {penalty.name: penalty.weight for penalty in self.penalties}
+        weights |= {f"consistency_{name}": weight for name, weight in self.consistency}
+        return sum(weights.get(name, 1.0) * value for name, value in values.items() if name not in ADVERSARIAL)
+
+
+# Values of a step that are not regularization terms
+ADVERSARIAL = ("d_loss", "g_loss", "real_logits", "fake_logits")
 
 
 def make_objective(config: Config) -> Objective:

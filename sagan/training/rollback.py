@@ -1,8 +1,8 @@
-"""What a run does about a collapse: it stops, or goes back to a sound checkpoint and on with other data, lower rates.
+"""What a run does when it diverges: stop, or return to an earlier checkpoint with other data and lower rates.
 
-Nothing of the abandoned steps is overwritten: it is moved to abandoned/<number of the roll-back>/. And everything that
-follows is a function of the checkpoint and the number of roll-backs, which is written into it: so a run that is killed
-after a roll-back resumes exactly.
+Files of the abandoned steps are not overwritten but moved to abandoned/<number of the rollback>/. Everything that
+follows is a function of the checkpoint and the number of rollbacks stored in it, so a run that is killed after a
+rollback resumes exactly.
 """
 
 import os
@@ -23,58 +23,50 @@ from sagan.utils.io import append_json_line, make_folder, write_json
 
 
 def recover(run: Run, log: RunLog, divergence: Divergence) -> None:
-    """Set the run back to before `divergence`; every process calls it.
+    """Return the run to before `divergence`. Every process calls it.
 
-    UserError, once stopped.json says why, where the run is to stop.
+    Where the run must stop instead, writes stopped.json and raises UserError.
     """
     main, settings, number = run.accelerator.is_main_process, run.config.divergence, run.progress.rollbacks + 1
     checkpoint, end = None, ""
     if settings.action == "rollback" and number > settings.times:
-        end = f" after {settings.times} roll-backs"
+        end = f" after {settings.times} rollbacks"
     elif settings.action == "rollback":
         checkpoint = broadcast_object_list([_sound_checkpoint(run, divergence) if main else None])[0]
-        end = ", no whole checkpoint to go back to" if checkpoint is None else ""
+        end = " and no intact checkpoint is left to return to" if checkpoint is None else ""
     if checkpoint is None:
         if main:
             write_json(run.folder / STOPPED, {**asdict(divergence), "rollbacks": run.progress.rollbacks})
         run.accelerator.wait_for_everyone()
         raise UserError(
-            f"{divergence.reason} at step {divergence.step}{end}; stopped, the last checkpoint is from before "
-            f"({STOPPED} has the figures)"
+            f"{divergence.reason} at step {divergence.step}{end}; stopped, the last checkpoint is from an earlier step "
+            f"(see {STOPPED})"
         )
     if main:
         _go_back(run, divergence, checkpoint, number, run.progress.rate * settings.rate)
     run.accelerator.wait_for_everyone()
     load(run, checkpoint)
-    assert run.progress.rollbacks == number, "without the mark a run would be rolled back for ever"
+    assert run.progress.rollbacks == number, "the checkpoint must count this rollback, or rollbacks never end"
     log.restart(run.progress.step)
     log.say(
-        f"{divergence.reason} at step {divergence.step}; rolled back to step {run.progress.step}, learning rates times "
-        f"{run.progress.rate:g} ({number} of {settings.times} times)"
+        f"{divergence.reason} at step {divergence.step}; rolled back to step {run.progress.step} "
+        f"({number} of {settings.times} times), learning rates × {run.progress.rate:g}"
     )
 
 
-def clear_stop(run: Run) -> None:
-    """A run that goes on is not a stopped one: what stopped it is kept as abandoned/stopped-<n>.json, n from 1."""
+def archive_stop(run: Run) -> None:
+    """Move the stopped.json of a run that is resumed to abandoned/stopped-<n>.json, n from 1."""
     stopped, place = run.folder / STOPPED, run.folder / ABANDONED
     if run.accelerator.is_main_process and stopped.exists():
         _move(stopped, place / f"stopped-{len(list(place.glob('stopped-*.json'))) + 1}.json")
 
 
 def _sound_checkpoint(run: Run, divergence: Divergence) -> Path | None:
-    """The best whole checkpoint if scores decide about one, else the newest from before the divergence began.
+    """The best intact checkpoint if the run keeps one, else the newest from before the divergence began.
 
-    Where pruning has left none of those, the oldest from before it was found.
+    If pruning has left none of those, the oldest from before it was found.
     """
     return next((folder for folder in _by_preference(run, divergence) if _is_whole(folder)), None)
-
-
-def _by_preference(run: Run, divergence: Divergence) -> Iterator[Path]:
-    folders = [folder for folder in list_checkpoints(run.folder) if int(folder.name) < divergence.step]
-    if run.config.evaluate.best is not None:
-        yield from (folder for folder in folders if int(folder.name) == run.progress.best_step)
-    yield from (folder for folder in reversed(folders) if int(folder.name) < divergence.since)
-    yield from (folder for folder in folders if int(folder.name) >= divergence.since)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -85,8 +77,16 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
+def _by_preference(run: Run, divergence: Divergence) -> Iterator[Path]:
+    folders = [folder for folder in list_checkpoints(run.folder) if int(folder.name) < divergence.step]
+    if run.config.evaluate.best is not None:
+        yield from (folder for folder in folders if int(folder.name) == run.progress.best_step)
+    yield from (folder for folder in reversed(folders) if int(folder.name) < divergence.since)
+    yield from (folder for folder in folders if int(folder.name) >= divergence.since)
+
+
 def _go_back(run: Run, divergence: Divergence, checkpoint: Path, number: int, rate: float) -> None:
-    """All that changes in the run's folder. After a kill anywhere in it the same command rolls back once more."""
+    """Change the run's folder. After a kill anywhere in here, the same command rolls back once more."""
     progress = progress_of(verify_checkpoint(checkpoint))
     append_json_line(
         run.folder / ROLLBACKS, {"number": number, **asdict(divergence), "to": progress.step, "rate": rate}
@@ -103,6 +103,6 @@ def _go_back(run: Run, divergence: Divergence, checkpoint: Path, number: int, ra
 
 def _move(path: Path, to: Path) -> None:
     make_folder(to.parent)
-    if to.is_dir():  # of the same roll-back, cut short by a kill
+    if to.is_dir():  # left by a kill during the same rollback
         shutil.rmtree(to)
     os.replace(path, to)

@@ -1,4 +1,4 @@
-"""A run under Accelerate: networks, optimisers, batches, built, resumed and closed."""
+"""A run under Accelerate: build it, resume it, set its learning rates, close it."""
 
 import copy
 import gc
@@ -26,27 +26,27 @@ from sagan.utils.errors import UserError
 
 
 def compile_networks(*networks: nn.Module, cuda_graphs: bool = False) -> None:
-    """Compile each network's forward, and with it its backward, in place and at its first call.
+    """Compile each network in place; forward and backward are compiled at the first call.
 
-    `cuda_graphs`: what is compiled is recorded and replayed by one launch each; without effect off CUDA. Then results
-    stay in memory that the next replay overwrites: call `begin_update` before each discriminator update.
+    `cuda_graphs`: record the compiled parts as CUDA graphs (no effect on other devices). Their results live in memory
+    that the next replay overwrites: call `begin_update` before each discriminator update.
     """
     for network in networks:
         network.compile(dynamic=False, mode="reduce-overhead" if cuda_graphs else None)
 
 
 def begin_update() -> None:
-    """What CUDA graphs gave until now (gradients, too) is no longer needed."""
+    """Tell CUDA graphs that no earlier result, gradients included, is needed any more."""
     torch.compiler.cudagraph_mark_step_begin()
 
 
-# (run's folder, progress, generator, what tells the user) -> progress with the best score so far, scores by name
+# (folder of the run, progress, generator, message callback) -> (progress with the best score so far, scores by name)
 Evaluate = Callable[[Path, Progress, Generator, Callable[[str], None]], tuple[Progress, dict[str, float]]]
 
 
 @dataclass
 class Run:
-    """Everything the loop works on."""
+    """Everything the training loop works on."""
 
     folder: Path
     config: Config
@@ -60,18 +60,18 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to train: the last step is done, or the best score has stood for long enough."""
+        """Whether the last step is done, or `evaluate.patience` has run out."""
         patience = self.config.evaluate.patience
         return self.progress.step >= self.config.training.steps or 0 < patience <= self.progress.stale
 
 
 def make_accelerator(config: Config, run: Path) -> Accelerator:
-    """The Accelerator of a config's device, precision and trackers. UserError where the machine lacks them."""
+    """The Accelerator for a config's device, precision and trackers. Raises UserError if the machine lacks one."""
     device = config.training.device
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device: cuda was asked for, this machine has no CUDA device; use auto or cpu")
+        raise UserError("training.device: this machine has no CUDA device; use auto or cpu instead of cuda")
     if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("training.device: mps was asked for, this machine has no MPS device; use auto or cpu")
+        raise UserError("training.device: this machine has no MPS device; use auto or cpu instead of mps")
     precision = config.training.precision
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise UserError("training.precision: fp16 needs a CUDA device; use bf16 or no")
@@ -82,31 +82,31 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
             f"training.trackers: {missing[0]} is unknown or not installed; available: {', '.join(available) or 'none'}"
         )
     torch.backends.cuda.enable_cudnn_sdp(False)  # in bfloat16, cuDNN's fused attention gives NaN (docs/results/gpu)
-    # not told of the CPU, Accelerate takes processes without a GPU for runs of one process each
+    # without cpu=True, Accelerate treats processes without a GPU as separate single-process runs
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=precision,
         log_with=list(trackers) or None,
         project_dir=str(run),
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours is in the steps
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # step.py accumulates by itself
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise UserError(
-            f"{started} processes were started, Accelerate sees {accelerator.num_processes} on {accelerator.device}; "
-            "several need CUDA devices, or training.device: cpu"
+            f"{started} processes were started, but Accelerate sees {accelerator.num_processes} on "
+            f"{accelerator.device}; several processes need CUDA devices, or training.device: cpu"
         )
     return accelerator
 
 
 def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Accelerator) -> Run:
-    """Networks, optimisers and batches of a run, at step 0."""
+    """Build networks, optimizers and batches of a run, at step 0."""
     world, batch = accelerator.num_processes, config.training.batch_size
     check_processes(config, world)
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     classes = data.manifest.num_classes if config.data.num_classes is None else config.data.num_classes
@@ -133,39 +133,39 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
 
 
 def resume(run: Run) -> list[str]:
-    """Load the newest whole checkpoint of the run's folder, if any; returns what to tell the user."""
+    """Load the newest intact checkpoint of the run's folder, if any. Returns messages for the user."""
     folder, problems = newest_whole_checkpoint(run.folder)
     steps = gather_object([None if folder is None else int(folder.name)])
     if any(step != steps[0] for step in steps):
         raise UserError(
-            f"{run.folder}: the processes see different checkpoints there (steps {', '.join(map(str, steps))}); "
-            "a run's folder must be one that all of them share"
+            f"{run.folder}: the processes see different checkpoints (steps {', '.join(map(str, steps))}); "
+            "all processes must share the run's folder"
         )
     if folder is None:
         if problems:
-            raise UserError(f"{problems[0]}; no whole checkpoint is left, begin anew with another --out")
+            raise UserError(f"{problems[0]}; no intact checkpoint is left, start again with another --out")
         begun = (run.folder / "log.jsonl").is_file()
-        return ["an earlier start of this run left no checkpoint; it begins at step 0"] if begun else []
-    said = load(run, folder)
-    count = run.progress.rollbacks
-    return [*problems, f"resumed from step {run.progress.step}{f', rolled back {count} times' if count else ''}", *said]
+        return ["an earlier start of this run left no checkpoint; starting at step 0"] if begun else []
+    messages, count = load(run, folder), run.progress.rollbacks
+    resumed = f"resumed from step {run.progress.step}{f', rolled back {count} times' if count else ''}"
+    return [*problems, resumed, *messages]
 
 
 def load(run: Run, checkpoint: Path) -> list[str]:
-    """Set the run to a checkpoint: tensors, progress, and the batches that follow from its roll-backs.
+    """Set the run to a checkpoint: tensors, progress, and the batches that follow from its rollbacks.
 
-    Returns a line for everything that is not as it was when the checkpoint was written.
+    Returns a message for everything that differs from when the checkpoint was written.
     """
     saved = load_checkpoint(checkpoint, run.gan)
     run.batches = replace(run.batches, rollbacks=saved.rollbacks)
     if saved.scaler and run.accelerator.scaler is not None:
         run.accelerator.scaler.load_state_dict(saved.scaler)
-    run.progress, said = _compared_anew(saved, _scored(run.config))
-    return said + _other_processes(run, saved)
+    run.progress, messages = _reset_incomparable(saved, _scored(run.config))
+    return messages + _other_processes(run, saved)
 
 
 def _scored(config: Config) -> str | None:
-    """What the scores are that decide anything (None: none do); those that differ in this cannot be compared."""
+    """The settings of the scores that decide anything (None: none do). Scores are comparable only if these agree."""
     settings = config.evaluate
     if not settings.every or (settings.best is None and not config.divergence.worse):
         return None
@@ -173,36 +173,36 @@ def _scored(config: Config) -> str | None:
     return ", ".join(f"{name} {getattr(settings, name)}" for name in named)
 
 
-def _compared_anew(saved: Progress, scored: str | None) -> tuple[Progress, list[str]]:
-    """The progress without its best scores where they are not those that are scored now; a line that says so."""
+def _reset_incomparable(saved: Progress, scored: str | None) -> tuple[Progress, list[str]]:
+    """The progress, without its best scores if they are not comparable with today's, and a message that says so."""
     if scored is None or saved.scored in (scored, None):
         return replace(saved, scored=scored or saved.scored), []
-    said = (
-        f"evaluate: scores are now ({scored}), before ({saved.scored}); they cannot be compared, so the best is looked "
-        f"for anew (it was step {saved.best_step})"
+    message = (
+        f"evaluate: scores are now ({scored}), before ({saved.scored}); they are not comparable, so the best "
+        f"(step {saved.best_step}) is forgotten"
     )
-    return replace(saved, scored=scored, best=None, best_step=None, stale=0, records={}), [said]
+    return replace(saved, scored=scored, best=None, best_step=None, stale=0, records={}), [message]
 
 
 def _other_processes(run: Run, saved: Progress) -> list[str]:
-    """What a changed number of processes changes."""
+    """A message about what a changed number of processes changes."""
     now, batch = run.accelerator.num_processes, run.config.training.batch_size // run.config.optim.accumulation
     if saved.processes in (now, None):
         return []
-    said = (
+    message = (
         f"saved by {saved.processes} {'process' if saved.processes == 1 else 'processes'}, resumed by {now}: the same "
-        "global batch and order of data, but sums over the batch are rounded otherwise, so not the same to the bit"
+        "global batch and order of data, but reduced in a different order; not bitwise identical"
     )
     if not run.config.generator.sync_norm:
-        said += (
-            f"; batch norm is taken over {batch // now} images, not {batch // saved.processes} "
-            "(generator.sync_norm: true would take it over all)"
+        message += (
+            f"; batch norm normalizes over {batch // now} images instead of {batch // saved.processes} "
+            "(generator.sync_norm: true normalizes over all)"
         )
-    return [said]
+    return [message]
 
 
 def set_rates(run: Run) -> None:
-    """The learning rates of the next step: the config's, under its decay, lowered by the roll-backs so far."""
+    """Set the learning rates of the next step: the config's, decayed, times the factor of the rollbacks so far."""
     optim, factor = run.config.optim, run.progress.rate
     if optim.decay == "linear":
         steps = run.config.training.steps
@@ -216,7 +216,7 @@ def set_rates(run: Run) -> None:
 
 
 def start_trackers(run: Run) -> Callable[[dict[str, float], int], None]:
-    """Start the config's trackers; returns what hands them values."""
+    """Start the config's trackers. Returns a function that passes (values, step) to them."""
     if not run.config.training.trackers:
         return lambda values, step: None
     accelerator = run.accelerator
@@ -225,7 +225,7 @@ def start_trackers(run: Run) -> Callable[[dict[str, float], int], None]:
 
 
 def close(run: Run) -> None:
-    """End trackers and process group; every process calls it, when nothing more is to be trained.
+    """End trackers and process group once training is over. Every process calls it.
 
     The wrapped networks go first: they hold the process group, whose threads must not outlive the interpreter.
     """

@@ -1,4 +1,4 @@
-"""One adversarial update of each network: the algorithm, apart from files, loggers and schedules."""
+"""One adversarial update of each network: the algorithm, without files, loggers or schedules."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -20,7 +20,7 @@ from sagan.training.losses import Objective, gradient_penalty
 class LatentBatch:
     """Random inputs of one micro-batch: z (B, z_dim), labels (B,) or None, augmentation (B, P) of the fakes.
 
-    `transform`: draws (B, 3) of the consistency regularization; None: there is none.
+    `transform`: draws (B, 3) for the consistency regularization, or None without it.
     """
 
     z: Tensor
@@ -45,9 +45,9 @@ class RealBatch:
 def discriminator_step(
     gan: GAN, objective: Objective, batches: Sequence[tuple[RealBatch, LatentBatch]], accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """One update of the discriminator over micro-batches; reals and fakes share one forward.
+    """One update of the discriminator over micro-batches. Reals and fakes share one forward.
 
-    Its state (spectral-norm vectors) is updated once, in the first forward. Returns detached scalars (), means over
+    Its state (spectral-norm vectors) advances once, in the first forward. Returns detached scalars (), means over
     micro-batches.
     """
     gan.discriminator_optimizer.zero_grad(set_to_none=True)
@@ -73,9 +73,9 @@ def generator_step(
     accelerator: Accelerator,
     reals: Sequence[RealBatch] = (),
 ) -> dict[str, Tensor]:
-    """One update of the generator over micro-batches; the discriminator is not updated and gets no gradients.
+    """One update of the generator over micro-batches. The discriminator's state and gradients do not change.
 
-    `reals`: a micro-batch for each of `batches`, where the loss needs reals. Returns detached scalars (), means over
+    `reals`: one micro-batch for each of `batches`, for losses that need reals. Returns detached scalars (), means over
     micro-batches.
     """
     gan.generator_optimizer.zero_grad(set_to_none=True)
@@ -100,14 +100,14 @@ def generator_step(
 def _discriminator_loss(
     gan: GAN, objective: Objective, reals: RealBatch, latents: LatentBatch, fakes: Tensor
 ) -> dict[str, Tensor]:
-    """d_loss, with all penalties, and the terms that are logged beside it."""
+    """d_loss, with all regularization, and the other logged terms."""
     penalized = {penalty.images for penalty in objective.penalties}
     images = {
         "reals": reals.images.detach().requires_grad_("reals" in penalized),
         "fakes": fakes.detach().requires_grad_("fakes" in penalized),
     }
     batches: dict[str, RealBatch | LatentBatch] = {"reals": reals, "fakes": latents}
-    consistent = {name: weight for name, weight in objective.consistency if weight}  # first x, then T(x) of these
+    consistent = {name: weight for name, weight in objective.consistency if weight}  # reals, fakes, then T(x) of these
     parts = [augment(images[name], objective.policy, batch.augmentation) for name, batch in batches.items()]
     for name in consistent:
         draws = batches[name].transform
@@ -138,7 +138,7 @@ def _discriminator_loss(
 
 
 def _logits(gan: GAN, objective: Objective, images: Tensor, batch: RealBatch | LatentBatch) -> Tensor:
-    """Logits of augmented images as the generator's loss uses them."""
+    """Logits of augmented images for the generator's loss."""
     augmented = augment(images, objective.policy, batch.augmentation)
     return at_least_float32(gan.discriminator(augmented, batch.labels).logits)
 
@@ -147,7 +147,7 @@ def _logits(gan: GAN, objective: Objective, images: Tensor, batch: RealBatch | L
 def _micro_batch(
     network: nn.Module, ddp_network: nn.Module, index: int, count: int, accelerator: Accelerator
 ) -> Iterator[None]:
-    """State is updated in the first micro-batch of an update, gradients are reduced over processes in the last."""
+    """Advance state in the first micro-batch of an update only, reduce gradients over processes in the last only."""
     with ExitStack() as stack:
         if index > 0:
             stack.enter_context(hold_state(network))

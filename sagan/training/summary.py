@@ -1,4 +1,4 @@
-"""`sagan train --dry-run`: the resolved config, layers with shapes and parameters, attention, images a step."""
+"""`sagan train --dry-run`: the resolved config, layers with shapes and parameters, attention, images per step."""
 
 import sys
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ASSUMED_CLASSES = 10
 
 
 def describe_command(config_path: Path, overrides: list[str]) -> int:
-    """Print what `sagan train` would do. Networks take no memory; of the data only its classes are read."""
+    """Print what `sagan train` would do. Networks take no memory, and only the classes of the data are read."""
     config = load_config(config_path, overrides)
     classes = _num_classes(config)
     config = replaced(config, {"data": {"num_classes": classes}})
@@ -34,8 +34,8 @@ def describe_command(config_path: Path, overrides: list[str]) -> int:
         print(f"attention in the {name}: {_attention(settings)}")
     batch, d_steps, steps = config.training.batch_size, config.d_steps, config.training.steps
     print(
-        f"a step: {d_steps} discriminator and 1 generator update of {batch} images, {batch * d_steps} real images in "
-        f"all; {steps} steps see {steps * batch * d_steps:,} real images"
+        f"one step: {d_steps} discriminator and 1 generator update of {batch} images; "
+        f"{steps} steps see {steps * batch * d_steps:,} real images"
     )
     return 0
 
@@ -44,7 +44,7 @@ def _num_classes(config: Config) -> int:
     if config.data.num_classes is not None:
         return config.data.num_classes
     if config.data.source is None:
-        print(f"data.source is not set: {ASSUMED_CLASSES} classes assumed", file=sys.stderr)
+        print(f"data.source is not set; assuming {ASSUMED_CLASSES} classes", file=sys.stderr)
         return ASSUMED_CLASSES
     if is_prepared(config.data.source):
         return PreparedData.open(config.data.source).manifest.num_classes
@@ -52,7 +52,7 @@ def _num_classes(config: Config) -> int:
 
 
 def _table(title: str, layers: "list[Layer]") -> Table:
-    """One row a layer, in the order of the forward; an attention mechanism is one."""
+    """One row per layer, in the order of the forward; an attention module is one layer."""
     table = Table(title=f"{title}: {sum(layer.parameters for layer in layers):,} parameters")
     for column, justify in (("layer", "left"), ("kind", "left"), ("output", "right"), ("parameters", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ def _attention(settings: NetworkSettings) -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """`shape`: of the output without the batch. `parameters`: of an attention module, all of them."""
+    """`shape`: of the output, without the batch dimension. `parameters`: number of parameters."""
 
     name: str
     kind: str

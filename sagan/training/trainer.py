@@ -1,4 +1,4 @@
-"""The training loop: step, log, show, score, save, until the run is finished, told to stop, or collapsed."""
+"""`sagan train`: the command, and the loop that updates, logs, samples, evaluates and saves."""
 
 import json
 import os
@@ -27,33 +27,61 @@ from sagan.inspection.figure import attention_figure
 from sagan.inspection.health import has_maps
 from sagan.inspection.record import attention_of, salient_points
 from sagan.models.generator import Generator
-from sagan.runs.checkpoint import prune_checkpoints, save_checkpoint
+from sagan.runs.checkpoint import list_checkpoints, prune_checkpoints, save_checkpoint
 from sagan.runs.run_dir import check_run, final_snapshot, lock_run, open_run
 from sagan.runs.snapshot import save_snapshot
 from sagan.sampling.sampler import default_labels, generate, latents
-from sagan.training.divergence import (
-    Divergence,
-    broken_state,
-    broken_values,
-    watch_discriminator,
-    watch_samples,
-    watch_scores,
-)
+from sagan.training import divergence
+from sagan.training.divergence import Divergence
 from sagan.training.ema import average_statistics, decay_at, ema_generator, update_ema
-from sagan.training.logging import RunLog, attention_warning, measure
-from sagan.training.rollback import clear_stop, recover
-from sagan.training.state import Run, begin_update, set_rates
+from sagan.training.finetune import initialize_from
+from sagan.training.logging import RunLog, attention_warning, measure, quadratic_warnings, truncate_log
+from sagan.training.rollback import archive_stop, recover
+from sagan.training.state import (
+    Run,
+    begin_update,
+    build_run,
+    close,
+    make_accelerator,
+    resume,
+    set_rates,
+    start_trackers,
+)
 from sagan.training.step import discriminator_step, generator_step
 from sagan.utils.images import image_grid, save_png
 from sagan.utils.system import caught_signals
 
-RECORDED = ("torch", "torchvision", "accelerate", "numpy", "torch-fidelity", "safetensors")
+RECORDED_VERSIONS = ("torch", "torchvision", "accelerate", "numpy", "torch-fidelity", "safetensors")
+
+
+@click.command("train")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--out", type=Place(), help="Folder of the run; run the same command again to resume.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Short for --set training.device=…")
+@click.option("--init-from", type=Place(), metavar="SNAPSHOT|RUN", help="Start from these weights (fine-tuning).")
+@click.option("--dry-run", is_flag=True, help="Show settings, layers and attention, then stop.")
+def train_cli(config: Path, out: Path | None, overrides: tuple[str, ...], device: str | None, init_from: Path | None,
+          dry_run: bool) -> int:  # fmt: skip
+    """Train as CONFIG (a YAML file) says; also under `accelerate launch train.py` and torchrun."""
+    changes = [*overrides]
+    if device is not None:
+        changes.append(f"training.device={device}")
+    if init_from is not None:  # as a YAML string: a folder may be called 3
+        changes.append(f"training.init_from={json.dumps(str(init_from), ensure_ascii=False)}")
+    if dry_run:
+        from sagan.training.summary import describe_command
+
+        return describe_command(config, changes)
+    if out is None:
+        raise click.UsageError("Missing option '--out': the folder of the run.")
+    return train_command(config, out, changes)
 
 
 def train_command(config_path: Path, out: Path, overrides: list[str]) -> int:
-    """Train to the config's last step, or go on where the run in `out` stands. Returns the exit code.
+    """Start or resume the run in `out` and train to the config's last step. Returns the exit code.
 
-    UserError for everything that is wrong with config, data, folder or machine, before anything is written to `out`.
+    Raises UserError for any mistake in config, data, folder or machine before it writes anything to `out`.
     """
     config = load_config(config_path, overrides)
     check_names(config.evaluate.metrics, "evaluate.metrics")
@@ -61,131 +89,88 @@ def train_command(config_path: Path, out: Path, overrides: list[str]) -> int:
     data = ensure_prepared(config.data, report=to_stderr if rank == 0 else lambda line: None)
     config = resolved(config, data)
     check_processes(config, world)
-    about = _about(data)
+    about = {
+        "content_hash": data.manifest.content_hash,
+        "images": data.manifest.count,
+        "class_names": list(data.manifest.class_names),
+        "versions": {name: version(name) for name in RECORDED_VERSIONS},
+    }
     check_run(out, config, about)
     with lock_run(out) if rank == 0 else nullcontext():
-        check_run(out, config, about)  # again: another process may have begun a run there since
+        check_run(out, config, about)  # again: another process may have started a run there in the meantime
         if final_snapshot(out, config.training.steps) is None:
-            return _train(config, out, data, about)
+            return _train_run(config, out, data, about)
     if rank == 0:
         print(f"{out}: finished, all {config.training.steps} steps are done", file=sys.stderr)
     return 0
 
 
 def resolved(config: Config, data: PreparedData) -> Config:
-    """The config with what the data decides filled in."""
+    """The config with the settings that depend on the data filled in."""
     classes = data.manifest.num_classes if config.data.num_classes is None else config.data.num_classes
     config = replaced(config, {"data": {"num_classes": classes}})
     return replaced(config, {"optim": {"d_steps": config.d_steps}})
 
 
-def _train(config: Config, out: Path, data: PreparedData, about: dict[str, Any]) -> int:
-    from sagan.runs.checkpoint import list_checkpoints
-    from sagan.training.finetune import initialize_from
-    from sagan.training.logging import RunLog, quadratic_warnings, truncate_log
-    from sagan.training.state import build_run, close, make_accelerator, resume, start_trackers
-
-    accelerator = make_accelerator(config, out)
+def _train_run(config: Config, out: Path, data: PreparedData, about: dict[str, Any]) -> int:
+    """Build or resume the run, train it, and report how it ended. Returns the exit code."""
+    accelerator, settings = make_accelerator(config, out), config.training
     run = build_run(out, config, data, accelerator)
     if config.evaluate.every:
         from sagan.training.evaluator import make_evaluator
 
         run.evaluate = make_evaluator(config.evaluate, data, config.data.num_classes or 0, accelerator.device)
-    said = quadratic_warnings(config, run.gan.generator, run.gan.discriminator, accelerator.num_processes)
-    if config.training.init_from is not None and not list_checkpoints(out):
-        said.append(initialize_from(run.gan, config.training.init_from))
-    said += resume(run)
+    messages = quadratic_warnings(config, run.gan.generator, run.gan.discriminator, accelerator.num_processes)
+    if settings.init_from is not None and not list_checkpoints(out):
+        messages.append(initialize_from(run.gan, settings.init_from))
+    messages += resume(run)
     main = accelerator.is_main_process
     if main:
         open_run(out, config, about)
         truncate_log(out / "metrics.jsonl", run.progress.step)
     accelerator.wait_for_everyone()
-    start, settings = run.progress.step, config.training
-    log = RunLog(out, start, settings.steps, settings.batch_size, start_trackers(run), silent=not main)
+    log = RunLog(out, run.progress.step, settings.steps, settings.batch_size, start_trackers(run), silent=not main)
     try:
-        for line in said:
-            log.say(line)
+        for message in messages:
+            log.say(message)
         stopped = train(run, log)
     finally:
         log.close()
     close(run)
-    if stopped is None and run.progress.step < settings.steps:
+    step = run.progress.step
+    if stopped is not None:
+        name = signal.Signals(stopped).name
+        log.say(f"stopped by {name} at step {step} and saved; run the same command again to resume")
+        return 128 + stopped
+    if step < settings.steps:
         log.say(
-            f"stopped early at step {run.progress.step}: {config.evaluate.best} was best at step "
-            f"{run.progress.best_step}, {run.progress.stale} evaluations ago; a higher evaluate.patience goes on"
+            f"stopped early at step {step}: {config.evaluate.best} was best at step {run.progress.best_step}, "
+            f"{run.progress.stale} evaluations ago; raise evaluate.patience to continue"
         )
-        return 0
-    if stopped is None:
+    else:
         log.say(f"done: {out}/snapshots/{settings.steps:08d}, samples in {out}/samples")
-        return 0
-    log.say(f"stopped by {signal.Signals(stopped).name} at step {run.progress.step}, saved; the same command goes on")
-    return 128 + stopped
-
-
-def _about(data: PreparedData) -> dict[str, Any]:
-    manifest = data.manifest
-    return {
-        "content_hash": manifest.content_hash,
-        "images": manifest.count,
-        "class_names": list(manifest.class_names),
-        "versions": {name: version(name) for name in RECORDED},
-    }
-
-
-MOST_ROWS, FIGURE_IMAGES, FIGURE_POINTS = 16, 6, 4
-
-
-def save_sheets(run: Path, step: int, generator: Generator, per_class: int) -> np.ndarray:
-    """samples/<step>.png, one row a class from fixed seeds, and <step>-attention.png where there is attention.
-
-    Returns the samples, uint8 (rows, per_class, R, R, 3).
-    """
-    rows = min(generator.num_classes, MOST_ROWS) or per_class
-    seeds = range(rows * per_class)
-    labels = torch.arange(rows).repeat_interleave(per_class) if generator.num_classes else None
-    images = samples(generator, seeds, labels)
-    save_png(run / "samples" / f"{step:08d}.png", image_grid(images, per_class, scale=_scale(generator.resolution)))
-    if has_maps(generator):
-        shown = range(FIGURE_IMAGES)
-        z, labels = latents(shown, generator.z_dim), default_labels(shown, generator.num_classes)
-        recording = attention_of(generator, z, labels, shown, partial(salient_points, k=FIGURE_POINTS))
-        save_png(run / "samples" / f"{step:08d}-attention.png", attention_figure(recording))
-    return images.reshape(rows, per_class, *images.shape[1:])
-
-
-def samples(generator: Generator, seeds: range, labels: torch.Tensor | None) -> np.ndarray:
-    """Images uint8 (N, H, W, 3) of seeds and labels, on the generator's device."""
-    device = next(generator.parameters()).device
-    return np.concatenate([b.numpy() for b in generate(generator, latents(seeds, generator.z_dim), labels, device)])
-
-
-def _scale(resolution: int) -> int:
-    return max(1, 64 // resolution)
-
-
-STEPS_BETWEEN_AGREEMENTS, SECONDS_BETWEEN_AGREEMENTS = 10, 1.0
+    return 0
 
 
 def train(run: Run, log: RunLog) -> int | None:
-    """Train until finished. Returns the number of the signal that ended it early (all saved), or None.
+    """Train until the run is finished. Returns None, or the signal that ended it early (with everything saved).
 
-    UserError when divergence ends it.
+    Raises UserError when the run diverges and may not roll back.
     """
-    clear_stop(run)
-    _seal(run)
+    archive_stop(run)
+    _complete(run)
     with caught_signals() as received:
         while not run.finished:
-            ended = _train_on(run, log, received)
+            ended = _train_until(run, log, received)
             if not isinstance(ended, Divergence):
                 return ended
             recover(run, log, ended)
     return None
 
 
-def _train_on(run: Run, log: RunLog, received: list[int]) -> Divergence | int | None:
-    """Train from the run's step until finished (None), a signal or a divergence."""
-    settings, start = run.config.training, run.progress.step
-    d_steps = run.config.d_steps
+def _train_until(run: Run, log: RunLog, received: list[int]) -> Divergence | int | None:
+    """Train on until the run is finished (None), a process receives a signal, or the run diverges."""
+    settings, start, d_steps = run.config.training, run.progress.step, run.config.d_steps
     fetch, agreement = run.batches.fetch(run.data), _Agreement(run, received)
     with Prefetcher(fetch, start * d_steps, settings.steps * d_steps) as reader:
         while not run.finished:
@@ -205,14 +190,14 @@ def _train_on(run: Run, log: RunLog, received: list[int]) -> Divergence | int | 
             update_ema(run.gan.ema, run.gan.generator, decay)
             run.progress = replace(run.progress, step=step + 1)
             stop = agreement.reached(step + 1)
-            divergence = _after_step(run, log, values, stopping=stop is not None)
-            if divergence is not None or stop is not None:
-                return divergence or stop
+            diverged = _after_step(run, log, values, stopping=stop is not None)
+            if diverged is not None or stop is not None:
+                return diverged or stop
     return None
 
 
 def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping: bool) -> Divergence | None:
-    """Look, log, show, save what is due; after a divergence nothing more is written."""
+    """Log, sample, evaluate and save what is due after a step. Once the run has diverged nothing more is written."""
     step, settings = run.progress.step, run.config.training
     log.advance(step)
     last = run.finished
@@ -221,82 +206,94 @@ def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping
         for name, every in (
             ("log", settings.log_every),
             ("checkpoint", settings.checkpoint_every),
-            ("sheet", settings.sample_every),
+            ("samples", settings.sample_every),
             ("snapshot", settings.snapshot_every),
             ("scores", run.config.evaluate.every),
         )
     }
-    divergence, average = None, None
+    diverged, ema = None, None
     if stopping or any(due.values()):
-        values = _averaged_over_processes(run, values)
-        written = stopping or any(due[name] for name in due if name != "log")
-        divergence = broken_values(step, values) or (broken_state(step, run.gan) if written else None)
-        divergence = _first_of_all(run, divergence)
-    if divergence is None and due["log"]:
-        divergence = _first_of_all(run, _log(run, log, values))
-    if divergence is None and (due["sheet"] or due["snapshot"] or due["scores"]):
-        divergence, average = _show(run, log, due)
-    if divergence is not None:
-        return divergence
+        values = _mean_over_processes(run, values)
+        diverged = divergence.in_values(step, values)
+        if diverged is None and (stopping or any(due[name] for name in due if name != "log")):
+            diverged = divergence.in_state(step, run.gan)
+        diverged = _first_found(run, diverged)
+    if diverged is None and due["log"]:
+        diverged = _first_found(run, _log(run, log, values))
+    if diverged is None and (due["samples"] or due["snapshot"] or due["scores"]):
+        diverged, ema = _evaluate(run, log, due)
+    if diverged is not None:
+        return diverged
     best = run.progress.best_step == step
-    shown = average if due["snapshot"] or run.finished or best else None
-    if shown is not None and not run.finished:
-        _save_snapshot(run, shown)
+    snapshot = ema if due["snapshot"] or run.finished or best else None
+    if snapshot is not None and not run.finished:
+        _save_snapshot(run, snapshot)
     if due["checkpoint"] or stopping or run.finished or best:
         save(run)
-    if shown is not None and run.finished:  # last: it says that the run is finished
-        _save_snapshot(run, shown)
+    if snapshot is not None and run.finished:  # last: it marks the run as finished
+        _save_snapshot(run, snapshot)
     return None
 
 
 def _log(run: Run, log: RunLog, values: dict[str, torch.Tensor]) -> Divergence | None:
-    """One line of the log, if gradients and weights are finite; then a look at the discriminator."""
+    """Write one line of the log if gradients and weights are finite, then check the discriminator for saturation."""
     step, settings = run.progress.step, run.config.training
     measured = measure(run.gan, values, run.batches.latents("generator", step)[0])
-    judged = ("_gamma/", "_sigma/") if settings.precision == "fp16" else ("_gradient_norm", "_gamma/", "_sigma/")
-    # (in fp16 the scaler meets gradients that overflow by design, and leaves those updates out)
-    if divergence := broken_values(step, {n: v for n, v in measured.items() if any(part in n for part in judged)}):
-        return divergence
+    checked = ("_gamma/", "_sigma/")
+    if settings.precision != "fp16":  # in fp16 gradients overflow by design; the scaler skips those updates
+        checked += ("_gradient_norm",)
+    finite = {name: value for name, value in measured.items() if any(part in name for part in checked)}
+    if diverged := divergence.in_values(step, finite):
+        return diverged
     log.record(step, measured)
     if warning := attention_warning(step, settings, measured):
         log.say(warning)
-    if step % settings.log_every:  # the last step: a longer run would not look here
+    if step % settings.log_every:  # the last step, where a longer run would not log
         return None
-    run.progress, divergence = watch_discriminator(run.config, run.progress, values)
-    return divergence
+    run.progress, diverged = divergence.in_discriminator(run.config, run.objective, run.progress, values)
+    return diverged
 
 
-def _show(run: Run, log: RunLog, due: dict[str, bool]) -> tuple[Divergence | None, Generator]:
-    """Scores of the averaged generator, which may end the run, and its sheet; what they betray, and the generator."""
+def _evaluate(run: Run, log: RunLog, due: dict[str, bool]) -> tuple[Divergence | None, Generator]:
+    """Score and sample the averaged generator, as far as due. Returns what shows divergence, and the generator."""
     before, step, main = run.progress, run.progress.step, run.accelerator.is_main_process
-    average, divergence = ema_generator(run.gan.ema), None
+    ema, diverged = ema_generator(run.gan.ema), None
     if run.evaluate is not None and due["scores"]:
-        run.progress, scores = run.evaluate(run.folder, run.progress, average, log.say)
-        run.progress, divergence = watch_scores(run.config.divergence, run.progress, scores)
-    if main and (due["sheet"] or run.finished):
-        images = save_sheets(run.folder, step, average, run.config.training.samples_per_class)
-        divergence = divergence or watch_samples(run.config.divergence, step, images)
-    run.progress, divergence = broadcast_object_list([run.progress, divergence])  # all must agree on what is the best
-    if divergence is not None:
+        run.progress, scores = run.evaluate(run.folder, run.progress, ema, log.say)
+        run.progress, diverged = divergence.in_scores(run.config.divergence, run.progress, scores)
+    if main and (due["samples"] or run.finished):
+        images = save_samples(run.folder, step, ema, run.config.training.samples_per_class)
+        diverged = diverged or divergence.in_samples(run.config.divergence, step, images)
+    run.progress, diverged = broadcast_object_list([run.progress, diverged])  # all processes agree on the best
+    if diverged is not None:
         run.progress = before
-    return divergence, average
+    return diverged, ema
 
 
-def _save_snapshot(run: Run, average: Generator) -> None:
-    if run.accelerator.is_main_process:
-        save_snapshot(average, run.folder / "snapshots" / f"{run.progress.step:08d}")
+MAX_ROWS, FIGURE_IMAGES, FIGURE_POINTS = 16, 6, 4
 
 
-def _seal(run: Run) -> None:
-    """The last snapshot of a run that was killed between its last checkpoint and that; every process calls it."""
-    if run.finished:
-        average = ema_generator(run.gan.ema)
-        if not (run.folder / "snapshots" / f"{run.progress.step:08d}").is_dir():
-            _save_snapshot(run, average)
+def save_samples(run: Path, step: int, generator: Generator, per_class: int) -> np.ndarray:
+    """Write samples/<step>.png, one row per class from fixed seeds, and <step>-attention.png if there is attention.
+
+    Returns the samples, uint8 (rows, per_class, R, R, 3).
+    """
+    rows = min(generator.num_classes, MAX_ROWS) or per_class
+    labels = torch.arange(rows).repeat_interleave(per_class) if generator.num_classes else None
+    device, z = next(generator.parameters()).device, latents(range(rows * per_class), generator.z_dim)
+    images = np.concatenate([batch.numpy() for batch in generate(generator, z, labels, device)])
+    scale = max(1, 64 // generator.resolution)
+    save_png(run / "samples" / f"{step:08d}.png", image_grid(images, per_class, scale=scale))
+    if has_maps(generator):
+        seeds = range(FIGURE_IMAGES)
+        z, labels = latents(seeds, generator.z_dim), default_labels(seeds, generator.num_classes)
+        recording = attention_of(generator, z, labels, seeds, partial(salient_points, k=FIGURE_POINTS))
+        save_png(run / "samples" / f"{step:08d}-attention.png", attention_figure(recording))
+    return images.reshape(rows, per_class, *images.shape[1:])
 
 
 def save(run: Run) -> None:
-    """Write the checkpoint of this step and prune the older ones; every process calls it."""
+    """Write the checkpoint of this step and prune older ones. Every process calls it."""
     average_statistics(run.gan.generator)
     average_statistics(run.gan.ema)
     if run.accelerator.is_main_process:
@@ -308,27 +305,39 @@ def save(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def _first_of_all(run: Run, divergence: Divergence | None) -> Divergence | None:
-    """What any process found: all must part from the loop after the same step."""
-    return (
-        divergence if _alone(run) else next((found for found in gather_object([divergence]) if found is not None), None)
-    )
+def _save_snapshot(run: Run, ema: Generator) -> None:
+    if run.accelerator.is_main_process:
+        save_snapshot(ema, run.folder / "snapshots" / f"{run.progress.step:08d}")
 
 
-def _averaged_over_processes(run: Run, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _complete(run: Run) -> None:
+    """Write the last snapshot of a run killed between its last checkpoint and that. Every process calls it."""
+    if run.finished:
+        ema = ema_generator(run.gan.ema)
+        if not (run.folder / "snapshots" / f"{run.progress.step:08d}").is_dir():
+            _save_snapshot(run, ema)
+
+
+def _first_found(run: Run, diverged: Divergence | None) -> Divergence | None:
+    """The first process's finding: all processes must leave the loop after the same step."""
+    if run.accelerator.num_processes == 1:
+        return diverged
+    return next((found for found in gather_object([diverged]) if found is not None), None)
+
+
+def _mean_over_processes(run: Run, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     reduced: Any = run.accelerator.reduce(torch.stack(list(values.values())), "mean")
     return dict(zip(values, reduced, strict=True))
 
 
-def _alone(run: Run) -> bool:
-    return run.accelerator.num_processes == 1
+STEPS_BETWEEN_AGREEMENTS, SECONDS_BETWEEN_AGREEMENTS = 10, 1.0
 
 
 class _Agreement:
-    """The signal that any process received: all must leave after the same step.
+    """Makes all processes leave after the same step when one of them has received a signal.
 
-    Asking makes a GPU wait, so several processes ask after about a second, and after 10 steps at the latest: a launcher
-    that told them to stop kills them half a minute later.
+    Asking the others stalls a GPU, so processes ask about once a second, and at least every 10 steps: launchers kill
+    their processes half a minute after telling them to stop.
     """
 
     def __init__(self, run: Run, received: list[int]) -> None:
@@ -336,9 +345,9 @@ class _Agreement:
         self.asked, self.since, self.next = run.progress.step, time.monotonic(), run.progress.step + 1
 
     def reached(self, step: int) -> int | None:
-        """The signal, if the processes know of one when `step` is done."""
+        """The signal that the processes have agreed on once `step` is done."""
         number = self.received[0] if self.received else 0
-        if _alone(self.run):
+        if self.run.accelerator.num_processes == 1:
             return number or None
         if step < self.next:
             return None
@@ -351,29 +360,5 @@ class _Agreement:
 
 
 def steps_to_agreement(pace: float) -> int:
-    """After how many steps, of `pace` seconds each, the processes agree again."""
+    """Number of steps, of `pace` seconds each, until the processes ask each other again."""
     return max(1, min(STEPS_BETWEEN_AGREEMENTS, int(SECONDS_BETWEEN_AGREEMENTS / max(pace, 1e-3))))
-
-
-@click.command("train")
-@click.argument("config", type=click.Path(path_type=Path))
-@click.option("--out", type=Place(), help="Folder of the run; the same command again resumes.")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Short for --set training.device=…")
-@click.option("--init-from", type=Place(), metavar="SNAPSHOT|RUN", help="Start from these weights (fine-tuning).")
-@click.option("--dry-run", is_flag=True, help="Show settings, layers and attention, then stop.")
-def train_cli(config: Path, out: Path | None, overrides: tuple[str, ...], device: str | None, init_from: Path | None,
-          dry_run: bool) -> int:  # fmt: skip
-    """Train as CONFIG (a YAML file) says; also under `accelerate launch train.py` and torchrun."""
-    changes = [*overrides]
-    if device is not None:
-        changes.append(f"training.device={device}")
-    if init_from is not None:  # as a string of YAML: a folder may be called 3
-        changes.append(f"training.init_from={json.dumps(str(init_from), ensure_ascii=False)}")
-    if dry_run:
-        from sagan.training.summary import describe_command
-
-        return describe_command(config, changes)
-    if out is None:
-        raise click.UsageError("Missing option '--out': the folder of the run.")
-    return train_command(config, out, changes)

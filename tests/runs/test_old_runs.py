@@ -45,8 +45,8 @@ def test_a_run_resumes(work: Path) -> None:
     start = load_file(OLD / "run/snapshots/00000004/model.safetensors")
     assert found.keys() == expected.keys()
     for name in expected:
-        # A bias before a batch norm has no gradient but rounding errors, and Adam makes full steps of those; they differ
-        # from one processor to another, and so do the running means.
+        # The gradient of a bias before a batch norm is rounding noise, which Adam turns into full steps. It differs
+        # between processors, and so do the running means.
         noise = name.endswith((".running_mean", "conv1.bias", "conv2.bias", "shortcut.bias"))
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-3 if noise else 1e-5)
     assert max((expected[name] - start[name]).abs().max() for name in expected) > 1e-3

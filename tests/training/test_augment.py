@@ -61,7 +61,6 @@ def inputs(policy: tuple[str, ...], count: int = 6, size: tuple[int, int] = (9, 
 @pytest.mark.parametrize("policy", POLICIES, ids="+".join)
 @pytest.mark.parametrize("size", [(9, 12), (32, 32)], ids=str)
 def test_against_a_loop(policy: tuple[str, ...], size: tuple[int, int]) -> None:
-    """Breaks when a policy's range, centre, order or share of the draws changes, or an image gets another's draws."""
     images, draws = inputs(policy, size=size)
     expected = images.numpy().copy()
     for image in range(len(expected)):
@@ -73,7 +72,6 @@ def test_against_a_loop(policy: tuple[str, ...], size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES, ids="+".join)
 def test_differentiable(policy: tuple[str, ...]) -> None:
-    """Breaks when a policy stops or distorts the generator's gradient."""
     images, draws = inputs(policy, count=3, size=(4, 6))
     images.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: augment(x, policy, draws), [images])
@@ -82,7 +80,6 @@ def test_differentiable(policy: tuple[str, ...]) -> None:
 
 
 def test_empty_policy_is_the_identity() -> None:
-    """Breaks when no augmentation costs a copy, a change, or draws."""
     images, _ = inputs(())
     draws = draw_augmentation((), 6, torch.Generator().manual_seed(0))
     assert draws.shape == (6, 0)
@@ -90,7 +87,6 @@ def test_empty_policy_is_the_identity() -> None:
 
 
 def test_draws_follow_from_the_seed() -> None:
-    """Breaks when draws come from the global generator, or every image gets the same ones."""
     first, again, other = (
         draw_augmentation(("color", "cutout"), 5, torch.Generator().manual_seed(s)) for s in (3, 3, 4)
     )
@@ -104,7 +100,6 @@ def test_draws_follow_from_the_seed() -> None:
 
 @pytest.mark.parametrize("resolution", [32, 64, 128, 256])
 def test_every_shift_and_centre_is_reached(resolution: int) -> None:
-    """Breaks when rounding loses an extreme of the range, or reaches beyond it, at any resolution."""
     reach = resolution // 8
     image = torch.zeros(1, 3, resolution, resolution)
     image[:, :, resolution // 2] = 1
@@ -116,7 +111,6 @@ def test_every_shift_and_centre_is_reached(resolution: int) -> None:
 
 
 def test_flip_mirrors_the_chosen_images_alone() -> None:
-    """Breaks when flips go top to bottom, or to the wrong image."""
     images, _ = inputs(())
     which = torch.tensor([True, False, False, True, True, False])
     flipped = flip(images, which)

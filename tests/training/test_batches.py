@@ -53,8 +53,6 @@ def global_batch(data: PreparedData, update: int, world: int, accumulation: int)
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_slices_make_up_the_global_batch(data: PreparedData, world: int, accumulation: int) -> None:
-    """Breaks when a process draws for itself, or takes another's slice, or drops a field: results would depend on
-    the number of processes."""
     for update in (0, 7):
         whole = global_batch(data, update, 1, 1)
         for part, expected in zip(global_batch(data, update, world, accumulation), whole, strict=True):
@@ -62,7 +60,6 @@ def test_slices_make_up_the_global_batch(data: PreparedData, world: int, accumul
 
 
 def test_each_image_once_an_epoch(data: PreparedData) -> None:
-    """Breaks when an image is dropped at an epoch's end or the order of an epoch repeats: 5 updates are 2 epochs."""
     fetch = batches().fetch(data)
     seen = np.concatenate([fetch(update)[0] for update in range(5)])
     assert len(seen) == 2 * COUNT
@@ -75,7 +72,6 @@ def test_each_image_once_an_epoch(data: PreparedData) -> None:
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_reals_are_the_data(data: PreparedData, flips: bool) -> None:
-    """Breaks when pixels are scaled wrongly, channels swapped, labels shuffled, or flips come at another rate."""
     mine, flipped = batches(flips=flips), 0
     for update in range(6):
         images, labels = mine.fetch(data)(update)
@@ -90,14 +86,12 @@ def test_reals_are_the_data(data: PreparedData, flips: bool) -> None:
 
 
 def test_labels_follow_their_images(data: PreparedData) -> None:
-    """Breaks when images and labels are read at different indices (the silent label bug)."""
     truth = {image.tobytes(): label for image, label in zip(np.asarray(data.images), data.labels, strict=True)}
     images, labels = batches().fetch(data)(2)
     assert [truth[image.tobytes()] for image in images] == labels.tolist()
 
 
 def test_draws_differ_where_they_must() -> None:
-    """Breaks when two players, updates, images or seeds share their randomness."""
     drawn = [batches(seed=seed).latents(player, update)[0].z for seed, player, update in DRAWN]
     rows = torch.cat(drawn)
     assert len(rows.unique(dim=0)) == 4 * BATCH
@@ -108,7 +102,6 @@ def test_draws_differ_where_they_must() -> None:
 
 
 def test_without_classes_there_are_no_labels(data: PreparedData) -> None:
-    """Breaks when an unconditional run gets labels; everything else stays the same."""
     with_labels, without = batches(accumulation=2), batches(accumulation=2, num_classes=0)
     assert all(draws.labels is None for draws in without.latents("generator", 0))
     reals = without.reals(0, without.fetch(data)(0))
@@ -118,7 +111,6 @@ def test_without_classes_there_are_no_labels(data: PreparedData) -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_memory_format(data: PreparedData, channels_last: bool) -> None:
-    """Breaks when images arrive in another layout than the config's, or the values depend on it."""
     mine = batches(channels_last=channels_last)
     (reals,) = mine.reals(0, mine.fetch(data)(0))
     layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -20,8 +20,9 @@ from sagan.data.dataset import PreparedData
 from sagan.models.generator import Generator
 from sagan.runs.checkpoint import Progress, list_checkpoints, newest_whole_checkpoint
 from sagan.training.batches import Batches
-from sagan.training.divergence import Divergence, broken_state, watch_discriminator, watch_samples
+from sagan.training.divergence import Divergence, in_discriminator, in_samples, in_state
 from sagan.training.logging import RunLog
+from sagan.training.losses import make_objective
 from sagan.training.rollback import recover
 from sagan.training.state import Run, resume
 from sagan.training.trainer import train
@@ -54,7 +55,7 @@ class Picture(nn.Module):
 
 
 def scripted(run: Run, data: PreparedData, bad: Collection[tuple[int, int]]) -> None:
-    """The run's own evaluator is shown real images, and grey at the (step, roll-backs) of `bad`."""
+    """The run's own evaluator is shown real images, and grey at the (step, rollbacks) of `bad`."""
     evaluate = run.evaluate
     assert evaluate is not None
 
@@ -92,7 +93,7 @@ def stopped(folder: Path, config: Config, data: PreparedData, match: str, **opti
     """What stopped.json says of a run that must stop with `match`; its checkpoints must be what they were."""
     with pytest.raises(UserError, match=match) as caught:
         go(folder, config, data, **options)
-    assert "stopped, the last checkpoint is from before" in str(caught.value)
+    assert "stopped, the last checkpoint is from an earlier step" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     found = read_json(folder / "stopped.json")
     assert found["reason"] in str(caught.value)
@@ -108,8 +109,6 @@ def stopped(folder: Path, config: Config, data: PreparedData, match: str, **opti
     ids=["logged", "saved"],
 )
 def test_weights_that_explode_are_noticed(tmp_path: Path, data: PreparedData, every: int, reason: str) -> None:
-    """Breaks when a run goes on whose weights have exploded, though its loss is from before and finite, and its sound
-    checkpoint is replaced."""
     train_tiny(tmp_path, tiny_config("training.steps=2"), data)
     before = files_of(tmp_path / "checkpoints")
     config = tiny_config("training.steps=9", "training.log_every=3", f"training.checkpoint_every={every}",
@@ -133,7 +132,6 @@ def test_weights_that_explode_are_noticed(tmp_path: Path, data: PreparedData, ev
 def test_a_gradient_too_large_is_noticed(
     tmp_path: Path, data: PreparedData, settings: tuple[str, ...], match: str
 ) -> None:
-    """Breaks when gradients that stop Adam for ever (their squares overflow) pass because loss and weights are fine."""
     config = tiny_config("training.steps=8", "loss.r1=1e30", *settings)
     with pytest.raises(UserError, match=match):
         go(tmp_path, config, data)
@@ -142,10 +140,9 @@ def test_a_gradient_too_large_is_noticed(
 
 @pytest.mark.parametrize("network", ["generator", "discriminator", "ema"])
 def test_no_broken_weight_is_saved(tmp_path: Path, data: PreparedData, network: str) -> None:
-    """Breaks when a weight that no loss of this step has read is saved, or a sound state is called broken."""
 
     def spoil(run: Run) -> None:
-        assert broken_state(1, run.gan) is None
+        assert in_state(1, run.gan) is None
         list(getattr(run.gan, network).parameters())[-1].data.view(-1)[0] = torch.inf
 
     config = tiny_config("training.steps=3", "training.log_every=3", "training.checkpoint_every=1", "ema.start=0",
@@ -162,8 +159,6 @@ def stopped_at_first_save(folder: Path, config: Config, data: PreparedData, spoi
 
 
 def test_a_saturated_discriminator_is_noticed(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when a discriminator far ahead of a generator that stands still goes unnoticed, or is noticed before it
-    has been so for `patience` steps."""
     config = tiny_config("training.steps=60", *OFTEN, "optim.generator.lr=1e-9", "optim.discriminator.lr=0.02",
                          "divergence.saturation=0.1", "divergence.patience=4")  # fmt: skip
     found = stopped(tmp_path, config, data, "the discriminator is saturated since step")
@@ -176,16 +171,17 @@ def test_a_saturated_discriminator_is_noticed(tmp_path: Path, data: PreparedData
 
 
 def test_saturation_is_of_the_adversarial_loss() -> None:
-    """Breaks when penalties hide a saturated discriminator, a single good look does not reset the count, or another
-    loss is measured by hinge's 2."""
-    config = tiny_config("divergence.saturation=0.1", "divergence.patience=2", "loss.name=non_saturating", "loss.r1=2")
-    values = {"d_loss": 0.1 + 2 * 5.0 + 3.0, "r1": 5.0, "bases": 3.0, "real_logits": 9.0, "fake_logits": -9.0}
-    progress, divergence = watch_discriminator(config, Progress(7), values)
+    config = tiny_config("divergence.saturation=0.1", "divergence.patience=2", "loss.name=non_saturating", "loss.r1=2",
+                         "loss.consistency.reals=10")  # fmt: skip
+    objective = make_objective(config)
+    values = {"d_loss": 0.1 + 2 * 5.0 + 3.0 + 10 * 0.2, "r1": 5.0, "bases": 3.0, "consistency_reals": 0.2,
+              "real_logits": 9.0, "fake_logits": -9.0}  # fmt: skip
+    progress, divergence = in_discriminator(config, objective, Progress(7), values)
     assert (progress.saturated_since, divergence) == (7, None)
-    assert watch_discriminator(config, replace(progress, step=9), values)[1] is not None
-    better, divergence = watch_discriminator(config, replace(progress, step=9), values | {"d_loss": 13.2})
+    assert in_discriminator(config, objective, replace(progress, step=9), values)[1] is not None
+    better, divergence = in_discriminator(config, objective, replace(progress, step=9), values | {"d_loss": 15.2})
     assert (better.saturated_since, divergence) == (None, None)
-    assert watch_discriminator(tiny_config(), Progress(7), values) == (Progress(7), None)
+    assert in_discriminator(tiny_config(), objective, Progress(7), values) == (Progress(7), None)
 
 
 def silence(run: Run) -> None:
@@ -196,7 +192,6 @@ def silence(run: Run) -> None:
 
 
 def test_samples_that_are_all_alike_are_noticed(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when a generator that ignores z passes, or one at its start, which does not, is stopped."""
     settings = ("training.steps=2", "training.sample_every=2", "training.samples_per_class=4")
     found = stopped(tmp_path / "mute", tiny_config(*settings, "divergence.spread=0.01"), data,
                     "samples of one class are all alike", change=silence)  # fmt: skip
@@ -208,20 +203,18 @@ def test_samples_that_are_all_alike_are_noticed(tmp_path: Path, data: PreparedDa
 
 
 def test_classes_that_differ_do_not_hide_it() -> None:
-    """Breaks when the spread is taken over the classes too, or off by the range of a pixel."""
     rows = np.arange(4, dtype=np.uint8)[:, None, None, None, None] * 60
     settings = DivergenceSettings(spread=0.01)
     alike = np.broadcast_to(rows, (4, 6, 8, 8, 3))
-    assert watch_samples(settings, 1, alike) is not None
+    assert in_samples(settings, 1, alike) is not None
     noisy = alike + 51 * (np.arange(6, dtype=np.uint8) % 2)[:, None, None, None]
-    assert watch_samples(settings, 1, noisy) is None
-    found = watch_samples(settings.model_copy(update={"spread": 0.11}), 1, noisy)
+    assert in_samples(settings, 1, noisy) is None
+    found = in_samples(settings.model_copy(update={"spread": 0.11}), 1, noisy)
     assert found is not None
     assert found.figures["spread"] == pytest.approx(0.1)
 
 
 def test_a_score_far_behind_its_best_is_noticed(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when a score that falls goes unnoticed, counts as the best, or the best checkpoint is lost."""
     config = tiny_config("training.steps=8", *SCORED)
     found = stopped(tmp_path, config, data, "coherence is 0, more than 2 times worse than its best", bad={(4, 0)})
     assert (found["kind"], found["step"], found["figures"]["coherence"]) == ("worse", 4, 0)
@@ -232,7 +225,6 @@ def test_a_score_far_behind_its_best_is_noticed(tmp_path: Path, data: PreparedDa
 
 
 def test_a_roll_back_goes_to_the_best_and_keeps_what_it_leaves(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when the run goes back elsewhere, repeats draws or rates, or mixes or loses what it abandons."""
     config = tiny_config("training.steps=6", *BACK, *SCORED, "training.sample_every=1", "training.snapshot_every=1",
                          "divergence.rate=0.25", "training.keep_checkpoints=9")  # fmt: skip
     run = go(tmp_path, config, data, {(4, 0)})
@@ -255,8 +247,6 @@ def test_a_roll_back_goes_to_the_best_and_keeps_what_it_leaves(tmp_path: Path, d
 
 
 def test_a_run_that_was_rolled_back_resumes_to_the_bit(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when anything that decides a step after a roll-back is not a function of the checkpoint: the run is killed
-    before it, right after it, and later; and ends with the same bytes, its journal and what it abandoned included."""
     config = tiny_config("training.steps=7", *BACK, *SCORED, "optim.d_steps=2", "data.flip=true",
                          "training.checkpoint_every=2", "augment.policy=[color]", "optim.decay=linear")  # fmt: skip
     bad = {(4, 0), (6, 1)}
@@ -279,7 +269,6 @@ def test_a_run_that_was_rolled_back_resumes_to_the_bit(tmp_path: Path, data: Pre
 
 
 def test_a_kill_in_a_roll_back_is_no_harm(tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks when a run that is killed before it has put aside what it abandons goes on with that, or not at all."""
     config = tiny_config("training.steps=6", *BACK, *SCORED, "training.keep_checkpoints=9")
     whole = go(tmp_path / "whole", config, data, {(4, 0)})
     real = Path.glob
@@ -299,10 +288,9 @@ def _raise() -> None:
 
 
 def test_only_so_many_roll_backs(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when a run that collapses each time never ends, or its checkpoints are then gone."""
     config = tiny_config("training.steps=9", *BACK, "training.sample_every=3", "training.samples_per_class=2",
                          "divergence.spread=0.9", "divergence.times=2")  # fmt: skip
-    found = stopped(tmp_path, config, data, "at step 3 after 2 roll-backs; stopped")
+    found = stopped(tmp_path, config, data, "at step 3 after 2 rollbacks; stopped")
     assert found["rollbacks"] == 2
     lines = [json.loads(text) for text in (tmp_path / "rollbacks.jsonl").read_text().splitlines()]
     assert [(line["number"], line["to"], line["rate"]) for line in lines] == [(1, 2, 0.5), (2, 2, 0.25)]
@@ -310,8 +298,6 @@ def test_only_so_many_roll_backs(tmp_path: Path, data: PreparedData) -> None:
 
 
 def test_where_a_run_goes_back_to(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when a damaged checkpoint is gone back to, one from within the divergence though an older one is there, or
-    the run is rolled back to nothing."""
     config = tiny_config("training.steps=5", *BACK, "training.keep_checkpoints=9")
     go(tmp_path, config, data)
     (tmp_path / "checkpoints" / "00000003" / "average.safetensors").write_bytes(b"damaged")
@@ -326,7 +312,6 @@ def test_where_a_run_goes_back_to(tmp_path: Path, data: PreparedData) -> None:
 
 
 def test_draws_after_a_roll_back_are_others(data: PreparedData) -> None:
-    """Breaks when a roll-back repeats latents, augmentation, flips or the data's order, or changes those before it."""
     plain = Batches(3, 16, 1, 0, 1, torch.device("cpu"), 5, 4, ("color",), True, True)
     seen = [replace(plain, rollbacks=count) for count in range(3)]
     assert len({tuple(b.latents("generator", 2)[0].z.flatten().tolist()) for b in seen}) == 3
@@ -352,7 +337,6 @@ def test_draws_after_a_roll_back_are_others(data: PreparedData) -> None:
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: list[str], problem: str) -> None:
-    """Breaks when divergence detection is asked for what it can never see and says nothing."""
     with pytest.raises(UserError, match=problem):
         tiny_config(*settings)
 
@@ -360,8 +344,6 @@ def test_settings_that_mean_nothing_are_refused(settings: list[str], problem: st
 def test_the_command_stops_and_starts_again(
     tmp_path: Path, data: PreparedData, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Breaks when a stopped run gives another code, is taken for a foreign folder, forgets what stopped it before, or
-    may not go on with another divergence."""
     config = write_config(tmp_path / "config.yaml", data, divergence={"spread": 0.9}, training={
         "steps": 3, "batch_size": 8, "device": "cpu", "trackers": [], "sample_every": 2, "checkpoint_every": 9,
         "log_every": 1, "samples_per_class": 2,
@@ -385,8 +367,6 @@ def command(config: Path, out: Path, *options: str) -> int:
 
 @pytest.mark.slow
 def test_two_processes_go_back_together(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when one process rolls back or stops and the other waits for it for ever: the samples are looked at by the
-    first alone."""
     config = write_config(tmp_path / "config.yaml", data, training={
         "steps": 9, "batch_size": 8, "device": "cpu", "trackers": [], "sample_every": 3, "checkpoint_every": 2,
         "log_every": 1, "samples_per_class": 2,
@@ -395,7 +375,7 @@ def test_two_processes_go_back_together(tmp_path: Path, data: PreparedData) -> N
         _, said = process.communicate(timeout=120)
     assert process.returncode != 0
     assert said.count("rolled back to step 2") == 2
-    assert said.count("at step 3 after 2 roll-backs; stopped") == 1
+    assert said.count("at step 3 after 2 rollbacks; stopped") == 1
     assert "sagan/" not in said  # no traceback of ours
     assert read_json(tmp_path / "run" / "stopped.json")["rollbacks"] == 2
 

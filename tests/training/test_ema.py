@@ -16,21 +16,18 @@ from sagan.utils.errors import UserError
 
 
 def test_fixed_decay_begins_at_start() -> None:
-    """Breaks when the average is anything but a copy before `start`, or decays differently after it."""
     settings = EmaSettings.model_validate({"decay": 0.9, "start": 10})
     assert [decay_at(settings, step, 64) for step in (1, 9, 10, 1000)] == [0, 0, 0.9, 0.9]
 
 
 @pytest.mark.parametrize("ignored", ["ramp", "half_life"])
 def test_what_a_decay_would_leave_out_is_refused(ignored: str) -> None:
-    """Breaks when a setting beside `decay` is ignored without a word, or a resolved config (null there) is refused."""
     with pytest.raises(UserError, match=ignored):
         tiny_config("ema.decay=0.9", f"ema.{ignored}=0.1")
     assert tiny_config("ema={decay: 0.9, half_life: null, ramp: null}") == tiny_config("ema.decay=0.9")
 
 
 def test_half_life_counts_images() -> None:
-    """Breaks when the half-life is taken in steps: after `half_life` images half of the old average is left."""
     settings = EmaSettings(half_life=1280, ramp=None)
     for batch in (10, 64, 128):
         decay = decay_at(settings, 10**6, batch)
@@ -38,7 +35,6 @@ def test_half_life_counts_images() -> None:
 
 
 def test_ramp_bounds_the_half_life_early_on() -> None:
-    """Breaks when the ramp is ignored, never ends, or counts steps: at most 5 % of the images seen."""
     settings = EmaSettings(half_life=1000, ramp=0.05)
     assert decay_at(settings, 100, 20) == pytest.approx(0.5 ** (20 / 100), rel=1e-12)  # 2000 images seen
     assert decay_at(settings, 1000, 20) == pytest.approx(0.5 ** (20 / 1000), rel=1e-12)  # just reached
@@ -47,7 +43,6 @@ def test_ramp_bounds_the_half_life_early_on() -> None:
 
 
 def test_defaults_follow_the_generator_within_5_percent_of_the_images() -> None:
-    """Breaks when the defaults average over so much that a short run shows its initial weights."""
     weight_of_first, settings = 1.0, EmaSettings()
     for step in range(1, 501):
         weight_of_first *= decay_at(settings, step, 64)
@@ -55,7 +50,6 @@ def test_defaults_follow_the_generator_within_5_percent_of_the_images() -> None:
 
 
 def test_update_against_a_loop() -> None:
-    """Breaks when a parameter is left out, mixed the wrong way round, or a buffer is averaged like a weight."""
     gan, other = tiny_gan(tiny_config()), tiny_gan(tiny_config("seed=1"))
     before = copy.deepcopy(gan.ema.state_dict())
     update_ema(gan.ema, other.generator, 0.75)
@@ -72,7 +66,6 @@ def test_update_against_a_loop() -> None:
 
 
 def test_decay_0_copies_to_the_bit() -> None:
-    """Breaks when a copy goes through arithmetic that rounds or spreads a NaN of the old average."""
     gan = tiny_gan(tiny_config(), dtype=torch.float32)
     with torch.no_grad():
         gan.ema.linear.bias.fill_(torch.nan)
@@ -95,7 +88,6 @@ def trained() -> GAN:
 
 
 def test_averaged_generator_has_largest_singular_values_1(trained: GAN) -> None:
-    """Breaks when u and v of the generator are used for the averaged weights without refreshing them."""
     network = ema_generator(trained.ema)
     assert not any(parametrize.is_parametrized(module) for module in network.modules())
     weights = {
@@ -109,7 +101,6 @@ def test_averaged_generator_has_largest_singular_values_1(trained: GAN) -> None:
 
 
 def test_averaged_generator_is_the_averages_own_function(trained: GAN) -> None:
-    """Breaks when baking changes the images, uses batch statistics, or keeps gradients."""
     _, draws = tiny_batches(tiny_config(), 1, 3, dtype=torch.float32)[0]
     network = ema_generator(trained.ema)
     assert not network.training
@@ -125,7 +116,6 @@ def test_averaged_generator_is_the_averages_own_function(trained: GAN) -> None:
 
 
 def test_averaged_generator_leaves_the_average_alone(trained: GAN) -> None:
-    """Breaks when a sheet or a snapshot in mid-run changes what the run goes on with, or draws random numbers."""
     before, rng = copy.deepcopy(trained.ema.state_dict()), torch.get_rng_state()
     ema_generator(trained.ema)
     assert torch.equal(rng, torch.get_rng_state())

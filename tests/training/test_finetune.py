@@ -67,7 +67,6 @@ def parameters(network: nn.Module) -> dict[str, Tensor]:
 
 @NORMS
 def test_same_classes_from_a_run(tmp_path: Path, norm: tuple[str, ...]) -> None:
-    """Breaks when a weight is not taken over to the bit, or the last generator is taken in place of the average."""
     old, source = source_of(tmp_path, "run", 4, norm)
     gan = fresh(4, *norm)
     said = initialize_from(gan, source)
@@ -86,7 +85,6 @@ def test_same_classes_from_a_run(tmp_path: Path, norm: tuple[str, ...]) -> None:
 
 @NORMS
 def test_same_classes_from_a_snapshot(tmp_path: Path, norm: tuple[str, ...]) -> None:
-    """Breaks when the generator that is gone on with does not draw the snapshot's images, or D is said to be kept."""
     _, source = source_of(tmp_path, "snapshot", 4, norm)
     gan = fresh(4, *norm)
     critic = {name: tensor.clone() for name, tensor in gan.discriminator.state_dict().items()}
@@ -107,7 +105,6 @@ def test_same_classes_from_a_snapshot(tmp_path: Path, norm: tuple[str, ...]) -> 
 def test_new_classes_start_at_the_mean_of_the_old(
     tmp_path: Path, kind: str, norm: tuple[str, ...], before: int, after: int
 ) -> None:
-    """Breaks when a generator with other classes does not begin where the old one was on average."""
     old, source = source_of(tmp_path, kind, before, norm)
     gan = fresh(after, *norm)
     initialize_from(gan, source)
@@ -119,7 +116,6 @@ def test_new_classes_start_at_the_mean_of_the_old(
 
 @KINDS
 def test_linear_classes_become_one(tmp_path: Path, kind: str) -> None:
-    """Breaks when the mean is taken of the weights before their normalisation, or over the wrong axis."""
     old, source = source_of(tmp_path, kind, 4, LINEAR)
     gan = fresh(0, *LINEAR)
     initialize_from(gan, source)
@@ -135,8 +131,6 @@ def test_linear_classes_become_one(tmp_path: Path, kind: str) -> None:
 @KINDS
 @pytest.mark.parametrize(("before", "after"), [(4, 7), (8, 3), (0, 3)], ids=str)
 def test_new_linear_classes_are_equal_and_point_to_the_mean(tmp_path: Path, kind: str, before: int, after: int) -> None:
-    """Breaks when linears over classes start otherwise than all alike in the direction of the mean; their length is not
-    free, since spectral norm sets it. 8 classes: as many as channels, where a wrong axis would not show in shapes."""
     old, source = source_of(tmp_path, kind, before, LINEAR)
     gan = fresh(after, *LINEAR)
     initialize_from(gan, source)
@@ -151,7 +145,6 @@ def test_new_linear_classes_are_equal_and_point_to_the_mean(tmp_path: Path, kind
 
 @pytest.mark.parametrize("norm", [TABLE, BARE], ids=["normalised", "bare"])
 def test_discriminator_of_a_run_gets_new_classes(tmp_path: Path, norm: tuple[str, ...]) -> None:
-    """Breaks when D's embeddings do not start at the mean of the old ones, or anything else of D changes with them."""
     old, source = source_of(tmp_path, "run", 4, norm)
     gan = fresh(6, *norm)
     initialize_from(gan, source)
@@ -163,7 +156,6 @@ def test_discriminator_of_a_run_gets_new_classes(tmp_path: Path, norm: tuple[str
 
 
 def test_discriminator_of_a_run_loses_and_gains_classes(tmp_path: Path) -> None:
-    """Breaks when conditional and unconditional discriminators cannot start from one another."""
     for before, after in ((4, 0), (0, 4)):
         old, source = source_of(tmp_path / str(before), "run", before)
         gan = fresh(after)
@@ -186,7 +178,6 @@ def test_discriminator_of_a_run_loses_and_gains_classes(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("classes", [4, 3], ids=["same-classes", "other-classes"])
 def test_another_generator_is_refused(tmp_path: Path, kind: str, override: str, classes: int) -> None:
-    """Breaks when other networks end in a traceback or are loaded in part; the message says what does not fit."""
     _, source = source_of(tmp_path, kind, 4)
     overrides = [override] if "resolution" not in override else [
         override, "generator.widths=[4, 4, 4, 4, 4]", "discriminator.widths=[4, 4, 4, 4, 4]",
@@ -207,8 +198,6 @@ def test_another_discriminator_is_refused(tmp_path: Path, override: str, classes
 
 
 def test_another_kind_of_class_norm_is_refused_or_right(tmp_path: Path) -> None:
-    """Breaks when tables are read as linears or the other way round, which shapes do not show at 8 classes of 8
-    channels."""
     old, source = source_of(tmp_path, "snapshot", 8, LINEAR)
     gan = fresh(8, *TABLE)
     try:
@@ -221,7 +210,6 @@ def test_another_kind_of_class_norm_is_refused_or_right(tmp_path: Path) -> None:
 
 
 def test_sources_that_hold_nothing(tmp_path: Path) -> None:
-    """Breaks when a wrong --init-from ends in a traceback or starts from nothing."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "early" / "checkpoints").mkdir(parents=True)
     (tmp_path / "file").write_text("")
@@ -234,7 +222,6 @@ def test_sources_that_hold_nothing(tmp_path: Path) -> None:
 
 
 def test_a_generator_goes_on_learning(tmp_path: Path) -> None:
-    """Breaks when what is loaded is frozen or in eval mode, or shares memory between classes."""
     _, source = source_of(tmp_path, "run", 4)
     gan = fresh(6)
     initialize_from(gan, source)

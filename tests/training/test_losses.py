@@ -33,7 +33,6 @@ CLOSED_FORMS = {
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_closed_form(name: str) -> None:
-    """Breaks when a sign, a margin or the mean of a loss changes."""
     real, fake = torch.tensor(REAL, dtype=torch.float64), torch.tensor(FAKE, dtype=torch.float64)
     found = LOSSES[name].discriminator(real, fake).item(), LOSSES[name].generator(fake, None).item()
     assert found == pytest.approx(CLOSED_FORMS[name], rel=1e-12)
@@ -41,7 +40,6 @@ def test_closed_form(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_large_logits_stay_finite(name: str) -> None:
-    """Breaks when a loss is written with exp and log of its own."""
     logits = torch.tensor([-1e4, 1e4], requires_grad=True)
     loss = LOSSES[name].discriminator(logits, logits) + LOSSES[name].generator(logits, None)
     (gradient,) = torch.autograd.grad(loss, logits)
@@ -50,14 +48,12 @@ def test_large_logits_stay_finite(name: str) -> None:
 
 
 def test_hinge_stops_at_the_margin() -> None:
-    """Breaks when the hinge is squared, shifted or soft: logits beyond the margin get no gradient."""
     real, fake = torch.tensor([1.1, 0.9], requires_grad=True), torch.tensor([-1.1, -0.9], requires_grad=True)
     gradients = torch.autograd.grad(LOSSES["hinge"].discriminator(real, fake), [real, fake])
     torch.testing.assert_close(gradients, (torch.tensor([0.0, -0.5]), torch.tensor([0.0, 0.5])))
 
 
 def test_r1_of_a_linear_critic_is_half_its_squared_weight() -> None:
-    """Breaks when the half, the square, the sum over pixels or the mean over the batch of R1 is wrong."""
     weight = torch.randn(3, 4, 4, dtype=torch.float64)
     reals = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     scale = torch.arange(1.0, 6, dtype=torch.float64)  # image k has the gradient k·w
@@ -68,7 +64,6 @@ def test_r1_of_a_linear_critic_is_half_its_squared_weight() -> None:
 
 
 def test_r1_against_finite_differences() -> None:
-    """Breaks when R1 differentiates with respect to something else than the images."""
     matrix = torch.randn(48, 6, dtype=torch.float64)
 
     def critic(images: Tensor) -> Tensor:
@@ -86,7 +81,6 @@ def test_r1_against_finite_differences() -> None:
 
 
 def test_r1_differentiates_twice_through_attention() -> None:
-    """Breaks when any part of the discriminator, attention with gamma not 0 included, has no second derivative."""
     config = tiny_config()
     discriminator = tiny_gan(config).discriminator
     reals, _ = tiny_batches(config, 1, 3)[0]

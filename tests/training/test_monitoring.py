@@ -27,7 +27,6 @@ def trained() -> tuple[GAN, LatentBatch]:
 
 
 def test_everything_is_measured(trained: tuple[GAN, LatentBatch]) -> None:
-    """Breaks when a number of the log is missing, of the other network, or not a plain number."""
     gan, draws = trained
     measured = measure(gan, {"g_loss": torch.tensor(0.5)}, draws)
     assert all(type(value) is float for value in measured.values())
@@ -49,7 +48,6 @@ def test_everything_is_measured(trained: tuple[GAN, LatentBatch]) -> None:
 
 
 def test_measuring_moves_nothing(trained: tuple[GAN, LatentBatch]) -> None:
-    """Breaks when the log's own forward moves statistics or singular vectors, or draws random numbers."""
     gan, draws = trained
     before, rng = copy.deepcopy(gan), torch.get_rng_state()
     measure(gan, {}, draws)
@@ -62,7 +60,6 @@ def test_measuring_moves_nothing(trained: tuple[GAN, LatentBatch]) -> None:
 
 @pytest.mark.parametrize("log_every", [1, 7, 50])
 def test_unused_attention_is_said_once(log_every: int) -> None:
-    """Breaks when the warning never comes, comes before a quarter of the run, or at every line."""
     settings = TrainingSettings(steps=400, log_every=log_every)
     logged = [step for step in range(1, 401) if step % log_every == 0 or step == 400]
     unused = {"g_gamma/attention.16x16": 1e-5, "d_gamma/trunk.attention.16x16": 0.2, "g_loss": 0.0}
@@ -76,12 +73,10 @@ def test_unused_attention_is_said_once(log_every: int) -> None:
 
 
 def test_memory_is_in_mebibytes() -> None:
-    """Breaks when bytes or kibibytes are taken for MiB: a process with torch takes between 100 MiB and 100 GiB."""
     assert 100 < memory_mib(torch.device("cpu")) < 100_000
 
 
 def test_large_quadratic_maps_are_told_before_they_are_allocated() -> None:
-    """Breaks when the bytes are wrong, a linear mechanism is warned of, or R1 and the two passes are not counted."""
     settings = ["data.resolution=128", "generator.channels=4", "discriminator.channels=4", "training.batch_size=16"]
     attention = "attention={64: {name: transformer, heads: 4}, 32: {name: non_local, form: concatenation}}"
     config = load_config(None, [*settings, f"generator.{attention}", f"discriminator.{attention}", "loss.r1=1"])

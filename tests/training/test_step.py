@@ -115,8 +115,6 @@ def buffers(network: nn.Module) -> State:
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 @pytest.mark.parametrize("d_steps", [1, 3])
 def test_updates_are_the_literal_ones(d_steps: int, accumulation: int) -> None:
-    """Breaks when an update takes a step too many or too few, weighs its micro-batches wrongly, forgets or keeps old
-    gradients, mixes batch-norm statistics of micro-batches, or moves any state but its own network's, once."""
     config = tiny_config()
     gan = tiny_gan(config)
     d_seen = steps_of(gan.discriminator, gan.discriminator_optimizer)
@@ -173,7 +171,6 @@ def test_objectives_are_the_literal_ones(num_classes: int, objective: Objective)
 
 
 def test_one_discriminator_forward_a_micro_batch() -> None:
-    """Breaks when reals and fakes are judged apart, or the generator runs twice."""
     config = tiny_config()
     gan, seen = tiny_gan(config), []
     gan.discriminator.register_forward_hook(lambda _, inputs, __: seen.append(("D", len(inputs[0]))))
@@ -187,7 +184,6 @@ def test_one_discriminator_forward_a_micro_batch() -> None:
 
 
 def test_generator_step_gives_the_discriminator_no_gradient() -> None:
-    """Breaks when the step of G fills D's gradients (work and, accumulated, a wrong update) or leaves D frozen."""
     config = tiny_config()
     gan = tiny_gan(config)
     frozen = gan.discriminator.head.linear.bias.requires_grad_(False)
@@ -197,7 +193,6 @@ def test_generator_step_gives_the_discriminator_no_gradient() -> None:
 
 
 def test_discriminator_step_gives_the_generator_no_gradient() -> None:
-    """Breaks when fakes keep their graph in the step of D."""
     config = tiny_config()
     gan = tiny_gan(config)
     discriminator_step(gan, HINGE, tiny_batches(config, 2, 2), one_process())
@@ -205,7 +200,6 @@ def test_discriminator_step_gives_the_generator_no_gradient() -> None:
 
 
 def test_an_error_leaves_no_network_held_or_frozen() -> None:
-    """Breaks when a failing step leaves networks in a state in which they never learn again."""
     config = tiny_config()
     gan = tiny_gan(config)
 
@@ -246,7 +240,6 @@ class Recording(Accelerator):
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_gradients_are_synchronised_in_the_last_micro_batch_alone(accumulation: int) -> None:
-    """Breaks when every micro-batch (slow) or none (processes drift apart) reduces gradients."""
     config = tiny_config()
     gan, engine = tiny_gan(config), Recording(cpu=True)
     batches = tiny_batches(config, accumulation, 2)
@@ -256,7 +249,6 @@ def test_gradients_are_synchronised_in_the_last_micro_batch_alone(accumulation: 
 
 
 def test_logs_are_means_without_graph() -> None:
-    """Breaks when a log holds the graph of its step alive, or is that of one micro-batch."""
     config = tiny_config()
     objective = Objective(LOSSES["hinge"], [GradientPenalty("r1", 1.0, "reals")])
     gan, batches = tiny_gan(config), tiny_batches(config, 3, 2)

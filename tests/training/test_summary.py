@@ -21,7 +21,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dry_run_says_everything_and_does_nothing(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Breaks when a dry run does not show config, layers, attention or images a step, or trains."""
     options = ["--set", "optim.d_steps=3", "--set", "generator.attention={16: {name: self_attention, pool: false}}"]
     assert sagan("train", config, "--out", tmp_path / "out", *options, "--dry-run") == 0
     out, err = capsys.readouterr()
@@ -38,7 +37,6 @@ def test_dry_run_says_everything_and_does_nothing(
 
 
 def test_dry_run_counts_every_parameter(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks when a layer is missing in the table (the gain of attention once was), or a count or shape is wrong."""
     assert sagan("train", config, "--dry-run") == 0
     out = capsys.readouterr().out
     networks = {"Generator": build_generator, "Discriminator": build_discriminator}
@@ -57,7 +55,6 @@ def test_dry_run_counts_every_parameter(config: Path, capsys: pytest.CaptureFixt
 
 
 def test_dry_run_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks when a config cannot be looked at before the data are there."""
     (tmp_path / "c.yaml").write_text("")
     assert sagan("train", tmp_path / "c.yaml", "--dry-run") == 0
     assert "10 classes assumed" in capsys.readouterr().err

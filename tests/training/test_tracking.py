@@ -24,7 +24,6 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_log_lines(tmp_path: Path) -> None:
-    """Breaks when a step, its images or a value is lost, or trackers see something else than the file."""
     tracked = []
     log = RunLog(tmp_path, 0, 10, 64, lambda values, step: tracked.append((step, values)))
     log.record(5, VALUES)
@@ -39,7 +38,6 @@ def test_log_lines(tmp_path: Path) -> None:
 
 
 def test_plain_lines_when_piped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Breaks when a pipe gets colours, carriage returns or a bar, or stdout gets anything."""
     log = RunLog(tmp_path, 0, 10, 64, lambda values, step: None)
     for step in range(1, 11):
         log.advance(step)
@@ -56,7 +54,6 @@ def test_plain_lines_when_piped(tmp_path: Path, capfd: pytest.CaptureFixture[str
 
 
 def test_a_silent_log_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Breaks when a process that is not the main one writes into the run or onto the terminal."""
     write(tmp_path / "log.jsonl", '{"step": 9}\n')
     tracked = []
     log = RunLog(tmp_path, 0, 10, 64, lambda values, step: tracked.append(step), silent=True)
@@ -70,7 +67,6 @@ def test_a_silent_log_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str
 
 
 def test_a_live_line_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks when a terminal shows no progress, no rate, no time left, or says go under."""
     parent, child = pty.openpty()
     shown: list[bytes] = []
     reader = threading.Thread(target=lambda: _drain(parent, shown), daemon=True)
@@ -105,7 +101,6 @@ def _drain(descriptor: int, shown: list[bytes]) -> None:
 
 
 def test_resuming_drops_what_will_be_written_again(tmp_path: Path) -> None:
-    """Breaks when a resumed run has two lines for one step, or loses the lines before it."""
     path = write(tmp_path / "log.jsonl", "".join(f'{{"step": {step}, "x": {step}}}\n' for step in range(1, 8)))
     log = RunLog(tmp_path, 4, 10, 64, lambda values, step: None)
     log.record(5, {"x": 50.0})
@@ -114,7 +109,6 @@ def test_resuming_drops_what_will_be_written_again(tmp_path: Path) -> None:
 
 
 def test_rate_counts_from_where_this_process_began(tmp_path: Path) -> None:
-    """Breaks when steps of an earlier process are counted into the rate of a resumed run."""
     log = RunLog(tmp_path, 1_000_000, 1_000_010, 64, lambda values, step: None)
     assert log.rate(1_000_000) == 0
     log.record(1_000_000, VALUES)  # no division by the rate of 0
@@ -132,7 +126,6 @@ def test_rate_counts_from_where_this_process_began(tmp_path: Path) -> None:
     ids=["in-a-line", "before-its-end", "zeros", "other-json", "empty"],
 )
 def test_a_log_that_was_cut_can_be_written_on(tmp_path: Path, cut: str, kept: list[int]) -> None:
-    """Breaks when what a kill or a power cut left at the end of the log spoils the next line, or stops the resume."""
     path = write(tmp_path / "log.jsonl", cut)
     log = RunLog(tmp_path, 2, 10, 64, lambda values, step: None)
     log.record(3, {"x": 1.0})
@@ -140,7 +133,6 @@ def test_a_log_that_was_cut_can_be_written_on(tmp_path: Path, cut: str, kept: li
 
 
 def test_a_log_with_nothing_to_drop_is_not_written(tmp_path: Path) -> None:
-    """Breaks when every start writes the whole log anew, which a full disk would refuse."""
     path = write(tmp_path / "log.jsonl", '{"step": 1}\n{"step": 2}\n')
     before = path.stat()
     truncate_log(path, 2)
@@ -148,6 +140,5 @@ def test_a_log_with_nothing_to_drop_is_not_written(tmp_path: Path) -> None:
 
 
 def test_no_log_is_no_problem(tmp_path: Path) -> None:
-    """Breaks when a first start fails for want of a log, or makes an empty one."""
     truncate_log(tmp_path / "log.jsonl", 0)
     assert list(tmp_path.iterdir()) == []

@@ -49,8 +49,6 @@ def undisturbed(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_signal_saves_and_the_same_command_goes_on(
     undisturbed: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    """Breaks when Ctrl-C or a scheduler's SIGTERM loses work, leaves with another code, or the run then ends elsewhere
-    than one that was left alone."""
     config, out = undisturbed / "config.yaml", tmp_path / "run"
     command = [sys.executable, str(SCRIPT), str(config), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -65,7 +63,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert process.returncode == code
     (step,) = [int(folder.name) for folder in (out / "checkpoints").iterdir()]
     assert 0 < step < STEPS
-    assert said.splitlines()[-1] == f"stopped by {number.name} at step {step}, saved; the same command goes on"
+    assert (
+        said.splitlines()[-1]
+        == f"stopped by {number.name} at step {step} and saved; run the same command again to resume"
+    )
     assert "Traceback" not in said
     assert sagan_train(config, out) == 0
     for part in (f"checkpoints/{STEPS:08d}", f"snapshots/{STEPS:08d}", "samples"):
@@ -74,7 +75,6 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 
 
 def test_a_finished_run_says_so(undisturbed: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Breaks when a finished run is trained again, rewritten, or started again with an error."""
     out = undisturbed / "run"
     before = files_of(out)
     assert sagan_train(undisturbed / "config.yaml", out) == 0
@@ -98,7 +98,6 @@ def test_a_finished_run_says_so(undisturbed: Path, capfd: pytest.CaptureFixture[
 def test_a_mistake_is_exit_code_2_and_few_lines(
     undisturbed: Path, capfd: pytest.CaptureFixture[str], options: list[str], expected: str
 ) -> None:
-    """Breaks when a mistake gives a traceback, more than 5 lines, another code, or changes the run."""
     before = files_of(undisturbed / "run")
     assert sagan_train(undisturbed / "config.yaml", undisturbed / "run", *options) == 2
     out, err = capfd.readouterr()
@@ -109,7 +108,6 @@ def test_a_mistake_is_exit_code_2_and_few_lines(
 
 
 def test_a_second_process_is_refused(undisturbed: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Breaks when two commands may write one run at a time."""
     longer = ["--set", f"training.steps={STEPS + 1}"]
     with lock_run(undisturbed / "run"):
         assert sagan_train(undisturbed / "config.yaml", undisturbed / "run", *longer) == 2
@@ -117,8 +115,6 @@ def test_a_second_process_is_refused(undisturbed: Path, capfd: pytest.CaptureFix
 
 
 def test_two_at_once_in_a_new_folder(undisturbed: Path, tmp_path: Path) -> None:
-    """Breaks when the second one trains too, waits, mixes anything into the first one's run, or leaves a folder that it
-    wrote nothing to."""
     config, out = undisturbed / "config.yaml", tmp_path / "run"
     command = [sys.executable, str(SCRIPT), str(config), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -132,7 +128,6 @@ def test_two_at_once_in_a_new_folder(undisturbed: Path, tmp_path: Path) -> None:
 
 
 def test_a_refused_start_leaves_no_folder(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when a mistake that is found late leaves an empty folder, or removes one that was there before."""
     config = write_config(tmp_path / "config.yaml", data, evaluate={"every": 1})  # no metrics
     assert sagan_train(config, tmp_path / "run") == 2
     assert not (tmp_path / "run").exists()
@@ -144,7 +139,6 @@ def test_a_refused_start_leaves_no_folder(tmp_path: Path, data: PreparedData) ->
 def test_a_run_that_has_begun_takes_no_other_weights(
     undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Breaks when --init-from on a run that has begun without it is ignored without a word."""
     config, longer = undisturbed / "config.yaml", ["--set", "training.steps=41"]
     before = files_of(undisturbed / "run")
     assert sagan_train(config, undisturbed / "run", *longer, "--init-from", str(tmp_path)) == 2
@@ -153,7 +147,6 @@ def test_a_run_that_has_begun_takes_no_other_weights(
 
 
 def test_an_unprepared_source_is_prepared_first(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when training needs a command before it, or what the data decides is not written down."""
     prepared = {"source": "shapes:24", "prepared": str(tmp_path / "prepared")}
     config = write_config(tmp_path / "config.yaml", data, data=prepared, training={"steps": 1})
     assert sagan_train(config, tmp_path / "run") == 0
@@ -164,7 +157,6 @@ def test_an_unprepared_source_is_prepared_first(tmp_path: Path, data: PreparedDa
 
 
 def test_fine_tuning_starts_from_a_run(undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Breaks when --init-from is ignored, or loads again where a run is resumed."""
     config, source = undisturbed / "config.yaml", str(undisturbed / "run")
     options = ["--init-from", source, "--set", "training.log_every=1"]
     assert sagan_train(config, tmp_path / "run", *options, "--set", "training.steps=1") == 0
@@ -178,7 +170,6 @@ def test_fine_tuning_starts_from_a_run(undisturbed: Path, tmp_path: Path, capfd:
 
 
 def test_a_wrong_start_leaves_no_run(tmp_path: Path, data: PreparedData, capfd: pytest.CaptureFixture[str]) -> None:
-    """Breaks when the folder of a run that never began keeps its name taken for other settings."""
     config = write_config(tmp_path / "config.yaml", data)
     assert sagan_train(config, tmp_path / "run", "--init-from", str(tmp_path / "nothing" / "at" / "all")) == 2
     assert "nothing/at/all" in capfd.readouterr().err

@@ -20,8 +20,6 @@ pytestmark = pytest.mark.usefixtures("alone")
 
 
 def test_two_processes_are_one(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when a process draws, reads, normalises or reduces otherwise than its share of the one process's batch; or
-    when the processes part over who saves the best checkpoint and wait for each other for ever."""
     scored = {"evaluate": {"every": 2, "num": 8, "metrics": ["coherence"], "best": "hue_agreement"}}
     config = write_config(tmp_path / "config.yaml", data, **SYNCHRONIZED, **scored)
     assert fork_two(config, tmp_path / "two").count("step 4/4") == 1
@@ -34,7 +32,6 @@ def test_two_processes_are_one(tmp_path: Path, data: PreparedData) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto takes the GPUs")
 def test_processes_without_a_gpu_know_each_other(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when Accelerate is not told of the CPU: then each process is the first of its own run, in one folder."""
     config = write_config(tmp_path / "config.yaml", data, training={"steps": 2, "device": "auto"})
     with launch(config, tmp_path / "run") as process:
         _, said = process.communicate(timeout=300)
@@ -51,8 +48,6 @@ def test_processes_without_a_gpu_know_each_other(tmp_path: Path, data: PreparedD
 def test_micro_batches_of_two_processes_are_those_of_one(
     tmp_path: Path, data: PreparedData, settings: dict[str, dict]
 ) -> None:
-    """Breaks when gradients are reduced too early, too late or not at all: without synchronized batch norm, two
-    processes with two micro-batches each do what one with four does, for several steps of D."""
     settings = {**settings, "optim": {"d_steps": 2, "accumulation": 2, **RATES}, "training": {"steps": 3}}
     config = write_config(tmp_path / "config.yaml", data, **settings)
     train_in_two(config, tmp_path / "two")
@@ -69,7 +64,6 @@ def test_micro_batches_of_two_processes_are_those_of_one(
 
 @pytest.mark.slow
 def test_bases_and_statistics_in_attention_are_those_of_one_process(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when bases of EM attention, or batch norm in a mechanism of G or D, follow one process's part alone."""
     attention = {
         "generator": {"sync_norm": True, "attention": {8: {"name": "selective_kernel", "norm": "batch"}}},
         "discriminator": {"attention": {8: {"name": "em_attention", "bases": 4, "norm": "batch", "gain": "none"}}},
@@ -91,7 +85,6 @@ def test_bases_and_statistics_in_attention_are_those_of_one_process(tmp_path: Pa
 
 @pytest.mark.slow
 def test_two_processes_resume(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when a process forgets or doubles something in the checkpoint that the main process wrote."""
     config = write_config(tmp_path / "config.yaml", data, **SYNCHRONIZED)
     train_in_two(config, tmp_path / "whole")
     train_in_two(config, tmp_path / "resumed", "training.steps=2")
@@ -105,7 +98,6 @@ def test_two_processes_resume(tmp_path: Path, data: PreparedData) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_a_signal_to_the_launcher_saves(tmp_path: Path, data: PreparedData, number: signal.Signals) -> None:
-    """Breaks when the processes leave after different steps (and hang), or without a checkpoint."""
     config = write_config(tmp_path / "config.yaml", data, training={"steps": 100_000})
     with launch(config, tmp_path / "run") as process:
         deadline = time.monotonic() + 120
@@ -119,12 +111,11 @@ def test_a_signal_to_the_launcher_saves(tmp_path: Path, data: PreparedData, numb
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     step = json.loads((checkpoint / "state.json").read_text())["step"]
     assert checkpoint.name == f"{step:08d}"
-    assert f"at step {step}, saved; the same command goes on" in said
+    assert f"at step {step} and saved; run the same command again to resume" in said
 
 
 @pytest.mark.slow
 def test_slow_steps_are_stopped_in_time(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when processes whose steps take seconds hear of a signal after ten: a launcher kills them before."""
     slow = {"training": {"steps": 1000, "batch_size": 64}, "optim": {"d_steps": 60}}
     config = write_config(tmp_path / "config.yaml", data, **slow)
     with launch(config, tmp_path / "run") as process:
@@ -137,7 +128,6 @@ def test_slow_steps_are_stopped_in_time(tmp_path: Path, data: PreparedData) -> N
 
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_other(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when the process that is left waits for the dead one, damages the checkpoint, or the run cannot go on."""
     config = write_config(tmp_path / "config.yaml", data, training={"steps": 100_000, "checkpoint_every": 2})
     with launch(config, tmp_path / "run") as process:
         wait_for(process, tmp_path / "run" / "checkpoints" / "00000004")
@@ -163,7 +153,6 @@ def test_a_killed_worker_ends_the_other(tmp_path: Path, data: PreparedData) -> N
 
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_the_other(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when the main process cannot write and the other one waits for it in a barrier."""
     config = write_config(tmp_path / "config.yaml", data, training={"steps": 100_000, "checkpoint_every": 3})
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to("/proc/none")  # no folder can be made there
@@ -175,7 +164,6 @@ def test_an_error_of_one_process_ends_the_other(tmp_path: Path, data: PreparedDa
 
 @pytest.mark.slow
 def test_two_launchers_in_a_new_folder(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when a second launcher trains in the same folder too, or a process of its waits for the refused one."""
     config = write_config(tmp_path / "config.yaml", data, training={"steps": 30})
     both = [launch(config, tmp_path / "run") for _ in range(2)]
     said = [process.communicate(timeout=200)[1] for process in both]
@@ -189,7 +177,6 @@ def test_two_launchers_in_a_new_folder(tmp_path: Path, data: PreparedData) -> No
 
 @pytest.mark.slow
 def test_a_batch_that_does_not_divide(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when a batch is silently cut, or the mistake is told by every process or in a traceback of ours."""
     config = write_config(tmp_path / "config.yaml", data, training={"batch_size": 9})
     with launch(config, tmp_path / "run") as process:
         _, said = process.communicate(timeout=120)

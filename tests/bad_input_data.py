@@ -86,7 +86,7 @@ RUNS = [
     run("c.yaml --out run --set training.steps=1", "  training.steps: 2 in the run, 1 now"),
     run("wide.yaml --out run", "  generator.channels: 2 in the run, 4 now"),
     run("wide.yaml --out run_wide --set training.steps=4", "this network needs "),
-    run("c.yaml --out run_cut_checkpoint --set training.steps=4", "no whole checkpoint is left, begin anew"),
+    run("c.yaml --out run_cut_checkpoint --set training.steps=4", "no intact checkpoint is left"),
     run("c.yaml --out run_other_data", "was trained on other data"),
     run("c.yaml --out run_no_record", "run_no_record/run.json: missing or damaged"),
     run("c.yaml --out run_list_record", "run_list_record/run.json: missing or damaged"),

@@ -60,19 +60,15 @@ TRAINING = [
     train("--set evaluate.metrics=[fidd]", "evaluate.metrics: unknown metric 'fidd'; did you mean fid?"),
     train("--set evaluate.metrics=[is,is]", "evaluate.metrics: is is given twice"),
     while_training("metrics=[is] num=9", "is: needs at least 10 images, evaluate.num has 9"),
-    while_training("metrics=[intra_fid] data.num_classes=0", "intra_fid needs classes, this data has none"),
-    while_training("metrics=[]", "evaluate.every is set, evaluate.metrics is empty; name some, such as [fid]"),
-    while_training(
-        "metrics=[coherence] best=fid", "evaluate.best: 'fid' is not among the scores of evaluate.metrics ("
-    ),
-    while_training("metrics=[nearest] best=nearest", "evaluate.best: 'nearest' is not among the scores"),
+    while_training("metrics=[intra_fid] data.num_classes=0", "intra_fid needs classes"),
+    while_training("metrics=[]", "evaluate.metrics is empty"),
+    while_training("metrics=[coherence] best=fid", "evaluate.best: 'fid' is not a score of evaluate.metrics"),
+    while_training("metrics=[nearest] best=nearest", "evaluate.best: 'nearest' is not a score"),
     train("--set evaluate.patience=2", "evaluate: patience needs best, the score that should improve"),
     train("--set evaluate.num=0", "evaluate.num: input should be greater than 0, not 0"),
     train("--set evaluate.lpips=squeeze", "evaluate.lpips: input should be 'alex' or 'vgg', not 'squeeze'"),
-    while_training("metrics=[coherence] data.source=pair_data", "coherence is defined on the shapes data alone"),
-    while_training(
-        "metrics=[intra_fid] data.source=images/prepared_plain", "intra_fid needs classes, this data has none"
-    ),
+    while_training("metrics=[coherence] data.source=pair_data", "coherence is defined for the shapes data"),
+    while_training("metrics=[intra_fid] data.source=images/prepared_plain", "intra_fid needs classes"),
     while_training("metrics=[fid] backbone=incepton", "unknown backbone 'incepton'; did you mean inception?"),
     while_training("metrics=[fid]", f"{CACHED}: not the official file"),
     while_training("metrics=[fid] backbone_weights=nope", "nope: no such weights file"),
@@ -95,7 +91,7 @@ DIVERGENCE = [
     while_training("training.samples_per_class=2 training.sample_every=1 divergence.spread=0.99 every=0",
                    "is below 0.99 at step 1; stopped, the last checkpoint is from an earlier step", began=True),
     while_training(f"{ROLL_BACK} training.sample_every=1 every=0",
-                   "at step 1 and no intact checkpoint is left to return to; stopped, the last checkpoint is", began=True),
+                   "at step 1 and no intact checkpoint is left to return to; stopped", began=True),
     while_training(f"{ROLL_BACK} training.sample_every=2 training.checkpoint_every=1 divergence.times=1 every=0",
                    "at step 2 after 1 rollbacks; stopped, the last checkpoint is from an earlier step", began=True),
 ]  # fmt: skip

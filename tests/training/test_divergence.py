@@ -307,7 +307,7 @@ def test_where_a_run_goes_back_to(tmp_path: Path, data: PreparedData) -> None:
         recover(run, RunLog(tmp_path, 5, 5, 8, lambda values, step: None), Divergence("saturation", "it", {}, 5, since))
         assert run.progress.step == expected
         assert read_json(tmp_path / "checkpoints" / f"{expected:08d}" / "state.json")["rollbacks"] > 0
-    with pytest.raises(UserError, match="no whole checkpoint to go back to; stopped"):
+    with pytest.raises(UserError, match="no intact checkpoint is left to return to; stopped"):
         go(tmp_path / "none", tiny_config("divergence.action=rollback", "loss.r1=1e30"), data)
 
 

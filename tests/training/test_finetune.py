@@ -89,7 +89,7 @@ def test_same_classes_from_a_snapshot(tmp_path: Path, norm: tuple[str, ...]) -> 
     gan = fresh(4, *norm)
     critic = {name: tensor.clone() for name, tensor in gan.discriminator.state_dict().items()}
     said = initialize_from(gan, source)
-    assert "the discriminator starts anew" in said
+    assert "the discriminator starts from scratch" in said
     snapshot = load_snapshot(source)
     for name, parameter in parameters(gan.generator).items():
         baked = name.replace("parametrizations.weight.original", "weight")

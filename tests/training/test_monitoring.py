@@ -83,9 +83,9 @@ def test_large_quadratic_maps_are_told_before_they_are_allocated() -> None:
     generator, discriminator = build_generator(config, 0), build_discriminator(config, 0)
     of_g, of_d = quadratic_warnings(config, generator, discriminator, processes=2)
     gigabytes = 4 * 8 * 4096**2 * 4 / 2**30  # 4 bytes, 8 images a process, 4 heads
-    assert of_g.startswith("generator attention.64x64: every cell of 64x64 is compared with every key")
-    assert f"{gigabytes:.1f} GiB of weights for 8 images (held wherever no fused kernel runs)" in of_g
+    assert of_g.startswith("generator attention.64x64: attention at 64x64")
+    assert f"{gigabytes:.1f} GiB of weights for 8 images (stored wherever" in of_g
     assert of_d.startswith("discriminator trunk.attention.64x64")
-    assert f"{2 * gigabytes:.1f} GiB of weights for 16 images (R1 holds them" in of_d
+    assert f"{2 * gigabytes:.1f} GiB of weights for 16 images (R1 stores" in of_d
     small = load_config(None, [*settings, "loss.r1=1"])
     assert quadratic_warnings(small, build_generator(small, 0), build_discriminator(small, 0), 1) == []

@@ -268,9 +268,9 @@ def test_bfloat16_trains(tmp_path: Path, data: PreparedData, layout: bool) -> No
         ("training.trackers=[nonsense]", "nonsense"),
         pytest.param("training.trackers=[aim]", "aim", marks=pytest.mark.skipif(
             is_aim_available(), reason="aim is installed")),
-        pytest.param("training.device=cuda", "training.device: cuda", marks=pytest.mark.skipif(
+        pytest.param("training.device=cuda", "no CUDA device", marks=pytest.mark.skipif(
             torch.cuda.is_available(), reason="this machine has CUDA")),
-        pytest.param("training.device=mps", "training.device: mps", marks=pytest.mark.skipif(
+        pytest.param("training.device=mps", "no MPS device", marks=pytest.mark.skipif(
             torch.backends.mps.is_available(), reason="this machine has MPS")),
     ],
 )  # fmt: skip

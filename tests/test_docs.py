@@ -1,6 +1,7 @@
 """README.md and docs/ agree with the code."""
 
 import ast
+import pkgutil
 import re
 from pathlib import Path
 
@@ -89,6 +90,18 @@ def test_settings_exist(page: Path):
     group = rf"(?<![\w./-])(?:{'|'.join(Config.model_fields)})(?:\.\w+)+(?![\w(/])"
     names = {name for line in code(TEXTS[page]) for name in re.findall(group, line)}
     assert [n for n in sorted(names) if not is_setting(n) and not n.endswith((".onnx", ".pt2", ".pth"))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PATHS)
+def test_files_and_python_names_exist(page: Path):
+    text = TEXTS[page]
+    files = set(re.findall(r"(?<![\w/.])(?:benchmarks|configs|sagan|tests)/[\w/]+\.(?:py|yaml)", text))
+    assert [name for name in sorted(files) if "NAME" not in name and not (ROOT / name).exists()] == []
+    for module, names in re.findall(r"^from (sagan[\w.]*) import (.+)$", text, re.MULTILINE):
+        for name in names.split(", "):
+            pkgutil.resolve_name(f"{module}:{name}")
+    for name in re.findall(r"`(sagan(?:\.\w+){2,})", text):
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=PATHS)

@@ -1,172 +1,131 @@
-"""A folder of things that are broken in the ways users break them. Shared by the tests of the command line."""
+"""A folder with data, runs, snapshots and images that are damaged in the ways that users damage them."""
 
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
-from bad_input_ablation import build_ablations
-from bad_input_measured import build_for_evaluation
 from command_line import sagan
+from evaluate import random_weights
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from standin import register_standin
 from tiny import TINY
+from torch import Tensor
+from torchvision.models import alexnet
+
+from sagan.evaluation.fid import Statistics, load_statistics, save_statistics
 
 STEP = "00000002"
+SCORED = ["--set=evaluate.every=1", "--set=evaluate.num=8", "--set=evaluate.metrics=[coherence]"]
+RUNS = {  # name -> options of its training
+    "run": [],
+    "no_attention": [f"--set={name}.attention={{}}" for name in ("generator", "discriminator")],
+    "run_unconditional": ["--set=data.num_classes=0"],
+    "run_channels": ["--set=generator.attention={8: squeeze_excitation}"],
+    "run_best": [*SCORED, "--set=evaluate.best=two_objects"],
+}
 
 
 def build_workspace() -> None:
-    """Prepared data, runs of two steps, and broken variants of all that commands are given, in the working folder."""
+    """Fill the working folder."""
     tiny = TINY | {"data": {"source": "data"}, "training": TINY["training"] | {"steps": 2, "batch_size": 4}}
-    _write("c.yaml", yaml.safe_dump(tiny))
-    assert sagan("prepare", "shapes:64", "--out", "data") == 0
-    assert sagan("train", "c.yaml", "--out", "run") == 0
-    shutil.copytree(f"run/snapshots/{STEP}", "snapshot")
-    no_attention = [f"--set={name}.attention={{}}" for name in ("generator", "discriminator")]
-    assert sagan("train", "c.yaml", "--out", "no_attention", *no_attention) == 0
-    assert sagan("train", "c.yaml", "--out", "run_unconditional", "--set=data.num_classes=0") == 0
-    channels = "--set=generator.attention={8: squeeze_excitation}"
-    assert sagan("train", "c.yaml", "--out", "run_channels", channels) == 0
-    shutil.copytree(f"run_channels/snapshots/{STEP}", "snapshot_channels")
-    assert sagan("prepare", "shapes:8", "--out", "data_64", "--resolution", "64") == 0
-    assert sagan("sample", "snapshot", "--out", "samples", "--num", "2") == 0
-    assert sagan("sample", "snapshot", "--out", "samples_npz", "--num", "2", "--npz") == 0
-    _broken_configs()
-    _broken_sources()
-    _broken_data()
-    _broken_runs(tiny)
-    _broken_snapshots()
-    build_for_evaluation()
-    build_ablations()
+    Path("c.yaml").write_text(yaml.safe_dump(tiny))
+    Path("wide.yaml").write_text(yaml.safe_dump(tiny | {"generator": TINY["generator"] | {"channels": 4}}))
+    Path("bad.yaml").write_text("a: [")
     Path("a_file").write_text("mine")
+    sagan_does("prepare shapes:64 --out data")
+    sagan_does("prepare shapes:8 --out data_64 --resolution 64")
+    for name, options in RUNS.items():
+        assert sagan("train", "c.yaml", "--out", name, *options) == 0
+    for name, run in {"snapshot": "run", "snapshot_channels": "run_channels"}.items():
+        shutil.copytree(f"{run}/snapshots/{STEP}", name)
+    sagan_does("sample snapshot --out samples --num 2")
+    sagan_does("sample snapshot --out samples_npz --num 2 --npz")
+    _sources()
+    _images()
+    _weights()
+    _statistics()
+    for source, changes in DAMAGE.items():
+        for name, damage in changes.items():
+            damage(Path(shutil.copytree(source, f"{source}_{name}")))
     for cache in ("data", "torchvision"):  # made when they are needed, if they are not there
         Path(f"home/.cache/sagan/{cache}").mkdir(parents=True)
+    sagan_does("compare run --out comparison.png")  # matplotlib makes its cache
 
 
-def _broken_configs() -> None:
-    for name, text in {
-        "list": "- 1\n- 2", "text": "hello", "bracket": "a: [", "tag": "!!python/object:os.system {}", "nul": "a: \0",
-        "date": "seed: 2001-99-99", "long_number": "seed: " + "9" * 5000, "loop": "data: &x {a: *x}",
-        "number_key": "1: 2", "huge": "#" * 300_000,
-    }.items():  # fmt: skip
-        _write(f"bad/{name}.yaml", text)
-    Path("bad/latin.yaml").write_bytes("seed: 1 # für".encode("latin-1"))
+def sagan_does(command: str) -> None:
+    assert sagan(*command.split()) == 0
 
 
-def _broken_sources() -> None:
-    for name in ("one_class/a/1", "deep/a/x/1", "deep/a/y/1", "beside/1", "beside/a/1", "splits/train/1",
-                 "splits/test/1", "hole/a/1", "hole/b/1", "noise/a/1", "noise/b/1", "clear/a/1", "clear/b/1",
-                 "pair/a/1", "pair/b/1", "half/a/1"):  # fmt: skip
-        _image(f"src/{name}.png", mode="RGBA" if name == "clear/a/1" else "RGB")
-    for name in ("empty", "hole/c"):
-        Path(f"src/{name}").mkdir()
-    _write("src/words/read.me", "no image")
-    for name in ("noise/b/2", "half/b/1", "bad/a/1", "bad/b/1"):
-        _write(f"src/{name}.png", "no image either")
-    assert sagan("prepare", "src/pair", "--out", "pair_data") == 0
-    _image("src/pair/b/2.png", "RGB")
-    _write("src/archive.zip", "")
-    _write("src/broken.npz", "PK")
+def _sources() -> None:
+    for name in ("one_class/a/1", "noise/a/1", "noise/b/1", "pair/a/1", "pair/b/1"):
+        _image(f"src/{name}.png", np.zeros((40, 40, 3), np.uint8))
+    Path("src/empty").mkdir()
+    for name in ("noise/b/2", "bad/a/1", "bad/b/1"):
+        Path(f"src/{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        Path(f"src/{name}.png").write_text("no image")
+    sagan_does("prepare src/pair --out pair_data")
+    shutil.copy("src/pair/b/1.png", "src/pair/b/2.png")
+    Path("src/broken.npz").write_text("PK")
     images = np.zeros((2, 40, 40, 3), np.uint8)
-    for name, arrays in {
-        "nameless": {"x": images}, "float": {"images": images / 2},
-        "odd_labels": {"images": images, "labels": [0, 1, 2]},
-        "high_labels": {"images": images, "labels": [0, 9]}, "one_label": {"images": images, "labels": [0, 0]},
-        "none": {"images": images[:0]}, "fortran": {"images": np.asfortranarray(images)},
-        "pickle": {"images": np.array([{}, {}])}, "names": {"images": images, "labels": [0, 1], "class_names": ["a"]},
-    }.items():  # fmt: skip
-        np.savez(f"src/{name}.npz", **{key: np.asarray(value) for key, value in arrays.items()})  # type: ignore[arg-type]
+    np.savez("src/nameless.npz", x=images)
     np.savez_compressed("src/trap.npz", images=images, labels=np.zeros(10_000_000, np.int64))
-    with zipfile.ZipFile("src/one_label.npz") as whole:
-        header = whole.read("images.npy")[:328]
-    for name, member in (("no_array", b"hello"), ("short", header)):
-        with zipfile.ZipFile(f"src/{name}.npz", "w") as archive:
-            archive.writestr("images.npy", member)
 
 
-def _broken_data() -> None:
-    for name, breakage in {
-        "truncated": lambda data: _cut(data / "images.npy", 1000),
-        "relabelled": lambda data: np.save(data / "labels.npy", np.zeros(64, np.int64)),
-        "resized": lambda data: np.save(data / "images.npy", np.zeros((3, 32, 32, 3), np.uint8)),
-        "newer": lambda data: _edit(data / "manifest.json", format=99),
-        "odd": lambda data: _edit(data / "manifest.json", count="many"),
-        "json": lambda data: _cut(data / "manifest.json", 20),
-    }.items():
-        breakage(_copy("data", f"data_{name}"))
+def _images() -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"same": [40] * 3, "mixed": [40, 40, 48], "small": [24] * 3, "one": [40], "tiny": [8] * 3}
+    shapes = {f"{name}/{i}": (side, side) for name, sides in sizes.items() for i, side in enumerate(sides)}
+    shapes |= {"wide/0": (20, 40), "alone/a/0": (32, 32), "alone/a/1": (32, 32), "alone/b/0": (32, 32)}
+    for name, shape in shapes.items():
+        _image(f"images/{name}.png", rng.integers(256, size=(*shape, 3)).astype(np.uint8))
+    shutil.copytree("images/same", "images/cut")
+    _cut(Path("images/cut/1.png"), 1000)
+    images = rng.integers(256, size=(10, 32, 32, 3)).astype(np.uint8)
+    np.savez("images/two_classes.npz", images=images[:4], labels=np.array([0, 0, 1, 1]))
+    np.savez("images/many_classes.npz", images=images, labels=np.arange(10) % 5)
+    for source, name in {"alone": "alone", "two_classes.npz": "two", "one": "one"}.items():
+        sagan_does(f"prepare images/{source} --out images/prepared_{name}")
+    for name in ("folder.png", "folder.onnx"):
+        Path(f"images/{name}").mkdir()
 
 
-def _broken_runs(tiny: dict[str, Any]) -> None:
-    _write("wide.yaml", yaml.safe_dump(tiny | {"generator": TINY["generator"] | {"channels": 4}}))
-    wide = _copy("run", "run_wide")
-    config = yaml.safe_load((wide / "config.yaml").read_text())
-    config["generator"]["channels"] = 4
-    (wide / "config.yaml").write_text(yaml.safe_dump(config))
-    (_copy("run", "run_no_record") / "run.json").unlink()
-    (_copy("run", "run_list_record") / "run.json").write_text("[]")
-    _cut(_copy("run", "run_cut_record") / "run.json", 20)
-    _edit(_copy("run", "run_other_data") / "run.json", content_hash="0" * 64)
-    _cut(_copy("run", "run_cut_checkpoint") / "checkpoints" / STEP / "generator.safetensors", 1000)
-    shutil.rmtree(_copy("run", "run_no_snapshot") / "snapshots" / STEP)
-    _copy("run", "run_locked")
-    (_copy("run", "run_linked") / "metrics.jsonl").symlink_to("../elsewhere")
+def _weights() -> None:
+    """With the names and shapes of real networks: an expanded tensor of one number takes no room in a file."""
+    inception, trunk = random_weights(0), alexnet().state_dict()
+    Path("weights").mkdir()
+    for name, content in {
+        "other": {"a": torch.zeros(2)}, "inception_empty": _of_one_number(inception, 0),
+        "inception_huge": _of_one_number(inception, 1e20), "alexnet": _of_one_number(trunk, 0),
+    }.items():  # fmt: skip
+        torch.save(content, f"weights/{name}.pth")
+    cache = Path("home/.cache/torch/hub/checkpoints")
+    cache.mkdir(parents=True)
+    (cache / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"an error page of a proxy")
 
 
-def _broken_snapshots() -> None:
-    def breaking(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-        def change_tensors(snapshot: Path) -> None:
-            tensors = load_file(snapshot / "model.safetensors")
-            change(tensors)
-            save_file(tensors, snapshot / "model.safetensors")
-
-        return change_tensors
-
-    for name, breakage in {
-        "truncated": lambda s: _cut(s / "model.safetensors", 1000),
-        "emptied": lambda s: _cut(s / "model.safetensors", 0),
-        "other_weights": lambda s: (s / "model.safetensors").write_bytes(b"\x80\x02" * 500),
-        "weightless": lambda s: (s / "model.safetensors").unlink(),
-        "other_kind": lambda s: (s / "config.json").write_text('{"model_type": "bert"}'),
-        "list": lambda s: (s / "config.json").write_text("[]"),
-        "cut_config": lambda s: _cut(s / "config.json", 20),
-        "no_generator": lambda s: (s / "config.json").write_text('{"format": "sagan-generator-1"}'),
-        "resolution": lambda s: _edit(s / "config.json", resolution=48),
-        "minus_classes": lambda s: _edit(s / "config.json", num_classes=-1),
-        "classes": lambda s: _edit(s / "config.json", num_classes=7, class_names=[]),
-        "odd_names": lambda s: _edit(s / "config.json", class_names=["\x1b[2J", "b", "c", "d"]),
-        "few_names": lambda s: _edit(s / "config.json", class_names=["a"]),
-        "whole_numbers": breaking(lambda t: t.update({"conv.bias": t["conv.bias"].long()})),
-        "reshaped": breaking(lambda t: t.update({"conv.bias": t["conv.bias"][:2]})),
-        "without_one": breaking(lambda t: t.pop("conv.bias")),
-        "with_more": breaking(lambda t: t.update(more=t["conv.bias"].clone())),
-        "nan": breaking(lambda t: t["conv.bias"].fill_(float("nan"))),
-        "huge_weights": breaking(
-            lambda t: [t[f"attention.8x8.{part}.weight"].fill_(3e38) for part in ("query", "key")]
-        ),
-    }.items():
-        breakage(_copy("snapshot", f"snapshot_{name}"))
-    (_copy("samples", "samples_unknown") / "samples.json").unlink()
-    broken = _copy("samples", "samples_broken")
-    _cut(broken / "seed00000001.png", 50)
-    (broken / "samples.npz").write_bytes(b"PK")
+def _of_one_number(tensors: dict[str, Tensor], number: float) -> dict[str, Tensor]:
+    numbers = {torch.float32: torch.tensor(number, dtype=torch.float32), torch.int64: torch.tensor(0)}
+    return {name: numbers[tensor.dtype].expand(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _write(name: str, text: str) -> None:
+def _statistics() -> None:
+    sagan_does(f"stats data --out stats/whole.npz --backbone {register_standin()}")
+    whole, about = load_statistics(Path("stats/whole.npz"))
+    save_statistics(Path("stats/huge.npz"), Statistics(whole.count, whole.mean + 1e200, whole.covariance), about)
+    content = bytearray(Path("stats/whole.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("stats/flipped.npz").write_bytes(content)
+
+
+def _image(name: str, pixels: np.ndarray) -> None:
     Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Path(name).write_text(text)
-
-
-def _image(name: str, mode: str) -> None:
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, (40, 40)).save(name)
-
-
-def _copy(source: str, name: str) -> Path:
-    return shutil.copytree(source, Path(name))
+    Image.fromarray(pixels).save(name)
 
 
 def _cut(path: Path, size: int) -> None:
@@ -175,3 +134,48 @@ def _cut(path: Path, size: int) -> None:
 
 def _edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _overflow(snapshot: Path) -> None:
+    tensors = load_file(snapshot / "model.safetensors")
+    for part in ("query", "key"):
+        tensors[f"attention.8x8.{part}.weight"].fill_(3e38)
+    save_file(tensors, snapshot / "model.safetensors")
+
+
+def _widen(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["generator"]["channels"] = 4
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+DAMAGE: dict[str, dict[str, Callable[[Path], object]]] = {  # thing -> suffix of a copy -> its damage
+    "data": {
+        "truncated": lambda data: _cut(data / "images.npy", 1000),
+        "json": lambda data: _cut(data / "manifest.json", 20),
+    },
+    "run": {
+        "wide": _widen,
+        "locked": lambda run: None,
+        "no_record": lambda run: (run / "run.json").unlink(),
+        "cut_record": lambda run: _cut(run / "run.json", 20),
+        "other_data": lambda run: _edit(run / "run.json", content_hash="0" * 64),
+        "cut_checkpoint": lambda run: _cut(run / "checkpoints" / STEP / "generator.safetensors", 1000),
+        "no_snapshot": lambda run: shutil.rmtree(run / "snapshots" / STEP),
+        "linked": lambda run: (run / "metrics.jsonl").symlink_to("../elsewhere"),
+        "cut_score": lambda run: (run / "metrics.jsonl").write_text('{"step": 2, "fid": 20.0}\n{"step": 2, "fi'),
+        "cut_grid": lambda run: _cut(run / "samples" / f"{STEP}.png", 50),
+        "not_resolved": lambda run: (run / "config.yaml").write_text("{}"),
+    },
+    "run_best": {"removed": lambda run: shutil.rmtree(run / "snapshots")},
+    "snapshot": {
+        "truncated": lambda s: _cut(s / "model.safetensors", 1000),
+        "other_kind": lambda s: (s / "config.json").write_text('{"model_type": "bert"}'),
+        "not_shapes": lambda s: _edit(s / "config.json", class_names=["a", "b", "c", "d"]),
+        "huge_weights": _overflow,
+    },
+    "samples": {
+        "unknown": lambda s: (s / "samples.json").unlink(),
+        "broken": lambda s: (_cut(s / "seed00000001.png", 50), (s / "samples.npz").write_bytes(b"PK")),
+    },
+}

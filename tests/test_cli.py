@@ -49,7 +49,6 @@ def run(trained: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help(command: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks when a command has no help, says it on stderr, or shows options without a word on them."""
     assert sagan(*command, option) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"Usage: sagan {' '.join(command)}".rstrip())
@@ -59,7 +58,6 @@ def test_help(command: list[str], option: str, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("command", [["--help"], ["--version"], ["configs"]])
 def test_help_comes_without_torch(command: list[str]) -> None:
-    """Breaks when `sagan --help` takes seconds, because something it needs imports torch."""
     code = "import sys\nfrom sagan.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -68,7 +66,6 @@ def test_help_comes_without_torch(command: list[str]) -> None:
 
 @pytest.mark.parametrize("command", ["train", "sample"])
 def test_scripts_are_the_commands(command: str) -> None:
-    """Breaks when train.py or sample.py, which launchers need, are not `sagan train` and `sagan sample`."""
     done = subprocess.run([sys.executable, ROOT / f"{command}.py", "--help"], capture_output=True, text=True)
     assert done.stdout.startswith(f"Usage: sagan {command} [OPTIONS]")
     assert done.returncode == 0
@@ -79,7 +76,6 @@ def test_weights_to_start_from_have_any_name(
     name: str, trained: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Breaks when --init-from is read as YAML: a folder called 3 was a number, one called #1 was not used at all."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained / "snapshots" / "00000002", name)
     assert sagan("train", config, "--out", "out", "--init-from", name, "--set", "training.steps=1") == 0
@@ -88,8 +84,6 @@ def test_weights_to_start_from_have_any_name(
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(run: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks when a checkpoint that cannot be written harms the one before, leaves rubbish, or ends in a traceback; or
-    the run does not go on once there is room."""
     before = files_of(run / "checkpoints")
     limit = max(map(len, before.values())) - 1
     command = ["train", config, "--out", run, "--set", "training.steps=4", "--set", "training.checkpoint_every=1"]
@@ -104,7 +98,6 @@ def test_a_full_disk_leaves_the_checkpoint_before(run: Path, config: Path, capsy
 
 
 def test_three_processes_and_a_batch_of_four(config: Path, tmp_path: Path) -> None:
-    """Breaks when a launcher's processes hang, or leave a folder, where the batch cannot be shared out."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
     command = [*launcher, ROOT / "train.py", config, "--out", tmp_path / "run"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -33,7 +33,6 @@ def imported(*command: object) -> set[str]:
 
 
 def test_sample_imports_only_what_it_uses(tmp_path: Path) -> None:
-    """Breaks when `sagan sample` of a local snapshot imports what it does not use, which costs seconds."""
     save_snapshot(small_generator(), tmp_path / "snapshot")
     found = imported("sample", tmp_path / "snapshot", "--num", 2, "--out", tmp_path / "out", "--device", "cpu")
     assert len(list((tmp_path / "out").glob("seed*.png"))) == 2
@@ -51,5 +50,4 @@ def imported_by_torch() -> set[str]:
 
 @pytest.mark.parametrize("command", [["--help"], ["--version"]], ids=" ".join)
 def test_help_imports_no_numbers(command: list[str]) -> None:
-    """Breaks when help needs more than click: torch takes seconds, numpy and pydantic tenths."""
     assert not imported(*command) & {"torch", "numpy", "pydantic", "yaml", "PIL", "rich", "huggingface_hub"}

@@ -31,7 +31,6 @@ def lower_bounds() -> dict[str, str | None]:
 
 
 def test_the_oldest_versions_are_the_lower_bounds() -> None:
-    """Breaks when a bound is raised or a dependency added, and `make oldest` would go on testing something else."""
     lines = (ROOT / "tests" / "oldest.txt").read_text().splitlines()
     bounds = lower_bounds().items()
     assert sorted(line for line in lines if not line.startswith("#")) == sorted(
@@ -40,7 +39,6 @@ def test_the_oldest_versions_are_the_lower_bounds() -> None:
 
 
 def test_every_dependency_has_a_lower_bound() -> None:
-    """Breaks when a dependency is added of which any version would do, so that no oldest one can be tested."""
     assert {name for name, bound in lower_bounds().items() if bound is None} == set(UNBOUNDED)
 
 
@@ -48,8 +46,6 @@ def test_every_dependency_has_a_lower_bound() -> None:
 @pytest.mark.timeout(2400)
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="the oldest numpy has no wheel for this Python")
 def test_training_and_compiling_with_them() -> None:
-    """Breaks when something is used that a library did not have at its lower bound, or that torch of then could not
-    compile whole."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     tests = [f"tests/{name}" for name in TRIED]
     for command in (

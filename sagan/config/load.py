@@ -71,8 +71,8 @@ def load_config(path: Path | str | None, overrides: list[str] | None = None) -> 
     if path is None:
         return make_config({}, overrides)
     shipped = SHIPPED / f"{path}.yaml"
-    by_name = not Path(path).is_absolute() and not Path(path).is_file() and shipped.is_file()
     try:
+        by_name = not Path(path).is_absolute() and not Path(path).is_file() and shipped.is_file()
         raw = _read_yaml(read_text(shipped if by_name else path, LARGEST_FILE))
         if raw is not None and not isinstance(raw, dict):
             raise UserError(f"{path}: a config is a mapping of settings, this is a {type(raw).__name__}")

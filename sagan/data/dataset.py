@@ -24,14 +24,14 @@ FORMAT = 1
 
 
 class Manifest(Settings):
-    """What a prepared folder holds.
+    """Description of a prepared folder.
 
     Attributes:
         num_classes: 0 for images without labels; class_names and class_counts are then empty.
-        source: its display name.
-        skip_bad: whether unusable images were left out; skipped: how many were.
-        fingerprint: of source and settings, as they were when the folder was prepared.
-        content_hash: SHA-256 of the bytes of all images, then of all labels (int64, little endian); of nothing else.
+        source: display name.
+        skip_bad, skipped: whether unusable images were left out, and how many.
+        fingerprint: of source and settings when the folder was prepared.
+        content_hash: SHA-256 of the bytes of all images, then of all labels (int64, little endian).
     """
 
     format: int = FORMAT
@@ -53,15 +53,14 @@ class Manifest(Settings):
             if not name.isprintable():  # they are shown on terminals and in figures
                 raise ValueError(f"{name!r} is not printable")
         if not self.num_classes == len(self.class_names) == len(self.class_counts) <= self.count:
-            raise ValueError(
-                f"{self.num_classes} classes, {len(self.class_names)} names and {len(self.class_counts)} counts of them"
-            )
+            found = f"{len(self.class_names)} names and {len(self.class_counts)} counts"
+            raise ValueError(f"{self.num_classes} classes, but {found} of them")
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedData:
-    """An open prepared folder; `images` is read from disk as it is indexed."""
+    """An open prepared folder; `images` is memory-mapped."""
 
     folder: Path
     manifest: Manifest
@@ -70,21 +69,18 @@ class PreparedData:
 
     @classmethod
     def open(cls, folder: Path | str) -> "PreparedData":
-        """Raises UserError for a folder that was not prepared, or whose files are damaged or contradict it."""
+        """Raises UserError if the folder was not prepared, or its files are damaged or contradict the manifest."""
         folder = expand_home(folder)
         if not is_prepared(folder):
             raise UserError(f"{folder}: not a folder of prepared data (sagan prepare makes one)")
         manifest = _read_manifest(folder / "manifest.json")
         images, labels = _map(folder / "images.npy"), _map(folder / "labels.npy")
         n, r = manifest.count, manifest.resolution
-        for name, array, dtype, shape in (
-            ("images", images, np.uint8, (n, r, r, 3)),
-            ("labels", labels, np.int64, (n,)),
-        ):
-            if array.dtype != dtype or array.shape != shape:
+        for name, array, wanted in (("images", images, ("uint8", (n, r, r, 3))), ("labels", labels, ("int64", (n,)))):
+            if (str(array.dtype), array.shape) != wanted:
                 raise UserError(
                     f"{folder / name}.npy: holds {array.dtype} {array.shape}, "
-                    f"the manifest says {np.dtype(dtype)} {shape}; prepare it again"
+                    f"the manifest says {wanted[0]} {wanted[1]}; prepare it again"
                 )
         counts = np.bincount(labels) if labels.min() >= 0 and labels.max() < max(manifest.num_classes, 1) else None
         if counts is None or (manifest.num_classes and tuple(counts.tolist()) != manifest.class_counts):
@@ -95,12 +91,12 @@ class PreparedData:
         return self.manifest.count
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 (B, R, R, 3) and labels int64 (B,) at `indices` (B,), as arrays of their own."""
+        """Copies of the images uint8 (B, R, R, 3) and labels int64 (B,) at `indices` (B,)."""
         return np.asarray(self.images)[indices], self.labels[indices]
 
 
 def is_prepared(path: Path | str) -> bool:
-    """Whether this is a folder of prepared data, sound or damaged."""
+    """Whether this is a folder of prepared data, intact or damaged."""
     folder = expand_home(path)
     return (folder / "manifest.json").is_file() and any((folder / f"{n}.npy").is_file() for n in ("images", "labels"))
 
@@ -108,10 +104,8 @@ def is_prepared(path: Path | str) -> bool:
 def _read_manifest(path: Path) -> Manifest:
     raw = read_json(path)
     if isinstance(raw, dict) and raw.get("format") != FORMAT:
-        raise UserError(
-            f"{path}: its format is {str(raw.get('format'))[:20]}, "
-            f"this version of sagan reads {FORMAT}; prepare it again"
-        )
+        found = str(raw.get("format"))[:20]
+        raise UserError(f"{path}: its format is {found}, this version of sagan reads {FORMAT}; prepare it again")
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
@@ -121,17 +115,15 @@ def _read_manifest(path: Path) -> Manifest:
 def _map(path: Path) -> np.memmap:
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # of damaged bytes anything may come
+    except Exception as error:  # damaged bytes raise anything
         raise UserError(f"{path}: missing, truncated or damaged ({error}); prepare it again") from None
 
 
 def indices(seed: int, size: int, start: int, count: int) -> np.ndarray:
-    """Positions start … start + count - 1 of the endless order over `size` images: int64 (count,).
+    """Positions start … start + count - 1 of the infinite order over `size` images: int64 (count,).
 
-    Every epoch (`size` positions) holds each image once. Raises ValueError for a size below 1 or a negative position.
+    Every epoch (`size` positions) contains each image once.
     """
-    if size < 1 or start < 0 or count < 0:
-        raise ValueError(f"no order of {size} images at positions {start} to {start + count}")
     pieces = [np.empty(0, np.int64)]
     while count > 0:
         epoch, offset = divmod(start, size)
@@ -143,7 +135,7 @@ def indices(seed: int, size: int, start: int, count: int) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, size: int, epoch: int) -> np.ndarray:
-    # Sorting the raw stream: NumPy promises that to stay the same across versions, but not Generator.permutation.
+    # Sorting the raw stream is stable across versions of NumPy, Generator.permutation is not.
     return np.argsort(numpy_generator(seed, "order", epoch).bit_generator.random_raw(size), kind="stable")
 
 
@@ -153,16 +145,14 @@ T = TypeVar("T")
 class Prefetcher(Generic[T]):
     """Iterator over fetch(start), fetch(start + 1), … fetch(stop - 1), computed in one background thread.
 
-    At most `depth` results wait to be taken. An exception of `fetch` is raised where its result would have come, and
-    ends the iteration.
+    At most `depth` results are computed ahead. An exception of `fetch` is raised in place of its result and ends the
+    iteration.
 
         with Prefetcher(batch_of_step, start=step, stop=steps) as batches:
             for batch in batches: …
     """
 
     def __init__(self, fetch: Callable[[int], T], start: int, stop: int, depth: int = 2) -> None:
-        if depth < 1:
-            raise ValueError(f"depth {depth} is not positive")
         self._fetch = fetch
         self._steps = iter(range(start, stop))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
@@ -192,7 +182,7 @@ class Prefetcher(Generic[T]):
         self.close()
 
     def close(self) -> None:
-        """Stop; what is being fetched is waited for, what waits is dropped. The iterator is then at its end."""
+        """Stop after the current fetch and drop all results; the iterator is then exhausted."""
         self._steps = iter(())
         self._pending.clear()
         self._thread.shutdown(cancel_futures=True)

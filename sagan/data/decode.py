@@ -1,4 +1,4 @@
-"""From an image file to RGB pixels of one size: what has one obvious meaning is converted, the rest is refused."""
+"""Decode image files to RGB pixels of one size; files without one obvious meaning are refused."""
 
 import re
 from collections.abc import Iterator
@@ -9,26 +9,22 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from sagan.data.sources import Item
 
-PIXEL_LIMIT = 100_000_000  # of one image; beyond it a small file may be a bomb
+PIXEL_LIMIT = 100_000_000  # per image; larger ones may be decompression bombs
 SMALLEST_SIDE = 8
 KNOWN_MODES = {
     "1": "grayscale", "L": "grayscale", "LA": "grayscale", "P": "palette", "PA": "palette", "CMYK": "cmyk",
     "RGB": None, "RGBA": None, "RGBX": None, "YCbCr": None,
 }  # fmt: skip
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
+UPRIGHT = {  # what undoes each value of the EXIF tag Orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # what undoes each value of the EXIF tag Orientation
+}  # fmt: skip
 ORIENTATION = 0x0112
 
 
 class Unusable(Exception):
-    """An image that has no one obvious meaning at this resolution; `kind` is one of `doctor.UNUSABLE`."""
+    """An image that cannot be used at this resolution. `kind`: a key of `report.UNUSABLE`."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -36,18 +32,16 @@ class Unusable(Exception):
 
 
 def convert(item: Item, resolution: int, resize: str) -> tuple[np.ndarray, int, list[str]]:
-    """Read an item: pixels uint8 (R, R, 3), its label, and what had to be converted (kinds of `doctor.CONVERTED`).
+    """Read an item: pixels uint8 (R, R, 3), label, and what was converted (keys of `report.CONVERTED`).
 
-    `resize`: "crop" takes the central square, "squash" ignores the aspect; both then scale with a Lanczos filter that
-    widens with the reduction (antialiased). An RGB image of exactly R×R keeps its bytes. Raises Unusable.
+    `resize`: "crop" takes the central square, "squash" ignores the aspect ratio; both use an antialiased Lanczos
+    filter. An RGB image of exactly R×R keeps its bytes. Raises Unusable.
     """
     with _decoding():
         image, label = item.read()
         with image:
             notes = _check(image, resolution)
-            image.draft(
-                None, (2 * resolution, 2 * resolution)
-            )  # JPEG: decode at 1/2, 1/4 or 1/8 of the size if that is plenty
+            image.draft(None, (2 * resolution, 2 * resolution))  # JPEG: decode at a fraction of the size if possible
             deep = _has_sixteen_bits(image)
             image.load()
             turn = UPRIGHT.get(_orientation(image))
@@ -59,7 +53,7 @@ def convert(item: Item, resolution: int, resize: str) -> tuple[np.ndarray, int, 
 
 
 def look(item: Item) -> tuple[tuple[int, int], int]:
-    """(width, height) and label of an item, from its header. Raises Unusable."""
+    """(width, height), from the header, and label of an item. Raises Unusable."""
     with _decoding():
         image, label = item.read()
         with image:
@@ -68,7 +62,7 @@ def look(item: Item) -> tuple[tuple[int, int], int]:
 
 
 def decode(item: Item) -> np.ndarray:
-    """The pixels of an item, uint8 (H, W, 3), at the size and the way up in which they are stored. Raises Unusable."""
+    """The pixels of an item as stored, uint8 (H, W, 3), neither resized nor rotated. Raises Unusable."""
     with _decoding(), item.read()[0] as image:
         notes = _check(image, resolution=0)
         deep = _has_sixteen_bits(image)
@@ -78,7 +72,7 @@ def decode(item: Item) -> np.ndarray:
 
 @contextmanager
 def _decoding() -> Iterator[None]:
-    """Whatever Pillow raises becomes Unusable."""
+    """Convert any exception of Pillow to Unusable."""
     try:
         yield
     except (Unusable, MemoryError):
@@ -92,21 +86,21 @@ def _decoding() -> Iterator[None]:
 
 
 def _check(image: Image.Image, resolution: int) -> list[str]:
-    """Refuse what the header already rules out; note an image that will be enlarged."""
+    """Check the header. Returns notes: whether the image will be enlarged."""
     width, height = image.size
     shorter = min(image.size)
     if width * height > PIXEL_LIMIT:
         raise Unusable("huge", f"{width}x{height}, more than {PIXEL_LIMIT // 1_000_000} million pixels")
     if shorter < max(SMALLEST_SIDE, resolution // 4):
         raise Unusable("tiny", f"{width}x{height}")
-    # An MPO is a JPEG with a preview or a second eye behind it: its first frame is the photograph.
+    # An MPO is a JPEG followed by a preview or a stereo image: its first frame is the photograph.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise Unusable("animated", "more than one frame")
     return ["upsampled"] if shorter < resolution else []
 
 
 def _has_sixteen_bits(image: Image.Image) -> bool:
-    """Whether the channels hold 16 bits; to be asked before `load`, which keeps the high byte of 16-bit colour."""
+    """Whether the channels have 16 bits. Call it before `load`, which keeps only the high byte of 16-bit color."""
     packed = [str(tile[3]) for tile in image.tile] if isinstance(image, ImageFile.ImageFile) else []
     return (image.mode == "I" and image.format == "PNG") or any(re.search(";16[BLN]|I;16", text) for text in packed)
 
@@ -114,7 +108,7 @@ def _has_sixteen_bits(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block says nothing about how the picture stands
+    except Exception:  # a damaged EXIF block
         return 1
 
 

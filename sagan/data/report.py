@@ -1,16 +1,16 @@
-"""The data doctor: what it knows of, what it found, and how it says so."""
+"""The report of data preparation: problems of images, warnings, and a contact sheet."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from sagan.config.schema import Settings
 from sagan.data.sources import Problem
+from sagan.utils.images import image_grid, name_rows
 
 EXAMPLES = 3
-IMBALANCE = 10  # largest class over smallest, above which a warning is due
+IMBALANCE = 10  # largest class over smallest, above which to warn
 
 CONVERTED = {
     "grayscale": "grayscale, copied to three channels",
@@ -41,7 +41,7 @@ WARNINGS = {
 
 
 class Finding(Settings):
-    """How often, and the names of the first few."""
+    """How often something was found, and the first names."""
 
     count: int
     examples: tuple[str, ...]
@@ -51,7 +51,7 @@ class Finding(Settings):
 
 
 class Tally:
-    """Counts by kind, with the names of the first few."""
+    """Counts by kind, with the first names."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -63,13 +63,13 @@ class Tally:
             self._examples.setdefault(kind, []).append(name)
 
     def findings(self, known: Iterable[str]) -> dict[str, Finding]:
-        """Those of the `known` kinds that were seen, in their order."""
+        """Findings of the `known` kinds, in their order."""
         seen = [kind for kind in known if self._counts[kind]]
         return {kind: Finding(count=self._counts[kind], examples=tuple(self._examples[kind])) for kind in seen}
 
 
 class Report(Settings):
-    """What is in a prepared folder beside its arrays: keys are those of CONVERTED, WARNINGS and UNUSABLE."""
+    """Content of report.json. The keys of findings are those of CONVERTED, WARNINGS and UNUSABLE."""
 
     source: str
     resolution: int
@@ -82,7 +82,7 @@ class Report(Settings):
     content_hash: str
 
     def lines(self) -> list[str]:
-        """The report for people: a line for each thing worth knowing."""
+        """The report as text, one line per finding."""
         head = f"{self.source}: {self.images} images at {self.resolution}x{self.resolution} ({self.resize})"
         lines = [f"{head}, {_classes(self.class_counts)}"]
         for title, texts, findings in (
@@ -95,7 +95,7 @@ class Report(Settings):
 
 
 def refusal(source: str, problems: Sequence[Problem]) -> str:
-    """At most five lines: what cannot be used, with names, and the way on."""
+    """An error message of at most five lines: which images cannot be used, and what to do."""
     tally = Tally()
     for problem in problems:
         tally.add(problem.kind, f"{problem.name} ({problem.reason})")
@@ -108,7 +108,7 @@ def refusal(source: str, problems: Sequence[Problem]) -> str:
 
 
 def duplicates(digests: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Tally:
-    """Images whose digest (N,) is that of an earlier one: of the same class, or of another (contradictory labels)."""
+    """Find images whose digest (N,) equals that of an earlier one, of the same class or of another one."""
     order = np.argsort(digests, kind="stable")
     is_first = np.r_[True, digests[order][1:] != digests[order][:-1]]
     first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
@@ -120,7 +120,7 @@ def duplicates(digests: np.ndarray, labels: np.ndarray, names: Sequence[str]) ->
 
 
 def imbalance(class_counts: dict[str, int]) -> dict[str, Finding]:
-    """A finding when the largest class holds more than ten times the images of the smallest."""
+    """A finding if the largest class has more than ten times as many images as the smallest."""
     if not class_counts:
         return {}
     by_size = sorted(class_counts, key=lambda name: class_counts[name])
@@ -142,32 +142,16 @@ def _classes(counts: dict[str, int]) -> str:
 
 ROWS, COLUMNS = 16, 10
 SMALLEST_CELL = 64  # pixels; smaller images are enlarged by a whole factor
-MARGIN = 110  # pixels for the names
 
 
-def contact_sheet(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Image.Image:
-    """From uint8 (N, R, R, 3) and labels (N,): the first 16 classes, 10 images of each; without classes 10 × 10."""
-    rows = _rows(labels, class_names)
-    scale = max(1, SMALLEST_CELL // images.shape[1])
-    cell = images.shape[1] * scale
-    margin = MARGIN if class_names else 0
-    sheet = Image.new("RGB", (margin + COLUMNS * cell, len(rows) * cell), "white")
-    pen = ImageDraw.Draw(sheet)
-    for y, (name, members) in enumerate(rows):
-        pen.text((6, y * cell + cell // 2), name[:16].encode("ascii", "replace").decode(), fill="black", anchor="lm")
-        for x, index in enumerate(members.tolist()):
-            image = Image.fromarray(images[index]).resize((cell, cell), Image.Resampling.NEAREST)
-            sheet.paste(image, (margin + x * cell, y * cell))
-    return sheet
-
-
-def _rows(labels: np.ndarray, class_names: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
-    """(name, indices) of each row."""
-    if class_names:
-        return [(name, _spread(np.flatnonzero(labels == c), COLUMNS)) for c, name in enumerate(class_names[:ROWS])]
-    chosen = _spread(np.arange(len(labels)), COLUMNS * COLUMNS)
-    return [("", chosen[i : i + COLUMNS]) for i in range(0, len(chosen), COLUMNS)]
-
-
-def _spread(members: np.ndarray, count: int) -> np.ndarray:
-    return members[np.unique(np.linspace(0, len(members) - 1, count).astype(int))]
+def contact_sheet(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarray:
+    """A grid of some of the images uint8 (N, R, R, 3): 10 of each of the first 16 classes, or 100 without classes."""
+    names = class_names[:ROWS]
+    groups = [np.flatnonzero(labels == label) for label in range(len(names))] or [np.arange(len(labels))]
+    rows = []
+    for members in groups:
+        places = np.linspace(0, len(members) - 1, COLUMNS if names else COLUMNS**2).astype(int)
+        chosen = images[members[np.unique(places)]]
+        rows += [chosen, np.full((-len(chosen) % COLUMNS, *images.shape[1:]), 255, np.uint8)]
+    grid = image_grid(np.concatenate(rows), COLUMNS, scale=max(1, SMALLEST_CELL // images.shape[1]))
+    return name_rows(grid, [name[:16] for name in names]) if names else grid

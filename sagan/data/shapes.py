@@ -1,9 +1,8 @@
-"""`shapes`, the embedded data set: two far-apart objects that agree in shape (the class) and in hue.
+"""The embedded data set `shapes`: two distant objects with the same shape (the class) and the same hue.
 
-Image `index` of a `seed` is a scene in relative units, so every resolution shows the same one. The left object keeps
-to the left half, the right one to the right half, each at its own place and size, MARGIN away from the border and from
-the middle. The class is index mod 4, the hue uniform on the circle, the background a gradient between two near-greys.
-docs/shapes.md shows it; sagan/evaluation/coherence.py measures whether generated images do the same.
+Image `index` of a `seed` is a scene in relative units, so it is the same at every resolution. The objects are in the
+left and the right half, each at its own place and size, MARGIN away from the border and the middle. The class is
+index mod 4, the hue uniform on the circle, the background a gradient between two near-grays (docs/shapes.md).
 """
 
 from collections.abc import Callable
@@ -49,27 +48,24 @@ def pixel_centers(resolution: int) -> np.ndarray:
 
 
 def coverage(distance: np.ndarray, resolution: int, softness: float = 1.0) -> np.ndarray:
-    """How much of a pixel a shape covers, in [0, 1]: a linear ramp `softness` pixels wide across the outline."""
+    """Coverage of pixels by a shape, in [0, 1]: a linear ramp `softness` pixels wide across the outline."""
     return np.clip(np.float32(0.5) - distance * np.float32(resolution / softness), 0, 1)
 
 
 def hue_to_rgb(hue: np.ndarray, saturation: float, value: float) -> np.ndarray:
-    """HSV to RGB: hues (N,) in degrees to colours (N, 3) float32 in [0, 1]."""
+    """HSV to RGB: hues (N,) in degrees to colors (N, 3) float32 in [0, 1]."""
     place = (np.asarray(hue, np.float32)[:, None] / 60 + np.array([5, 3, 1], np.float32)) % 6
     share = np.clip(np.minimum(place, 4 - place), 0, 1)
     return np.float32(value) * (1 - np.float32(saturation) * share)
 
 
 def rgb_to_hue(rgb: np.ndarray) -> np.ndarray:
-    """The HSV hue of colours (N, 3), (N,) in [0, 360) degrees; 0 for a grey."""
+    """HSV hue (N,) of colors (N, 3), in [0, 360) degrees; 0 for gray."""
     red, green, blue = rgb.T
     top, chroma = rgb.max(1), np.ptp(rgb, axis=1)
     chroma = np.where(chroma > 0, chroma, 1)
-    sextant = np.where(
-        top == red,
-        (green - blue) / chroma,
-        np.where(top == green, (blue - red) / chroma + 2, (red - green) / chroma + 4),
-    )
+    from_green = np.where(top == green, (blue - red) / chroma + 2, (red - green) / chroma + 4)
+    sextant = np.where(top == red, (green - blue) / chroma, from_green)
     return (60 * sextant) % 360
 
 
@@ -86,7 +82,7 @@ CHUNK = 512  # images drawn at a time
 
 @dataclass(frozen=True)
 class Placement:
-    """What stands where in one image; lengths are fractions of the image side, (x, y) from the upper left corner."""
+    """Objects of one image; lengths are fractions of the image side, (x, y) from the upper left corner."""
 
     label: int
     hue: float  # degrees, in [0, 360)
@@ -96,7 +92,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Many scenes as arrays: what `Placement` holds for one, and the background's gradient."""
+    """Many scenes as arrays: their placements and the gradients of their backgrounds."""
 
     labels: np.ndarray  # (N,) int64
     hues: np.ndarray  # (N,) float32
@@ -116,7 +112,7 @@ class Scenes:
 
 
 def scenes(indices: range, seed: int = 0) -> Scenes:
-    """The scenes of the images `indices`; each depends on (seed, its index) alone."""
+    """The scenes of the images `indices`; each depends only on the seed and its index."""
     draws = np.array([numpy_generator(seed, "shapes", index).random(13) for index in indices])
     draws = draws.astype(np.float32).reshape(-1, 13)
     radii = _between(*RADII, draws[:, 0:2])
@@ -137,12 +133,12 @@ def scenes(indices: range, seed: int = 0) -> Scenes:
 
 
 def placement(index: int, seed: int = 0) -> Placement:
-    """Where the objects of image `index` are, without drawing it."""
+    """The objects of image `index`, without rendering it."""
     return scenes(range(index, index + 1), seed).placement(0)
 
 
 def render(index: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, int, Placement]:
-    """Image `index`: uint8 (R, R, 3), its label and where its objects are.
+    """Image `index`: uint8 (R, R, 3), its label and its objects.
 
     Raises UserError for an index below 0 or a resolution that is odd or below 16.
     """
@@ -153,7 +149,7 @@ def render(index: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, int,
 
 
 def render_many(count: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Images 0 … count - 1, uint8 (N, R, R, 3), and labels, int64 (N,). UserError as in `render`, or for no image."""
+    """Images 0 … count - 1, uint8 (N, R, R, 3), and labels, int64 (N,). Raises UserError as `render` does."""
     if count < 1:
         raise UserError(f"shapes: {count} images asked for, at least 1 is needed")
     images = np.empty((count, _checked(resolution), resolution, 3), np.uint8)
@@ -164,7 +160,7 @@ def render_many(count: int, resolution: int, seed: int = 0) -> tuple[np.ndarray,
 
 
 def object_masks(where: Placement, resolution: int) -> np.ndarray:
-    """The pixels whose center lies on the left and on the right object: bool (2, R, R)."""
+    """Masks of the pixels whose center is on the left and on the right object: bool (2, R, R)."""
     grid = pixel_centers(_checked(resolution))
     distance = SHAPES[CLASSES[where.label]]
     masks = [
@@ -175,22 +171,22 @@ def object_masks(where: Placement, resolution: int) -> np.ndarray:
 
 
 def _draw(batch: Scenes, resolution: int) -> np.ndarray:
-    """(N, R, R, 3) uint8: the background's gradient, then each object within its own half."""
+    """(N, R, R, 3) uint8: the background, then each object in its half."""
     grid = pixel_centers(resolution)
     offset = grid - np.float32(0.5)
     slope_x, slope_y = batch.slopes[:, 0, None, None], batch.slopes[:, 1, None, None]
     place = np.clip(np.float32(0.5) + slope_x * offset[None, None, :] + slope_y * offset[None, :, None], 0, 1)
     start, end = batch.backgrounds[:, None, None, 0], batch.backgrounds[:, None, None, 1]
     canvas = start + (end - start) * place[..., None]  # (N, R, R, 3)
-    colour = hue_to_rgb(batch.hues, SATURATION, VALUE)[:, None, None, :]
+    color = hue_to_rgb(batch.hues, SATURATION, VALUE)[:, None, None, :]
     for side, columns in enumerate((slice(0, resolution // 2), slice(resolution // 2, resolution))):
         covered = _covered(batch, side, grid[columns], grid, resolution)[..., None]
-        canvas[:, :, columns] += (colour - canvas[:, :, columns]) * covered
+        canvas[:, :, columns] += (color - canvas[:, :, columns]) * covered
     return (np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
 
 
 def _covered(batch: Scenes, side: int, xs: np.ndarray, ys: np.ndarray, resolution: int) -> np.ndarray:
-    """(N, Y, X) float32: how much of each pixel the object of this side (0 left, 1 right) covers."""
+    """(N, Y, X) float32: coverage of each pixel by the object of this side (0 left, 1 right)."""
     covered = np.empty((len(batch.labels), len(ys), len(xs)), np.float32)
     for label, name in enumerate(CLASSES):
         rows = batch.labels == label

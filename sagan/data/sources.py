@@ -1,4 +1,4 @@
-"""From what the user writes as SOURCE to the source that it names."""
+"""Sources of images: folders, .npz archives, torchvision data sets, and the embedded shapes."""
 
 import contextlib
 import hashlib
@@ -18,23 +18,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from sagan.data.shapes import CLASSES, render
 from sagan.utils.errors import UserError, suggestion
 from sagan.utils.io import Member, check_expansion, expand_home, open_archive, read_table
 
-# The decoders that may touch a file; the others (EPS starts a program, PSD, FITS, …) never see one.
+# The only decoders that may open a file: others, such as EPS, may start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a source. `read` opens it, perhaps without decoding, and gives its label; it runs in any thread."""
+    """An image of a source. `read`, called in any thread, returns the image, perhaps not yet decoded, and its label."""
 
     name: str
     read: Callable[[], tuple[Image.Image, int]]
 
 
 class Problem(NamedTuple):
-    """Something in a source that cannot be used: a kind of `doctor.UNUSABLE`, its name, and why."""
+    """Something in a source that cannot be used. `kind`: a key of `report.UNUSABLE`."""
 
     kind: str
     name: str
@@ -42,13 +43,13 @@ class Problem(NamedTuple):
 
 
 class Source(ABC):
-    """Images that are not yet prepared.
+    """Images that are not prepared yet.
 
     Attributes:
-        name: what manifest and messages call it; no path of this machine.
+        name: used in messages and the manifest; not a path of this machine.
         num_classes: 0 for images without labels.
-        root: the folder in which the images lie, if they do.
-        problems: what was found unusable before any image is read; `items` leaves it out.
+        root: the folder of the images, if there is one.
+        problems: unusable items found before reading any image; `items` skips them.
         ignored: names of files that are not images.
     """
 
@@ -59,39 +60,38 @@ class Source(ABC):
     ignored: tuple[str, ...] = ()
 
     @abstractmethod
-    def __len__(self) -> int:
-        """Number of items."""
+    def __len__(self) -> int: ...
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Text that changes when the source's images change."""
+        """A text that changes when the images change."""
 
     @abstractmethod
     def class_names(self) -> tuple[str, ...]:
-        """One name for each label; () without labels."""
+        """One name per label; () without labels."""
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
-        """The images, in the source's order; call it once, from one thread."""
+        """The images in order. Call it once, from one thread."""
 
 
 def cache_folder() -> Path:
-    """Where downloads and data prepared by the way are kept."""
+    """Folder for downloads and automatically prepared data."""
     return Path.home() / ".cache" / "sagan"
 
 
 def printable(name: str) -> str:
-    """A file's name fit for a terminal and for JSON: control characters and broken encodings are escaped."""
+    """Escape control characters and broken encodings in a file name."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-DEEPEST = 32  # folders in folders; only the first level can hold images
+DEEPEST = 32  # levels of folders to search
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
 
 
 class FolderSource(Source):
-    """Raises UserError for a folder without images or whose layout leaves open what the classes are."""
+    """A folder of images or of class folders. Raises UserError if it has no images or its layout is ambiguous."""
 
     def __init__(self, root: Path) -> None:
         tree = _Tree(root.resolve())
@@ -115,7 +115,6 @@ class FolderSource(Source):
         return len(self._paths)
 
     def fingerprint(self) -> str:
-        """Of names, sizes and modification times of the images."""
         return self._fingerprint
 
     def class_names(self) -> tuple[str, ...]:
@@ -126,18 +125,12 @@ class FolderSource(Source):
             yield Item(printable(path), partial(_open, f"{self.root}/{path}", label))
 
 
-@dataclass
 class _Tree:
-    """What lies under `root`: images by folder ("" the root itself, "a/b" below), with paths relative to the root."""
+    """Files below `root`. `images`: paths relative to the root, by folder ("" for the root itself, "a/b" below)."""
 
-    root: Path
-    images: dict[str, list[str]] = field(default_factory=dict)
-    folders: list[str] = field(default_factory=list)  # directly under the root
-    ignored: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.digest = hashlib.sha256()
+    def __init__(self, root: Path) -> None:
+        self.root, self.images, self.digest = root, dict[str, list[str]](), hashlib.sha256()
+        self.folders, self.ignored, self.problems = list[str](), list[str](), list[Problem]()  # top-level folders
         self._walk("")
 
     def _walk(self, folder: str) -> None:
@@ -145,28 +138,25 @@ class _Tree:
             with os.scandir(os.path.join(self.root, folder)) as entries:
                 visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
         except PermissionError:
-            raise UserError(
-                f"{printable(os.path.join(self.root, folder))}: no permission to read this folder"
-            ) from None
+            place = printable(os.path.join(self.root, folder))
+            raise UserError(f"{place}: no permission to read this folder") from None
         for entry in visible:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_symlink() and not self._holds(entry.path):
-                self.problems.append(Problem("outside", printable(path), "a link that leaves the data folder"))
+            if entry.is_symlink() and not self._contains(entry.path):
+                self._refuse("outside", path, "a link that leaves the data folder")
             elif entry.is_dir():
-                # A linked folder is followed at the top alone: links to their own parents would never end.
                 if path.count("/") > DEEPEST:
-                    self.problems.append(Problem("nested", printable(path)[:200], f"lies over {DEEPEST} folders deep"))
-                elif not folder or not entry.is_symlink():
-                    if not folder:
-                        self.folders.append(entry.name)
+                    self._refuse("nested", path[:200], f"lies over {DEEPEST} folders deep")
+                elif not folder or not entry.is_symlink():  # links below the top could lead to their own parents
+                    self.folders += [] if folder else [entry.name]
                     self._walk(path)
             elif Path(entry.name).suffix.lower() in SUFFIXES:
                 self._add_image(folder, path, entry)
             else:
                 self.ignored.append(path)
 
-    def _holds(self, link: str) -> bool:
-        """Whether a link, followed to its end, stays under the root; links in a circle have no end."""
+    def _contains(self, link: str) -> bool:
+        """Whether the target of a link is below the root; links in a circle have no target."""
         try:
             return Path(link).resolve().is_relative_to(self.root)
         except (OSError, RuntimeError):
@@ -176,51 +166,48 @@ class _Tree:
         try:
             about = entry.stat()
         except OSError as error:
-            self.problems.append(Problem("undecodable", printable(path), error.strerror or "not readable"))
-            return
-        if not stat.S_ISREG(about.st_mode):  # to open a pipe would wait for ever
-            self.problems.append(Problem("undecodable", printable(path), "a pipe, a socket or a device, no file"))
-            return
+            return self._refuse("undecodable", path, error.strerror or "not readable")
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait forever
+            return self._refuse("undecodable", path, "a pipe, a socket or a device, no file")
         self.digest.update(b"%s\0%d\0%d\0" % (os.fsencode(path), about.st_size, about.st_mtime_ns))
         self.images.setdefault(folder, []).append(path)
+        return None
+
+    def _refuse(self, kind: str, path: str, reason: str) -> None:
+        self.problems.append(Problem(kind, printable(path)[:200], reason))
 
 
 def _classes(root: Path, tree: _Tree) -> list[str]:
-    """The class folders, sorted; [] for a flat folder. UserError where the layout is none of the two."""
+    """The class folders, sorted; [] for a flat folder. Raises UserError for other layouts."""
     with_images = [name for name in tree.folders if tree.images.get(name)]
     nested = sorted({folder.rpartition("/")[0] for folder in tree.images if "/" in folder})
     if not tree.images:
-        raise UserError(_no_image(root, tree))
-    if "" in tree.images:
-        if with_images or nested:
-            raise UserError(
-                f"{root}: holds images ({_few(tree.images[''])}) beside folders with images "
-                f"({_few(with_images or nested)}); give either class folders or images alone"
-            )
-        return []
-    if not with_images:
+        known, others = ", ".join(sorted(SUFFIXES)), tree.ignored
+        found = f" (but {len(others)} other files: {_few(others)})" if others else ""
+        problem = f"holds no image{found}; images end in {known}"
+        if tree.problems:
+            problem = f"holds no usable image; {tree.problems[0].name}: {tree.problems[0].reason}"
+    elif "" in tree.images:
+        if not with_images and not nested:
+            return []
+        problem = (
+            f"holds images ({_few(tree.images[''])}) beside folders with images ({_few(with_images or nested)}); "
+            "give either class folders or images alone"
+        )
+    elif not with_images:
         choice = " or ".join(str(root / name) for name in nested[:3])
-        raise UserError(f"{root}: its class folders lie deeper than one level; the source to give is {choice}")
-    if len(with_images) == 1 and not nested:
-        only = root / with_images[0]
-        raise UserError(
-            f"{root}: holds one class folder only, {only.name}; to train without labels give {only}, "
+        problem = f"its class folders lie deeper than one level; the source to give is {choice}"
+    elif len(with_images) == 1 and not nested:
+        only = with_images[0]
+        problem = (
+            f"holds one class folder only, {only}; to train without labels give {root / only}, "
             "for classes put each into a folder of its own"
         )
-    if SPLITS.issuperset(name.lower() for name in with_images):
-        raise UserError(
-            f"{root}: {_few(with_images)} are splits, not classes; give one of them, such as {root / with_images[-1]}"
-        )
-    return tree.folders
-
-
-def _no_image(root: Path, tree: _Tree) -> str:
-    known = ", ".join(sorted(SUFFIXES))
-    if tree.problems:
-        problem = tree.problems[0]
-        return f"{root}: holds no usable image; {problem.name}: {problem.reason}"
-    others = f" (but {len(tree.ignored)} other files: {_few(tree.ignored)})" if tree.ignored else ""
-    return f"{root}: holds no image{others}; images end in {known}"
+    elif SPLITS.issuperset(name.lower() for name in with_images):
+        problem = f"{_few(with_images)} are splits, not classes; give one of them, such as {root / with_images[-1]}"
+    else:
+        return tree.folders
+    raise UserError(f"{root}: {problem}")
 
 
 def _few(names: list[str]) -> str:
@@ -231,32 +218,29 @@ def _open(path: str, label: int) -> tuple[Image.Image, int]:
     return Image.open(path, formats=FORMATS), label
 
 
-IMAGE_KEYS, LABEL_KEYS = ("images", "arr_0"), ("labels", "arr_1")
+NPZ_KEYS = ("images", "arr_0"), ("labels", "arr_1")
 
 
 class NpzSource(Source):
-    """`images`: uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W); `labels`: integers (N,); `class_names`: strings (K,).
-
-    `arr_0` and `arr_1` do as well. Raises UserError for anything else, and for a damaged archive.
+    """An archive of `images` (or `arr_0`): uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W); optionally with `labels` (or
+    `arr_1`): integers (N,), and `class_names`: strings (K,). Raises UserError for anything else.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, printable(path.name)
         with open_archive(path) as archive:
             members = {name.removesuffix(".npy") for name in archive.namelist()}
-            image_key = next((key for key in IMAGE_KEYS if key in members), None)
+            image_key, label_key = (next((key for key in keys if key in members), None) for keys in NPZ_KEYS)
             if image_key is None:
                 raise UserError(f"{path}: holds no array `images`, only {', '.join(sorted(members)[:5]) or 'nothing'}")
             self._images = Member.of(archive, path, image_key)
             _check_images(path, self._images)
-            label_key = next((key for key in LABEL_KEYS if key in members), None)
-            self._labels = np.zeros(len(self), np.int64)
-            self._names: tuple[str, ...] = ()
+            self._labels, self._names = np.zeros(len(self), np.int64), ()
             if label_key is not None:
                 self._labels = _read_labels(archive, path, label_key, len(self))
                 self._names = tuple(map(str, range(int(self._labels.max()) + 1)))
-            if label_key is not None and "class_names" in members:
-                self._names = _read_names(archive, path, len(self._names))
+                if "class_names" in members:
+                    self._names = _read_names(archive, path, len(self._names))
         self.num_classes = len(self._names)
         empty = sorted(set(range(self.num_classes)) - set(np.unique(self._labels).tolist()))
         self.problems = tuple(Problem("empty_class", self._names[i], "no image has this label") for i in empty)
@@ -274,7 +258,7 @@ class NpzSource(Source):
         return self._names
 
     def check_expansion(self) -> None:
-        """UserError where the images, read whole and not one by one, would be a trap for memory."""
+        """Raise UserError if the images would not fit into memory when read whole. `items` reads them one by one."""
         with open_archive(self.path) as archive:
             check_expansion(archive, self.path, self._images.key)
 
@@ -286,11 +270,11 @@ class NpzSource(Source):
                 pixels = stream.read(math.prod(shape))
                 if len(pixels) < math.prod(shape):
                     raise UserError(f"{self.path}: ends within image {index}")
-                yield Item(f"image {index}", partial(_read, pixels, shape, label))
+                yield _in_memory(index, np.frombuffer(pixels, np.uint8).reshape(shape), label)
 
 
-def _read(pixels: bytes, shape: tuple[int, ...], label: int) -> tuple[Image.Image, int]:
-    return Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(shape)), label
+def _in_memory(index: int, pixels: np.ndarray, label: int) -> Item:
+    return Item(f"image {index}", lambda: (Image.fromarray(pixels), label))
 
 
 def _check_images(path: Path, images: Member) -> None:
@@ -308,9 +292,8 @@ def _read_labels(archive: zipfile.ZipFile, path: Path, key: str, count: int) -> 
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise UserError(f"{path}: {key} is {labels.dtype} {labels.shape}, expected one integer an image: ({count},)")
     if labels.min() < 0 or labels.max() >= count:
-        raise UserError(
-            f"{path}: {key} go from {labels.min()} to {labels.max()}; with {count} images, 0 to {count - 1} at most"
-        )
+        span = f"{labels.min()} to {labels.max()}"
+        raise UserError(f"{path}: {key} go from {span}; with {count} images, 0 to {count - 1} at most")
     return labels.astype(np.int64)
 
 
@@ -323,7 +306,7 @@ def _read_names(archive: zipfile.ZipFile, path: Path, num_classes: int) -> tuple
 
 @dataclass(frozen=True)
 class Entry:
-    """How torchvision.datasets makes a data set: its class, and its options (one dict for each part that is taken)."""
+    """A class of torchvision.datasets, and its options, one dict per part to use."""
 
     dataset: str
     num_classes: int  # 0: no labels
@@ -361,7 +344,7 @@ SETS = {
 
 
 class TorchvisionSource(Source):
-    """A data set of `SETS`, downloaded when it is first read. Raises UserError for an unknown name."""
+    """A data set of `SETS`, downloaded when first used. Raises UserError for an unknown name."""
 
     def __init__(self, name: str) -> None:
         if name not in SETS:
@@ -404,7 +387,7 @@ class TorchvisionSource(Source):
 
 @contextlib.contextmanager
 def _no_pickled_keys(entry: Entry) -> Iterator[None]:
-    """For LSUN, torchvision unpickles _cache_… of the working folder unseen, and writes it: neither happens here."""
+    """Prevent torchvision's LSUN from unpickling files _cache_… of the working folder, and from leaving any."""
     if entry.dataset != "LSUN":
         yield
         return
@@ -417,19 +400,18 @@ def _no_pickled_keys(entry: Entry) -> Iterator[None]:
             written.unlink()
 
 
-def _read_torchvision(dataset: Any, index: int, labelled: bool) -> tuple[Image.Image, int]:
+def _read_torchvision(dataset: Any, index: int, labeled: bool) -> tuple[Image.Image, int]:
     image, target = dataset[index]
-    return image, int(target) if labelled else 0
+    return image, int(target) if labeled else 0
 
 
 DEFAULT_SHAPES = 20_000
 
 
 def open_source(text: str, resolution: int) -> Source:
-    """`shapes`, `shapes:COUNT`, `torchvision:NAME`, an `.npz`, or a folder of images.
+    """Open `shapes`, `shapes:COUNT` (rendered at `resolution`), `torchvision:NAME`, an `.npz`, or a folder of images.
 
-    `resolution` concerns shapes alone, which are rendered at it. Raises UserError for what does not exist or is none of
-    these, and as the sources themselves do.
+    Raises UserError for anything else, and as the sources do.
     """
     kind, _, rest = text.partition(":")
     if kind == "shapes":
@@ -442,11 +424,8 @@ def open_source(text: str, resolution: int) -> Source:
     if path.is_file() and path.suffix.lower() == ".npz":
         return NpzSource(path)
     if path.is_file():
-        hint = (
-            "unpack it and give the folder"
-            if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz"}
-            else "give a folder"
-        )
+        packed = path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz"}
+        hint = "unpack it and give the folder" if packed else "give a folder"
         raise UserError(f"{text}: a file that is no .npz; {hint}")
     raise UserError(f"{text}: no such folder or file (nor `shapes` or `torchvision:NAME`)")
 
@@ -455,13 +434,9 @@ class ShapesSource(Source):
     """The embedded data set, rendered at `resolution`. Raises UserError for a count that is not positive."""
 
     def __init__(self, count: str, resolution: int) -> None:
-        from sagan.data.shapes import CLASSES
-
         if count and not (count.isascii() and count.isdigit() and len(count) <= 15 and int(count) > 0):
-            raise UserError(
-                f"shapes:{count}: expected shapes:COUNT with a positive number of images, such as shapes:5000"
-            )
-        self._count, self._resolution, self._classes = int(count or DEFAULT_SHAPES), resolution, CLASSES
+            raise UserError(f"shapes:{count}: expected shapes:COUNT with a positive number, such as shapes:5000")
+        self._count, self._resolution = int(count or DEFAULT_SHAPES), resolution
         self.name, self.num_classes = f"shapes:{self._count}", len(CLASSES)
 
     def __len__(self) -> int:
@@ -473,7 +448,7 @@ class ShapesSource(Source):
         return f"{self._count} {hashlib.sha256(b''.join(first)).hexdigest()}"
 
     def class_names(self) -> tuple[str, ...]:
-        return self._classes
+        return CLASSES
 
     def items(self) -> Iterator[Item]:
         for index in range(self._count):
@@ -481,7 +456,5 @@ class ShapesSource(Source):
 
 
 def _render(index: int, resolution: int) -> tuple[Image.Image, int]:
-    from sagan.data.shapes import render
-
     pixels, label, _ = render(index, resolution)
     return Image.fromarray(pixels), label

@@ -1,12 +1,17 @@
-"""Prepared folders: what they give, and that damage is noticed when they are opened."""
+"""Prepared folders, the order of images, and prefetching."""
 
 import json
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sagan.data.dataset import Manifest, PreparedData, is_prepared
+from sagan.data.dataset import Manifest, Prefetcher, PreparedData, indices, is_prepared
 from sagan.data.prepare import prepare
 from sagan.utils.errors import UserError
 
@@ -24,7 +29,6 @@ def refusal(folder: Path) -> str:
 
 
 def test_gather_gives_copies_in_the_order_asked_for(prepared: Path):
-    """Breaks when indices are sorted, repeats dropped, or the file itself is handed out."""
     data = PreparedData.open(prepared)
     wanted = np.array([7, 0, 7, 3])
     images, labels = data.gather(wanted)
@@ -42,7 +46,6 @@ def test_gather_gives_copies_in_the_order_asked_for(prepared: Path):
 
 
 def test_folders_of_something_else(tmp_path: Path, folder: Path):
-    """Breaks when a folder of images, or one with a manifest of another program, passes for prepared."""
     assert not is_prepared(folder)
     (folder / "manifest.json").write_text("{}")
     assert not is_prepared(folder)
@@ -51,7 +54,6 @@ def test_folders_of_something_else(tmp_path: Path, folder: Path):
 
 
 def test_damage_is_noticed(prepared: Path):
-    """Breaks when a truncated copy or edited manifest is first noticed in the middle of training, or never."""
     for name in ("images.npy", "labels.npy"):
         whole = (prepared / name).read_bytes()
         for keep in (len(whole) - 1, 130, 100, 3, 0):
@@ -71,7 +73,6 @@ def test_damage_is_noticed(prepared: Path):
 
 
 def test_damaged_manifests(prepared: Path):
-    """Breaks when a manifest of another version, or with a missing or wrong entry, ends in a traceback."""
     path = prepared / "manifest.json"
     good = json.loads(path.read_text())
     for content, message in (
@@ -88,8 +89,86 @@ def test_damaged_manifests(prepared: Path):
 
 
 def test_manifest_survives_its_file(prepared: Path):
-    """Breaks when a field is written in a form that is not read back."""
     manifest = PreparedData.open(prepared).manifest
     assert Manifest.model_validate_json((prepared / "manifest.json").read_text()) == manifest
     assert manifest.class_names == ("cat", "dog")
     assert manifest.class_counts == (4, 4)
+
+
+def test_every_epoch_holds_each_image_once():
+    order = indices(seed=3, size=7, start=0, count=21).reshape(3, 7)
+    assert order.dtype == np.int64
+    assert [sorted(epoch) for epoch in order.tolist()] == [list(range(7))] * 3
+    assert len({tuple(epoch) for epoch in order.tolist()}) == 3
+
+
+@pytest.mark.parametrize("cuts", [[5], [7], [3, 14], [1, 2, 20], [6, 8, 13, 15]])
+def test_any_cut_gives_the_same_sequence(cuts: list[int]):
+    whole = indices(0, 7, 0, 30)
+    bounds = [0, *cuts, 30]
+    pieces = [indices(0, 7, a, b - a) for a, b in pairwise(bounds)]
+    assert np.array_equal(np.concatenate(pieces), whole)
+
+
+def test_order_is_pinned():
+    pinned = [5, 4, 6, 7, 3, 1, 9, 8, 2, 0]
+    assert indices(0, 10, 0, 10).tolist() == pinned
+    assert indices(1, 10, 0, 10).tolist() != pinned
+
+
+def test_callers_cannot_change_the_order():
+    first = indices(5, 6, 0, 6)
+    first[:] = 0
+    assert sorted(indices(5, 6, 0, 6).tolist()) == list(range(6))
+
+
+def test_results_come_in_order():
+    assert list(Prefetcher(lambda step: step * step, start=3, stop=9)) == [9, 16, 25, 36, 49, 64]
+    assert list(Prefetcher(lambda step: step, start=4, stop=4)) == []
+
+
+def test_fetches_ahead_but_not_further_than_depth():
+    fetched: list[int] = []
+    with Prefetcher(lambda step: fetched.append(step) or step, start=0, stop=100, depth=3) as batches:
+        _wait_for(lambda: len(fetched) == 3)
+        time.sleep(0.02)
+        assert len(fetched) == 3
+        assert next(batches) == 0
+        _wait_for(lambda: len(fetched) == 4)
+
+
+def test_errors_come_in_their_turn_and_end_the_iteration():
+
+    def fetch(step: int) -> int:
+        if step == 2:
+            raise OSError("disk gone")
+        return step
+
+    batches = Prefetcher(fetch, start=0, stop=5)
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(OSError, match="disk gone"):
+        next(batches)
+    assert list(batches) == []
+
+
+def test_close_ends_the_thread():
+    before = threading.active_count()
+    batches = Prefetcher(lambda step: step, start=0, stop=1000)
+    assert next(batches) == 0
+    assert threading.active_count() == before + 1
+    batches.close()
+    assert threading.active_count() == before
+    assert list(batches) == []
+
+
+def test_interpreter_leaves_though_nobody_closed():
+    code = "from sagan.data.dataset import Prefetcher; b = Prefetcher(lambda s: s, 0, 10**9); print(next(b)); exit(5)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (5, "0\n")
+
+
+def _wait_for(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

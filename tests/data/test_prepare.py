@@ -2,15 +2,24 @@
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import sagan
 from PIL import Image
 
 from sagan.config.schema import DataSettings
-from sagan.data.prepare import ensure_prepared, prepare, prepare_command
+from sagan.data.dataset import PreparedData
+from sagan.data.prepare import ensure_prepared, prepare
 from sagan.utils.errors import UserError
+from sagan.utils.io import TEMPORARY
+
+PREPARE = "import sys; from sagan.data.prepare import prepare; prepare(sys.argv[1], sys.argv[2], 32)"
 
 
 @pytest.fixture
@@ -29,7 +38,6 @@ def refusal(source: Path | str, out: Path, **options) -> str:
 
 
 def test_pixels_labels_and_manifest(folder: Path, out: Path):
-    """Breaks when images and labels lose their order, or the hash covers anything but their bytes."""
     data = prepare(str(folder), out, 64, resize="squash")
     for i, (name, k) in enumerate((name, k) for name in ("cat", "dog") for k in range(4)):
         with Image.open(folder / name / f"{k}.png") as image:
@@ -44,12 +52,11 @@ def test_pixels_labels_and_manifest(folder: Path, out: Path):
     assert str(folder.parent) not in (out / "manifest.json").read_text() + (out / "report.json").read_text()
     assert np.array_equal(np.load(out / "images.npy"), data.images)
     with Image.open(out / "contact_sheet.png") as sheet:
-        assert sheet.size[1] == 2 * 64
+        assert sheet.size[1] == 2 + 2 * (64 + 2)
     assert _listing(out.parent) == ["prepared"]
 
 
 def test_same_bytes_every_time(folder: Path, out: Path, tmp_path: Path):
-    """Breaks when the order of the threads shows in the result."""
     for i in range(100):
         Image.new("RGB", (40 + i, 40), (i, 0, 0)).save(folder / "cat" / f"x{i}.png")
     first = prepare(str(folder), out, 32)
@@ -59,7 +66,6 @@ def test_same_bytes_every_time(folder: Path, out: Path, tmp_path: Path):
 
 
 def test_a_second_time_does_nothing(folder: Path, out: Path):
-    """Breaks when data are prepared again, or when a changed source goes unnoticed."""
     said: list[str] = []
     prepare(str(folder), out, 32, report=said.append)
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -70,7 +76,6 @@ def test_a_second_time_does_nothing(folder: Path, out: Path):
 
 
 def test_what_is_there_is_never_replaced(folder: Path, out: Path, tmp_path: Path):
-    """Breaks when a folder of the user's, or another preparation, is overwritten."""
     prepare(str(folder), out, 32)
     assert "with resolution 32, not 64" in refusal(folder, out, resolution=64)
     assert "with resize crop, not squash" in refusal(folder, out, resize="squash")
@@ -89,15 +94,12 @@ def test_what_is_there_is_never_replaced(folder: Path, out: Path, tmp_path: Path
 
 
 def test_settings_that_do_not_exist(folder: Path, out: Path):
-    """Breaks when a wrong option is noticed after an hour of work, or not at all."""
     assert "32, 64, 128, 256" in refusal(folder, out, resolution=48)
-    assert "crop, squash" in refusal(folder, out, resize="stretch")
     assert "num_classes is 3, but" in refusal(folder, out, num_classes=3)
     assert not out.parent.exists()
 
 
 def test_unusable_images_are_refused_by_name_or_left_out(folder: Path, out: Path, photo):
-    """Breaks when one bad file is passed over in silence, or when leaving it out shifts the labels."""
     (folder / "cat" / "1.png").write_text("not a picture")
     photo(1).save(folder / "dog" / "0.png", save_all=True, append_images=[photo(2)])
     (folder / "cow").mkdir()
@@ -123,7 +125,6 @@ def test_unusable_images_are_refused_by_name_or_left_out(folder: Path, out: Path
 
 
 def test_nothing_useful_left(folder: Path, out: Path):
-    """Breaks when --skip-bad leaves an empty array, or one class that looks like a conditional set."""
     for i in range(4):
         (folder / "cat" / f"{i}.png").write_text("")
     assert "only one class is left, dog" in refusal(folder, out, skip_bad=True)
@@ -131,12 +132,11 @@ def test_nothing_useful_left(folder: Path, out: Path):
 
 
 def test_report_of_the_doctor(folder: Path, out: Path, photo, capsys: pytest.CaptureFixture[str]):
-    """Breaks when a finding does not reach the report, or --json puts anything else on stdout."""
     (folder / "dog" / "copy.png").write_bytes((folder / "cat" / "0.png").read_bytes())
     photo(9).convert("CMYK").save(folder / "cat" / "print.jpg")
     photo(8, (20, 20)).save(folder / "cat" / "small.png")
     (folder / "notes.txt").write_text("")
-    prepare_command(str(folder), out, 32, "crop", False, True)
+    assert sagan("prepare", folder, "--out", out, "--json") == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
     assert report["images"] == 11
@@ -150,12 +150,11 @@ def test_report_of_the_doctor(folder: Path, out: Path, photo, capsys: pytest.Cap
         "not_images": {"count": 1, "examples": ["notes.txt"]},
     }
     assert "1 CMYK, converted to RGB: cat/print.jpg" in captured.err
-    prepare_command(str(folder), out, 32, "crop", False, False)
+    assert sagan("prepare", folder, "--out", out) == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
 def test_npz_and_flat_folder(folder: Path, out: Path, tmp_path: Path):
-    """Breaks when data without labels get classes, or an npz is read in another order than written."""
     assert prepare(str(folder / "cat"), out, 32).manifest.num_classes == 0
     images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
     labels = np.arange(50) % 5
@@ -167,12 +166,10 @@ def test_npz_and_flat_folder(folder: Path, out: Path, tmp_path: Path):
 
 
 def test_disk_that_is_too_small(tmp_path: Path, out: Path):
-    """Breaks when the disk is filled before it is found too small."""
     assert "GB are free" in refusal("shapes:999999999999", out, resolution=256)
 
 
 def test_training_prepares_what_is_not_prepared(folder: Path, tmp_path: Path):
-    """Breaks when a run prepares again, into the wrong place, or stale data after the source has changed."""
     said: list[str] = []
     settings = DataSettings(source=str(folder), resolution=32)
     first = ensure_prepared(settings, tmp_path / "cache", report=said.append)
@@ -189,7 +186,6 @@ def test_training_prepares_what_is_not_prepared(folder: Path, tmp_path: Path):
 
 
 def test_training_on_data_that_do_not_fit(folder: Path, tmp_path: Path):
-    """Breaks when another resolution or number of classes than the config's is trained on."""
     prepared = str(prepare(str(folder), tmp_path / "prepared", 32).folder)
     for settings, message in (
         (DataSettings(), "data.source is not set"),
@@ -204,9 +200,61 @@ def test_training_on_data_that_do_not_fit(folder: Path, tmp_path: Path):
     assert ensure_prepared(DataSettings(source=prepared, num_classes=0)).manifest.num_classes == 2
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_work_leaves_nothing_that_hurts(out: Path, signum: signal.Signals):
+    process = _start("shapes:1000000", out)
+    _wait_for(lambda: any(path.name.startswith(TEMPORARY) for path in out.parent.glob(".*")))
+    process.send_signal(signum)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert not out.exists()
+    if signum == signal.SIGINT:
+        assert _listing(out.parent) == []
+    prepare("shapes:16", out, 32)
+    assert _listing(out.parent) == ["prepared"]
+
+
+def test_two_at_once_do_the_work_once(out: Path):
+    processes = [_start("shapes:2000", out) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert sum("already prepared" in text for text in errors) == 1
+    assert sum("waiting" in text for text in errors) >= 1
+    assert _listing(out.parent) == ["prepared"]
+    assert len(PreparedData.open(out)) == 2000
+
+
+def test_memory_stays_flat(tmp_path: Path, out: Path):
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((50, 1024, 1024, 3), np.uint8))
+    code = (
+        "import resource, sys; from sagan.data.prepare import prepare\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "prepare(sys.argv[1], sys.argv[2], 32)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "a.npz"), str(out)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) < 100
+
+
+def _start(source: str, out: Path) -> subprocess.Popen[str]:
+    """A background job of a script ignores Ctrl-C, and so would its children; a user's command does not."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PREPARE, source, str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+def _wait_for(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.assets
 def test_cifar10_is_stored_byte_for_byte(assets: Path, out: Path):
-    """Breaks when real PNG files are altered, mislabelled or reordered."""
     root = assets / "cifar10" / "test"
     data = prepare(str(root), out, 32, num_classes=10)
     names = sorted(path.name for path in root.iterdir())

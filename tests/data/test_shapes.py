@@ -32,7 +32,6 @@ def chroma(images: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_an_image_depends_on_seed_and_index_alone(resolution: int) -> None:
-    """Fails when an image depends on how many are rendered with it, or on its place in a chunk."""
     images, labels = render_many(20, resolution, seed=3)
     assert images.shape == (20, resolution, resolution, 3)
     assert images.dtype == np.uint8
@@ -46,19 +45,16 @@ def test_an_image_depends_on_seed_and_index_alone(resolution: int) -> None:
 
 
 def test_chunks_do_not_show() -> None:
-    """Fails when the second chunk of a long rendering differs from single images."""
     images, _ = render_many(1100, 16)
     assert np.array_equal(images[1099], render(1099, 16)[0])
 
 
 def test_the_bytes_are_fixed() -> None:
-    """Fails when the scenes or the drawing change: published figures would then be of another data set."""
     digest = hashlib.sha256(render_many(64, 32)[0].tobytes()).hexdigest()
     assert digest == "17de97c2542c307fc3e237a502689e54cbee3894866e7d5dfb3a4c4aa37cae16"
 
 
 def test_classes_are_balanced_exactly() -> None:
-    """Fails when labels are drawn at random, or do not name a class."""
     assert len(CLASSES) >= 4
     _, labels = render_many(40, 16)
     assert np.bincount(labels).tolist() == [40 // len(CLASSES)] * len(CLASSES)
@@ -66,7 +62,6 @@ def test_classes_are_balanced_exactly() -> None:
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_objects_keep_to_their_halves(resolution: int) -> None:
-    """Fails when an object reaches into the margin at the border or at the middle, so that objects could touch."""
     half, margin = resolution // 2, int(MARGIN * resolution)
     for index in range(200):
         left, right = object_masks(placement(index), resolution)
@@ -79,7 +74,6 @@ def test_objects_keep_to_their_halves(resolution: int) -> None:
 
 
 def test_masks_are_where_the_colour_is() -> None:
-    """Fails when placement and drawing disagree: attention to the partner would be measured in the wrong place."""
     for index in range(40):
         image, _, where = render(index, 64)
         masks = object_masks(where, 64)
@@ -94,7 +88,6 @@ def test_masks_are_where_the_colour_is() -> None:
 
 
 def test_both_objects_have_the_hue_of_the_scene_and_the_background_is_nearly_grey() -> None:
-    """Fails when the objects' colours differ, or a background could be taken for an object."""
     for index in range(40):
         image, _, where = render(index, 128)
         masks = object_masks(where, 128)
@@ -106,7 +99,6 @@ def test_both_objects_have_the_hue_of_the_scene_and_the_background_is_nearly_gre
 
 
 def test_a_scene_is_the_same_at_every_resolution() -> None:
-    """Fails when a random draw or a length depends on the resolution."""
     small = render_many(12, 64)[0].astype(float)
     large = render_many(12, 256)[0].astype(float).reshape(12, 64, 4, 64, 4, 3).mean((2, 4))
     assert np.abs(small - large).mean() < 0.5
@@ -114,7 +106,6 @@ def test_a_scene_is_the_same_at_every_resolution() -> None:
 
 
 def test_outlines_are_antialiased() -> None:
-    """Fails when a pixel is either object or background: a disc then has two chromas only."""
     image, label, _ = render(CLASSES.index("disc"), 64)
     assert label == CLASSES.index("disc")
     values = chroma(image)
@@ -123,7 +114,6 @@ def test_outlines_are_antialiased() -> None:
 
 
 def test_what_varies_spreads_over_its_whole_range() -> None:
-    """Fails when hue, height, size or side-to-side place stop varying, or left and right follow each other."""
     many = scenes(range(4000))
     hues = np.bincount((many.hues / 30).astype(int), minlength=12) / 4000
     assert np.abs(hues - 1 / 12).max() < 0.02
@@ -144,7 +134,6 @@ def test_what_varies_spreads_over_its_whole_range() -> None:
 
 
 def test_hue_survives_the_round_trip() -> None:
-    """Fails when either conversion has a sextant wrong."""
     hues = np.arange(0, 360, 7.5)
     back = rgb_to_hue(hue_to_rgb(hues, SATURATION, VALUE))
     assert np.abs((back - hues + 180) % 360 - 180).max() < 1e-3
@@ -153,6 +142,5 @@ def test_hue_survives_the_round_trip() -> None:
 
 @pytest.mark.parametrize("call", [lambda: render(-1, 32), lambda: render(0, 33), lambda: render_many(0, 32)])
 def test_what_cannot_be_drawn_is_refused(call) -> None:
-    """Fails when a wrong count, index or resolution gives an image, or a message that does not say what is right."""
     with pytest.raises(UserError, match="shapes: "):
         call()

@@ -61,8 +61,6 @@ def saved(written: Path, tmp_path: Path) -> Path:
 
 
 def test_round_trip_to_the_bit(trained: GAN, saved: Path) -> None:
-    """Breaks when a tensor, a moment of Adam, its count or its settings is lost or rounded: the next update, too, must
-    be the same one."""
     trained = copy.deepcopy(trained)
     other = tiny_gan(tiny_config("seed=1", "optim.generator.lr=0.5"), dtype=torch.float32)
     progress = load_checkpoint(saved / "checkpoints" / "00000005", other)
@@ -74,7 +72,6 @@ def test_round_trip_to_the_bit(trained: GAN, saved: Path) -> None:
 
 
 def test_equal_runs_write_equal_bytes(trained: GAN, tmp_path: Path) -> None:
-    """Breaks when a date, a path or an order that is not fixed gets into the files."""
     for name in ("a", "b"):
         save_checkpoint(tmp_path / name, copy.deepcopy(trained), Progress(1))
     for file in (tmp_path / "a").iterdir():
@@ -82,7 +79,6 @@ def test_equal_runs_write_equal_bytes(trained: GAN, tmp_path: Path) -> None:
 
 
 def test_nothing_is_pickled(written: Path) -> None:
-    """Breaks when a checkpoint holds anything that executes when read: it is safetensors and JSON alone."""
     files = sorted((written / "checkpoints" / "00000005").iterdir())
     assert [path.name for path in files if path.suffix == ".safetensors"] == TENSORS
     for path in files:
@@ -94,8 +90,6 @@ def test_nothing_is_pickled(written: Path) -> None:
 
 @pytest.mark.parametrize("place", [0, 0.02, 0.3, 0.5, 0.9, 0.999])
 def test_one_flipped_bit_is_noticed(written: Path, tmp_path: Path, place: float) -> None:
-    """Breaks when a damaged file, state.json included (a wrong step or rate would be gone on with), is taken for whole:
-    the one before is used and the problem named."""
     for file in sorted((written / "checkpoints" / "00000005").iterdir()):
         run = tmp_path / file.name
         shutil.copytree(written, run)
@@ -111,7 +105,6 @@ def test_one_flipped_bit_is_noticed(written: Path, tmp_path: Path, place: float)
 @pytest.mark.parametrize("file", [*TENSORS, "state.json"])
 @pytest.mark.parametrize("cut", ["truncated", "empty", "missing"])
 def test_a_cut_or_missing_file_is_noticed(saved: Path, file: str, cut: str) -> None:
-    """Breaks when what a full disk or a copy broken off leaves behind is loaded, or ends in a traceback."""
     path = saved / "checkpoints" / "00000005" / file
     content = path.read_bytes()
     path.unlink()
@@ -126,13 +119,11 @@ def test_a_cut_or_missing_file_is_noticed(saved: Path, file: str, cut: str) -> N
 
 @pytest.mark.parametrize("content", ["{}", "[]", "null", '{"sha256": {}}', '{"sha256": []}', '{"sha256": {"a": 1}}'])
 def test_a_state_that_is_something_else(saved: Path, content: str) -> None:
-    """Breaks when a state.json that is whole JSON but no state ends in a traceback or passes."""
     (saved / "checkpoints" / "00000005" / "state.json").write_text(content)
     assert newest_whole_checkpoint(saved)[0] == saved / "checkpoints" / "00000003"
 
 
 def test_all_damaged(saved: Path) -> None:
-    """Breaks when no whole checkpoint is one after all, or a problem goes unnamed."""
     for folder in list_checkpoints(saved):
         (folder / "generator.safetensors").unlink()
     folder, problems = newest_whole_checkpoint(saved)
@@ -152,7 +143,6 @@ def test_all_damaged(saved: Path) -> None:
     ],
 )
 def test_another_architecture_is_refused(written: Path, trained: GAN, override: str, problem: str) -> None:
-    """Breaks when a checkpoint of other networks is loaded in part, or the message names no tensor."""
     gan = tiny_gan(tiny_config(override), dtype=torch.float32)
     with pytest.raises(UserError, match=problem) as caught:
         load_checkpoint(written / "checkpoints" / "00000005", gan)
@@ -169,7 +159,6 @@ def steps_in(run: Path) -> list[int]:
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
-    """Breaks when pruning removes the best, a new one, or anything else; or leaves what a killed run half wrote."""
     for step in (10, 20, 30, 40, 100, 9000):
         (tmp_path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
     (tmp_path / "checkpoints" / ".partial-1234-00000050").mkdir()
@@ -203,8 +192,6 @@ except OSError as error:
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    """Breaks when a save that cannot finish damages the last checkpoint, leaves rubbish that fills the disk further, or
-    hides from the command line that the disk is full (an OSError with ENOSPC)."""
     mounted = f'mount -t tmpfs -o size=4m none {tmp_path} && exec "$0" "$@"'
     probe = ["unshare", "--mount", "--map-root-user", "sh", "-c", mounted]
     try:
@@ -217,7 +204,6 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_grow_leaves_the_checkpoint_before(saved: Path, trained: GAN) -> None:
-    """Breaks as above, where no disk can be mounted: the size of files is limited instead."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))

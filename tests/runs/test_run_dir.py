@@ -34,13 +34,11 @@ def refusal(run: Path, *overrides: str, about: dict | None = None) -> str:
 
 
 def test_a_new_folder_gets_config_and_origin(run: Path) -> None:
-    """Breaks when a run does not record what it computes and on what."""
     assert load_config(run / "config.yaml") == tiny_config()
     assert read_json(run / "run.json") == ABOUT
 
 
 def test_the_same_settings_open_it_again(run: Path) -> None:
-    """Breaks when a resume is refused, or changes the record."""
     before = (run / "config.yaml").read_bytes()
     open_run(run, tiny_config(), ABOUT)
     assert (run / "config.yaml").read_bytes() == before
@@ -67,7 +65,6 @@ def test_the_same_settings_open_it_again(run: Path) -> None:
     ],
 )
 def test_settings_that_change_results_are_refused(run: Path, override: str) -> None:
-    """Breaks when a run goes on with settings that it was not begun with, or the message does not show old and new."""
     message = refusal(run, override)
     assert len(message.splitlines()) <= 5
     assert str(run) in message
@@ -75,7 +72,6 @@ def test_settings_that_change_results_are_refused(run: Path, override: str) -> N
 
 
 def test_the_difference_is_shown(run: Path) -> None:
-    """Breaks when the user cannot see what to undo; or many differences fill the screen."""
     assert "  optim.generator.lr: 0.001 in the run, 0.5 now" in refusal(run, "optim.generator.lr=0.5").splitlines()
     many = refusal(run, "data.resolution=64", "seed=1", "data.flip=true", "loss.r1=1", "optim.d_steps=2")
     assert len(many.splitlines()) <= 5
@@ -98,14 +94,11 @@ def test_the_difference_is_shown(run: Path) -> None:
     ],
 )
 def test_harmless_settings_may_change(run: Path, override: str) -> None:
-    """Breaks when a run must be begun anew to log more often, to go on for longer, or because its data moved; the
-    record follows."""
     open_run(run, tiny_config(override), ABOUT)
     assert load_config(run / "config.yaml") == tiny_config(override)
 
 
 def test_more_steps_are_refused_where_a_schedule_depends_on_them(tmp_path: Path) -> None:
-    """Breaks when learning rates jump because the end of their decay was moved."""
     open_run(tmp_path / "run", tiny_config("optim.decay=linear"), ABOUT)
     (tmp_path / "run" / "checkpoints").mkdir()
     message = refusal(tmp_path / "run", "optim.decay=linear", "training.steps=7")
@@ -113,7 +106,6 @@ def test_more_steps_are_refused_where_a_schedule_depends_on_them(tmp_path: Path)
 
 
 def test_other_data_is_refused(run: Path) -> None:
-    """Breaks when a run goes on with other images at the same place."""
     message = refusal(run, about={**ABOUT, "content_hash": "cd" * 32})
     assert "abababababab" in message
     assert "cdcdcdcdcdcd" in message
@@ -121,7 +113,6 @@ def test_other_data_is_refused(run: Path) -> None:
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
-    """Breaks when --out on a folder of photographs fills it with a run."""
     (tmp_path / "holiday.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"holiday\.jpg"):
         open_run(tmp_path, tiny_config(), ABOUT)
@@ -129,7 +120,6 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_else_lies_in_a_run_is_no_obstacle(run: Path) -> None:
-    """Breaks when a note, a nohup.out or samples that were drawn into the run's folder stop its resume."""
     (run / "notes.txt").write_text("looks good")
     (run / "sampled").mkdir()
     open_run(run, tiny_config(), ABOUT)
@@ -137,8 +127,6 @@ def test_what_else_lies_in_a_run_is_no_obstacle(run: Path) -> None:
 
 @pytest.mark.parametrize("left", [["run.json"], ["run.json", "config.yaml"], ["run.json", "config.yaml", "log.jsonl"]])
 def test_a_run_without_a_checkpoint_binds_nobody(tmp_path: Path, left: list[str]) -> None:
-    """Breaks when a start that was refused, or killed before it wrote all its records, keeps its folder for settings
-    that never trained."""
     open_run(tmp_path, tiny_config(), ABOUT)
     (tmp_path / "log.jsonl").write_text("")
     for name in {"run.json", "config.yaml", "log.jsonl"} - set(left):
@@ -149,7 +137,6 @@ def test_a_run_without_a_checkpoint_binds_nobody(tmp_path: Path, left: list[str]
 
 
 def test_a_finished_run_without_checkpoints_still_binds(run: Path) -> None:
-    """Breaks when a run whose checkpoints were removed to save space is overwritten by other settings."""
     (run / "checkpoints" / "00000001").rmdir()
     (run / "checkpoints").rmdir()
     (run / "snapshots" / "00000006").mkdir(parents=True)
@@ -159,7 +146,6 @@ def test_a_finished_run_without_checkpoints_still_binds(run: Path) -> None:
 @pytest.mark.parametrize("name", ["config.yaml", "run.json"])
 @pytest.mark.parametrize("content", ["{", "[]", None])
 def test_damaged_records_are_named(run: Path, name: str, content: str | None) -> None:
-    """Breaks when a damaged or missing record ends in a traceback, or is made anew from what the command says."""
     if content is None:
         (run / name).unlink()
     else:
@@ -169,8 +155,6 @@ def test_damaged_records_are_named(run: Path, name: str, content: str | None) ->
 
 
 def test_final_snapshot(run: Path) -> None:
-    """Breaks when a run is called finished before its last step, without its last checkpoint, or never; checkpoints
-    that were removed to save space are not missed."""
     last = run / "snapshots" / "00000006"
     assert final_snapshot(run, 6) is None
     last.mkdir(parents=True)
@@ -183,8 +167,6 @@ def test_final_snapshot(run: Path) -> None:
 
 
 def test_the_weights_that_a_run_began_from_are_its_own(tmp_path: Path) -> None:
-    """Breaks when a run that has begun is told to begin from other weights and goes on without a word, or when going on
-    without the option loses the record of where it came from."""
     folder, origin = tmp_path / "run", "training.init_from=runs/first"
     open_run(folder, tiny_config(origin), ABOUT)
     (folder / "checkpoints").mkdir()
@@ -196,7 +178,6 @@ def test_the_weights_that_a_run_began_from_are_its_own(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_is_removed(run: Path) -> None:
-    """Breaks when what was half-written stays for ever and fills the disk, or when anything else goes with it."""
     kept = {"log.jsonl", "samples/00000001.png", "samples/.hidden", "checkpoints/00000001/state.json"}
     left = {".partial-1-log.jsonl", "samples/.partial-2-00000002.png",
             "checkpoints/.partial-3-00000002/state.json", "snapshots/.partial-4-00000002/config.json"}  # fmt: skip
@@ -212,7 +193,6 @@ def test_what_a_kill_left_is_removed(run: Path) -> None:
 
 
 def test_one_process_at_a_time(run: Path) -> None:
-    """Breaks when two processes write one run; the lock must go with its holder, however that ends."""
     command = [sys.executable, "-c", "import sys; from pathlib import Path; from sagan.runs.run_dir import lock_run\n"
                "with lock_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()", str(run)]  # fmt: skip
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -248,8 +228,6 @@ for _ in range(300):
 
 
 def test_a_new_folder_is_locked_by_one(tmp_path: Path) -> None:
-    """Breaks when two processes can hold a folder that neither found there, or one that wrote nothing takes it from
-    under another one."""
     place = tmp_path / "new"
     processes = [
         subprocess.Popen([sys.executable, "-c", LOCKED, str(place)], stdin=-1, stdout=-1, stderr=-1, text=True)
@@ -268,7 +246,6 @@ def test_a_new_folder_is_locked_by_one(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_which_nothing_began_goes_again(tmp_path: Path) -> None:
-    """Breaks when a refused start leaves a folder, removes one that was there before, or one that holds something."""
     with lock_run(tmp_path / "new"):
         pass
     assert [*tmp_path.iterdir()] == []

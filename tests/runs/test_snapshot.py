@@ -37,7 +37,6 @@ def assert_same(found: Generator, expected: Generator) -> None:
 
 
 def test_a_snapshot_is_the_generator_to_the_bit(folder: Path, generator: Generator, tmp_path: Path):
-    """Breaks when a tensor, the settings or the names are lost, or bytes depend on time or place."""
     found = sagan.load_snapshot(folder)
     assert_same(found, generator)
     assert found.class_names == NAMES
@@ -48,7 +47,6 @@ def test_a_snapshot_is_the_generator_to_the_bit(folder: Path, generator: Generat
 
 
 def test_the_hub_conventions(folder: Path, generator: Generator, tmp_path: Path):
-    """Breaks when save_pretrained and from_pretrained do not fit together, or a Hub id is not found in its cache."""
     load_snapshot(folder).save_pretrained(tmp_path / "pretrained")
     assert_same(Generator.from_pretrained(tmp_path / "pretrained"), generator)
     assert (tmp_path / "pretrained" / "README.md").read_text().startswith("---\n")
@@ -64,7 +62,6 @@ def test_the_hub_conventions(folder: Path, generator: Generator, tmp_path: Path)
 
 
 def test_a_run_means_its_newest_snapshot(tmp_path: Path, generator: Generator):
-    """Breaks when steps are compared as they were written, or a half-written folder is taken."""
     with pytest.raises(UserError, match="no snapshot yet"):
         newest_snapshot(tmp_path)
     (tmp_path / "snapshots").mkdir()
@@ -79,7 +76,6 @@ def test_a_run_means_its_newest_snapshot(tmp_path: Path, generator: Generator):
 
 
 def test_spectral_norm_must_be_baked(tmp_path: Path):
-    """Breaks when a snapshot could hold weights before their normalisation."""
     raw = build_generator(load_config(None, ["generator.channels=4"]), 4)
     with pytest.raises(AssertionError, match="remove_spectral_norm"):
         save_snapshot(raw, tmp_path / "snapshot")
@@ -87,7 +83,6 @@ def test_spectral_norm_must_be_baked(tmp_path: Path):
 
 
 def test_fingerprint_tells_generators_apart(folder: Path, generator: Generator):
-    """Breaks when two generators with other images have one fingerprint, or one generator has two."""
     assert fingerprint(load_snapshot(folder)) == fingerprint(generator)
     prints = {fingerprint(generator), fingerprint(small_generator("generator.norm_eps=1.0e-3"))}
     with torch.no_grad():
@@ -162,7 +157,6 @@ def not_finite(folder: Path) -> None:
     ids=lambda value: value.__name__ if callable(value) else "",
 )
 def test_a_bad_snapshot_is_refused(folder: Path, damage: Callable[[Path], None], said: str):
-    """Breaks when a damaged or foreign snapshot loads, or its message does not say what is wrong with it."""
     damage(folder)
     with pytest.raises(UserError, match=said) as caught:
         load_snapshot(folder)
@@ -170,6 +164,5 @@ def test_a_bad_snapshot_is_refused(folder: Path, damage: Callable[[Path], None],
 
 
 def test_a_slip_in_a_path_does_not_ask_the_hub(tmp_path: Path):
-    """Breaks when a mistyped path is taken for a Hub id: seconds of retries without a network."""
     with pytest.raises(UserError, match="no such snapshot or run"):
         load_snapshot(tmp_path / "snapsot")

@@ -67,8 +67,6 @@ def part(looks: list[dict[str, float]], begin: float, end: float) -> dict[str, A
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_a_long_run_stays_flat(tmp_path: Path, data: PreparedData) -> None:
-    """Breaks when anything grows with the steps: memory, open files, threads, or the CPU time of a step. The figures
-    are written to flat.json in the folder of the test."""
     run = tmp_path / "run"
     command = [sys.executable, "-c", TRAIN, str(write_config(tmp_path, data)), "--out", str(run)]
     environment, looks = {**os.environ, "OMP_NUM_THREADS": "1"}, []

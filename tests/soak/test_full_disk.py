@@ -54,8 +54,6 @@ def write_config(folder: Path, data: PreparedData) -> Path:
 
 @pytest.mark.timeout(1800)
 def test_a_full_disk_at_every_kind_of_write(tmp_path: Path, disk: Path, data: PreparedData) -> None:
-    """Breaks when a full disk ends in a traceback, leaves anything half-written under its name, or the run cannot go on
-    once there is room: with less and less room each kind of write (checkpoint, snapshot, sheet, log) is hit."""
     config = write_config(tmp_path, data)
     code, said = sagan_train(config, tmp_path / "whole")
     assert code == 0, said
@@ -94,7 +92,6 @@ def check_whole(run: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, disk: Path, data: PreparedData) -> None:
-    """Breaks when a run on a file system that has become read-only ends in a traceback or after long work."""
     config = write_config(tmp_path, data)
     (disk / "run").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)

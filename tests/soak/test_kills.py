@@ -63,8 +63,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, whole: Whole, kills: int, seed: int) -> None:
-    """Breaks when a kill at any moment (in preparing, a step, saving, scoring, drawing) leaves something half-written
-    that is read, loses more than the steps since the last checkpoint, or changes what the run ends with."""
     draw, hit, round_ = random.Random(seed), Counter[str](), 0
     while sum(hit.values()) < kills:
         folder, moments, round_ = tmp_path / f"round-{round_}", list[float](), round_ + 1

@@ -131,25 +131,21 @@ def altered(content: bytes) -> st.SearchStrategy[bytes]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_files(files: Path, name: str) -> None:
-    """Breaks when some damage ends in a traceback, a warning, a long wait, much memory, or a message of many lines."""
     fuzz(files, name, damaged, FAST)
 
 
 @pytest.mark.parametrize("name", JSON)
 def test_altered_json(files: Path, name: str) -> None:
-    """Breaks when a file that is sound JSON, but not what we write, ends in a traceback."""
     fuzz(files, name, altered, FAST)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_files_at_length(files: Path, name: str) -> None:
-    """As `test_damaged_files`, with many more inputs."""
     fuzz(files, name, damaged, SOAK)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", JSON)
 def test_altered_json_at_length(files: Path, name: str) -> None:
-    """As `test_altered_json`, with many more inputs."""
     fuzz(files, name, altered, SOAK)

@@ -105,28 +105,23 @@ def written(tree: Any) -> str:
 
 @pytest.mark.parametrize("name", READERS)
 def test_any_text_is_taken_or_refused(name: str) -> None:
-    """Breaks when some text is neither a value nor one printable line."""
     fuzz_text(name, FAST)
 
 
 def test_any_config_is_taken_or_refused(tmp_path: Path) -> None:
-    """Breaks when some YAML, or what is hardly YAML, is neither a config nor one printable line."""
     fuzz_config(tmp_path / "a.yaml", FAST)
 
 
 def test_any_numbers_are_taken_or_refused() -> None:
-    """Breaks when numbers of `sagan sample` that cannot be meant end in a traceback."""
     fuzz_numbers(FAST)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", READERS)
 def test_any_text_at_length(name: str) -> None:
-    """As above, with many more inputs."""
     fuzz_text(name, SOAK)
 
 
 @pytest.mark.soak
 def test_any_config_at_length(tmp_path: Path) -> None:
-    """As above, with many more inputs."""
     fuzz_config(tmp_path / "a.yaml", SOAK)

@@ -39,7 +39,6 @@ def claiming(path: Path, size: int) -> None:
 
 
 def test_archives_that_lie(tmp_path: Path) -> None:
-    """Breaks when what an archive claims is allocated, or negative sizes pass for positive ones."""
     path = tmp_path / "a.npz"
     huge = 4_000_000_000
     data = npy("(1, 8, 8, 3)", data=bytes(192))
@@ -64,7 +63,6 @@ def test_archives_that_lie(tmp_path: Path) -> None:
 
 
 def test_names_in_archives_reach_no_folder(tmp_path: Path) -> None:
-    """Breaks when an archive is unpacked to disk: names that climb out of a folder would be written."""
     data = npy("(1, 8, 8, 3)", data=bytes(192))
     (tmp_path / "in").mkdir()
     archive(tmp_path / "in" / "a.npz", {"../x.npy": data, "/tmp/x.npy": data, "images.npy": data, "images.npy/y": data})
@@ -74,7 +72,6 @@ def test_names_in_archives_reach_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_an_array_that_is_there_twice(tmp_path: Path) -> None:
-    """Breaks when the header of one array is checked, and the data of its namesake read."""
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
         for count in (5, 2):
             file.writestr("images.npy", npy(f"({count}, 8, 8, 3)", data=bytes(192 * count)))
@@ -84,7 +81,6 @@ def test_an_array_that_is_there_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("read", [load_statistics, read_npz])
 def test_bombs_are_not_unpacked(tmp_path: Path, read: Callable[[Path], object]) -> None:
-    """Breaks when an archive of a few kB is unpacked into gigabytes."""
     path = tmp_path / "a.npz"
     bomb, plain = npy("(70000000,)", data=bytes(70_000_000)), npy("(1,)", data=b"1")
     large = "mu.npy" if read is load_statistics else "images.npy"
@@ -95,7 +91,6 @@ def test_bombs_are_not_unpacked(tmp_path: Path, read: Callable[[Path], object]) 
 
 
 def test_an_array_that_unpacks_well_is_prepared(tmp_path: Path) -> None:
-    """Breaks when pictures that pack well, which are read one by one, are taken for a bomb."""
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((25_000, 32, 32, 3), np.uint8))
     source = NpzSource(tmp_path / "a.npz")
     assert len(source) == 25_000
@@ -104,7 +99,6 @@ def test_an_array_that_unpacks_well_is_prepared(tmp_path: Path) -> None:
 
 
 def test_statistics_say_what_we_write(tmp_path: Path, sound: Path) -> None:
-    """Breaks when a file with a right checksum and odd words ends in a traceback or writes to the terminal."""
     from sagan.evaluation.fid import _digest
 
     with np.load(sound / "statistics.npz", allow_pickle=False) as arrays:

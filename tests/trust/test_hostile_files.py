@@ -58,7 +58,6 @@ YAML = {
 
 @pytest.mark.parametrize("name", YAML)
 def test_hostile_configs(name: str, place: Path) -> None:
-    """Breaks when a short config takes a long time or much memory, runs something, or ends in a traceback."""
     text, says = YAML[name]
     Path("bad.yaml").write_text(text)
     started = time.monotonic()
@@ -68,13 +67,11 @@ def test_hostile_configs(name: str, place: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-32"])
 def test_other_encodings(encoding: str, place: Path) -> None:
-    """Breaks when a config that is not UTF-8 is read as something else, or ends in a traceback."""
     Path("bad.yaml").write_bytes("seed: 1  # für".encode(encoding))
     assert_refused("train bad.yaml --out out", "bad.yaml: not readable: ", place)
 
 
 def test_aliases_still_serve(tmp_path: Path) -> None:
-    """Breaks when YAML's anchors, aliases and merges are refused where they are harmless."""
     (tmp_path / "a.yaml").write_text(
         "optim:\n  generator: &adam {lr: 0.01, betas: [0.5, 0.9]}\n  discriminator: {<<: *adam, lr: 0.02}\n"
     )
@@ -108,7 +105,6 @@ SAFETENSORS = {
 
 @pytest.mark.parametrize("name", SAFETENSORS)
 def test_hostile_safetensors(name: str, place: Path) -> None:
-    """Breaks when a header is believed: memory for what it claims, tensors that share bytes, a traceback."""
     shutil.copytree("snapshot", "bad")
     try:
         Path("bad/model.safetensors").write_bytes(SAFETENSORS[name])
@@ -135,7 +131,6 @@ TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_tensors_of_another_kind(name: str, place: Path) -> None:
-    """Breaks when values are cast silently into ones that mean something else, or torch's warning is all one sees."""
     change, says = TENSORS[name]
     shutil.copytree("snapshot", "bad")
     try:
@@ -164,7 +159,6 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_hostile_snapshot_configs(name: str, place: Path) -> None:
-    """Breaks when a config of a snapshot asks for memory that its tensors do not need, or writes to the terminal."""
     change, says = CONFIGS[name]
     shutil.copytree("snapshot", "bad")
     try:
@@ -182,7 +176,6 @@ def test_hostile_snapshot_configs(name: str, place: Path) -> None:
     ('"' + "x" * (1 << 24) + '"', "holds more than 16384 KiB of text"),
 ])  # fmt: skip
 def test_hostile_json(text: str, says: str, place: Path) -> None:
-    """Breaks when JSON that nests, a number of thousands of digits or a flood of text ends in a traceback."""
     shutil.copytree("data", "bad")
     try:
         Path("bad/manifest.json").write_text(text)
@@ -199,7 +192,6 @@ def test_hostile_json(text: str, says: str, place: Path) -> None:
     ({"format": "x" * 10**6}, "its format is xxx"), ({"x" * 5000: 1}, "not a manifest of prepared data"),
 ])  # fmt: skip
 def test_hostile_manifests(change: dict[str, Any], says: str, place: Path) -> None:
-    """Breaks when a manifest asks for memory, or its names reach the terminal as they are."""
     shutil.copytree("data", "bad")
     try:
         manifest = json.loads(Path("bad/manifest.json").read_text())
@@ -210,7 +202,6 @@ def test_hostile_manifests(change: dict[str, Any], says: str, place: Path) -> No
 
 
 def test_lsun_leaves_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks when a pickle of torchvision's keys is opened, or left for the next call to open."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "_cache_x").write_bytes(b"")
@@ -222,7 +213,6 @@ def test_lsun_leaves_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_config_from_a_pipe(tmp_path: Path) -> None:
-    """Breaks when a config must be a plain file: shells give pipes, as in `sagan train <(…)`."""
     reading, writing = os.pipe()
     os.write(writing, b"seed: 7\n")
     os.close(writing)
@@ -237,7 +227,6 @@ HUB_IDS = ["../x/y", "a/..", "a/../../b", "/etc/passwd", "a/b/c", "https://examp
 
 @pytest.mark.parametrize("name", HUB_IDS)
 def test_what_is_no_hub_id_asks_nobody(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks when a path, a URL or an odd text becomes a request."""
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: pytest.fail("asked the Hub"))
@@ -247,7 +236,6 @@ def test_what_is_no_hub_id_asks_nobody(name: str, place: Path, monkeypatch: pyte
 
 
 def test_the_hub_gives_two_files(monkeypatch: pytest.MonkeyPatch, sound: Path) -> None:
-    """Breaks when anything but config.json and model.safetensors is fetched: code, pickles, whole repositories."""
     import huggingface_hub
 
     asked = []

@@ -70,7 +70,6 @@ def pets(place: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_hostile_images(name: str, pets: Path, place: Path, tmp_path: Path) -> None:
-    """Breaks when an image takes memory or time beyond its kind, hangs, runs something, or is silently misread."""
     make, says = IMAGES[name]
     make(pets / "dog" / "1.png")
     assert_refused(f"prepare {pets} --out out", says, place)
@@ -91,13 +90,11 @@ def test_hostile_images(name: str, pets: Path, place: Path, tmp_path: Path) -> N
 def test_images_with_an_obvious_meaning_are_measured(
     name: str, image: Image.Image, pixel: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """Breaks when evaluation reads a picture otherwise than preparation: 16 bits clipped to white, inverted CMYK."""
     image.save(tmp_path / ("a.tiff" if name == "CMYK" else "a.png"))
     assert from_files(tmp_path).read(np.arange(1))[0, 0, 0].tolist() == list(pixel)
 
 
 def test_links_that_leave_the_folder(pets: Path) -> None:
-    """Breaks when a linked folder or file outside of the data becomes part of it, or links in a circle never end."""
     (pets / "out").symlink_to("/usr")
     (pets / "round").symlink_to("round")
     (pets / "cat" / "up").symlink_to("..")
@@ -112,7 +109,6 @@ def test_links_that_leave_the_folder(pets: Path) -> None:
 
 
 def test_folders_without_end(pets: Path) -> None:
-    """Breaks when a thousand folders in each other end in a traceback."""
     deep = pets / "cat"
     for _ in range(100):
         deep = deep / "a"
@@ -128,7 +124,6 @@ NAMES = [b"\x1b[2J\x1b[31m", b"a\nfine: b", b"\xff\xfe", b"\r", b"\x07", "\u202e
 @pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_names(name: bytes, place: Path, tmp_path: Path) -> None:
-    """Breaks when a name writes to the terminal, or cannot be written into a message or a file at all."""
     root = os.fsencode(tmp_path) + b"/pets"
     for label in (b"cat", name):
         os.makedirs(root + b"/" + label)
@@ -152,20 +147,17 @@ def test_odd_names(name: bytes, place: Path, tmp_path: Path) -> None:
     ("ü…", "ü…"), ("\u202e", "\\u202e"), ("a\n", "a\\n"), ("\x9b2J", "\\x9b2J"), ("a\r\n  b", "a\\r\n  b"),
 ])  # fmt: skip
 def test_messages_are_fit_for_a_terminal(message: str, shown: str) -> None:
-    """Breaks when a name from a file can move the cursor, colour, clear, or pretend to be a line of ours."""
     assert str(UserError(message)) == shown
     assert all(escaped(line).isprintable() for line in message.split("\n"))
 
 
 def test_messages_end() -> None:
-    """Breaks when a value of a megabyte is printed whole; the end, which says what would be right, must stay."""
     message = str(UserError(f"a: {'x' * 10**6} is wrong; take y"))
     assert len(message) < 1600
     assert message.endswith("is wrong; take y")
 
 
 def test_no_such_user(place: Path) -> None:
-    """Breaks when ~NAME of nobody ends in a traceback."""
     with pytest.raises(UserError, match="no such user here"):
         expand_home("~nobody-by-this-name/data")
     assert_refused("prepare '~nobody-by-this-name/data' --out out", "no such user here", place)

@@ -53,13 +53,11 @@ def calls() -> dict[str, list[tuple[str, str]]]:
 
 
 def test_every_reader_is_known(calls: dict[str, list[tuple[str, str]]]) -> None:
-    """Breaks when a file begins, or ceases, to read something: then the table, the traps and the fuzzing follow."""
     found = {path: {name for name, _ in made} & READING for path, made in calls.items()}
     assert {path: names for path, names in found.items() if names} == KNOWN
 
 
 def test_readers_are_called_safely(calls: dict[str, list[tuple[str, str]]]) -> None:
-    """Breaks when a pickle is allowed where NumPy or torch would open one, or Pillow may take any decoder it has."""
     wrong = [
         source
         for path, made in calls.items()
@@ -70,7 +68,6 @@ def test_readers_are_called_safely(calls: dict[str, list[tuple[str, str]]]) -> N
 
 
 def test_nothing_imports_an_unpickler() -> None:
-    """Breaks when a file imports pickle or its kin."""
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):

@@ -147,7 +147,6 @@ READERS = [
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_a_pickle_is_never_run(reader: Reader, place: Path) -> None:
-    """Breaks when a reader unpickles, ends in a traceback, is silent, or something is written before it is found."""
     register_standin()
     if reader.copy is not None:
         shutil.copytree(*reader.copy)
@@ -168,7 +167,6 @@ def test_a_pickle_is_never_run(reader: Reader, place: Path) -> None:
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_the_traps_would_spring(protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks when the tests above prove nothing: whoever does unpickle makes the folder."""
     import pickle
 
     monkeypatch.chdir(tmp_path)
@@ -181,7 +179,6 @@ def test_the_traps_would_spring(protocol: int, tmp_path: Path, monkeypatch: pyte
 
 
 def test_checkpoints_with_right_checksums(place: Path) -> None:
-    """Breaks when a checksum, which whoever plants a file can write, is all that stands before a pickle."""
     shutil.copytree("run", "run_trap")
     traps.checkpoint(Path(f"run_trap/checkpoints/{STEP}"), "average.safetensors")
     try:
@@ -192,7 +189,6 @@ def test_checkpoints_with_right_checksums(place: Path) -> None:
 
 
 def test_caches_are_made_anew(place: Path) -> None:
-    """Breaks when features that somebody planted in a cache run, or are believed."""
     folder = place / "home/.cache/sagan/features/x"
     (folder / "partial").mkdir(parents=True)
     for name in ("statistics.npz", "features.npy", "features.json", "partial/00000000-00000003.npz"):
@@ -204,7 +200,6 @@ def test_caches_are_made_anew(place: Path) -> None:
 
 
 def test_cifar_is_opened_by_its_checksum_alone(place: Path) -> None:
-    """Breaks when torchvision unpickles the files of CIFAR without having compared their MD5."""
     folder = place / "home/.cache/sagan/torchvision" / CIFAR10.base_folder
     folder.mkdir(parents=True, exist_ok=True)
     for name in [*(name for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list)), CIFAR10.meta["filename"]]:

@@ -18,7 +18,6 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def test_to_uint8_gives_every_value_the_same_share():
-    """Breaks with another factor, offset, rounding or order of axes."""
     values = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
     images = torch.zeros(1, 3, 1, 5)
     images[0, 1, 0] = values
@@ -30,7 +29,6 @@ def test_to_uint8_gives_every_value_the_same_share():
 
 
 def test_png_is_lossless_and_says_nothing_but_the_image(tmp_path: Path):
-    """Breaks when a PNG carries a date or the name of a program, or loses a value."""
     image = noise(9, 7, 3)
     for name in ("a.png", "b.png"):
         save_png(tmp_path / name, image)
@@ -44,7 +42,6 @@ def test_png_is_lossless_and_says_nothing_but_the_image(tmp_path: Path):
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path):
-    """Breaks when a PNG is written in place: a full disk would leave half a file."""
     save_png(tmp_path / "a.png", noise(4, 4, 3))
     before = (tmp_path / "a.png").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -59,7 +56,6 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path):
 
 
 def test_sheet_places_every_image():
-    """Breaks when rows and columns are exchanged, a border is missing, or the last row must be full."""
     images = noise(5, 4, 6, 3)
     laid_out = image_grid(images, columns=3, scale=2, border=1)
     assert laid_out.shape == (2 * 9 + 1, 3 * 13 + 1, 3)
@@ -73,7 +69,6 @@ def test_sheet_places_every_image():
 
 
 def test_names_stand_before_their_rows():
-    """Breaks when a name is drawn over the images, beside another row, or cut off."""
     plain = image_grid(np.full((6, 32, 32, 3), 128, np.uint8), columns=3)
     named = name_rows(plain, ["x", "a rather long name"])
     margin = named.shape[1] - plain.shape[1]
@@ -85,7 +80,6 @@ def test_names_stand_before_their_rows():
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_animation(tmp_path: Path, suffix: str):
-    """Breaks when frames are lost, out of order, or of another size (36 is no multiple of 16)."""
     frames = np.repeat(np.linspace(20, 230, 6).astype(np.uint8), 36 * 36 * 3).reshape(6, 36, 36, 3)
     save_animation(tmp_path / f"a{suffix}", frames, fps=20)
     found = imageio.imread(tmp_path / f"a{suffix}", plugin="pillow" if suffix == ".gif" else "FFMPEG")
@@ -95,7 +89,6 @@ def test_animation(tmp_path: Path, suffix: str):
 
 
 def test_an_unknown_animation_is_refused(tmp_path: Path):
-    """Breaks when a format that was not asked for is written."""
     with pytest.raises(UserError, match=r"\.gif or \.mp4"):
         save_animation(tmp_path / "a.avi", noise(2, 8, 8, 3), fps=20)
     assert not list(tmp_path.iterdir())

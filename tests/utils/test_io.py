@@ -15,7 +15,6 @@ def names(folder: Path) -> list[str]:
 
 
 def test_atomic_file_appears_whole(tmp_path: Path) -> None:
-    """Breaks when a reader can see a file that is being written, or its folder is not made."""
     path = tmp_path / "new" / "a.txt"
     with atomic_file(path) as temporary:
         temporary.write_text("half")
@@ -27,7 +26,6 @@ def test_atomic_file_appears_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_atomic_file_that_fails_leaves_the_old_one(tmp_path: Path, error: type[BaseException]) -> None:
-    """Breaks when a failure, Ctrl-C included, damages what was there or leaves rubbish."""
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -43,7 +41,6 @@ def test_atomic_file_that_fails_leaves_the_old_one(tmp_path: Path, error: type[B
 
 
 def test_atomic_folder_replaces_the_old_one(tmp_path: Path) -> None:
-    """Breaks when files of the old folder survive in the new one, or the old one stays beside it."""
     path = tmp_path / "00000001"
     for content in ("old", "new"):
         with atomic_folder(path) as temporary:
@@ -55,7 +52,6 @@ def test_atomic_folder_replaces_the_old_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_atomic_folder_that_fails_leaves_the_old_one(tmp_path: Path, error: type[BaseException]) -> None:
-    """Breaks when a checkpoint that cannot be finished takes the place of the one before."""
     path = tmp_path / "00000001"
     with atomic_folder(path) as temporary:
         (temporary / "a").write_text("old")
@@ -72,7 +68,6 @@ def test_atomic_folder_that_fails_leaves_the_old_one(tmp_path: Path, error: type
 
 
 def test_json_round_trip_and_stable_bytes(tmp_path: Path) -> None:
-    """Breaks when equal content gives other bytes (snapshots promise reproducible ones)."""
     write_json(tmp_path / "a", {"b": [1, 0.1, None], "a": "ü"})
     write_json(tmp_path / "b", {"a": "ü", "b": [1, 0.1, None]})
     assert read_json(tmp_path / "a") == {"b": [1, 0.1, None], "a": "ü"}
@@ -81,14 +76,12 @@ def test_json_round_trip_and_stable_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe", b"nope"], ids=["empty", "cut", "binary", "text"])
 def test_damaged_json_is_the_users_to_know(tmp_path: Path, content: bytes) -> None:
-    """Breaks when a damaged file ends in a traceback, or the message does not name it."""
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
 
 
 def test_lines_are_appended(tmp_path: Path) -> None:
-    """Breaks when a line overwrites the others or spreads over two."""
     for step in (1, 2):
         append_json_line(tmp_path / "new" / "log.jsonl", {"step": step, "text": "a\nb"})
     lines = (tmp_path / "new" / "log.jsonl").read_text().splitlines()
@@ -97,14 +90,12 @@ def test_lines_are_appended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inside", ["", "inner", "inner/most"])
 def test_a_file_where_a_folder_is_wanted(tmp_path: Path, inside: str) -> None:
-    """Breaks when --out on or below a file ends in a traceback."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"is a file|not a folder"):
         make_folder(tmp_path / "file" / inside)
 
 
 def test_sha256(tmp_path: Path) -> None:
-    """Breaks when blocks are skipped or hashed twice: the file is longer than one."""
     content = bytes(range(256)) * 8192 + b"end"
     (tmp_path / "a").write_bytes(content)
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()

@@ -23,7 +23,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_piped_work_writes_a_line_every_five_seconds(clock: list[float], capsys: pytest.CaptureFixture[str]):
-    """Breaks when a log fills with a line an item, or long work stays silent."""
     for _ in track(range(20), 20, "reading"):
         clock[0] += 2
     out, err = capsys.readouterr()
@@ -35,7 +34,6 @@ def test_piped_work_writes_a_line_every_five_seconds(clock: list[float], capsys:
 
 
 def test_short_or_failed_work_has_no_last_line(clock: list[float], capsys: pytest.CaptureFixture[str]):
-    """Breaks when an error message is followed by a line that says all is done."""
     assert list(track(range(3), 3, "reading")) == [0, 1, 2]
     with pytest.raises(KeyError):
         _fail_late(clock)
@@ -49,7 +47,6 @@ def _fail_late(clock: list[float]) -> None:
 
 
 def test_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch):
-    """Breaks when the bar is not stopped or counts wrongly."""
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     with Progress(7, "reading") as shown:
         for _ in range(7):

@@ -12,7 +12,6 @@ KEYS = [(0, "a", ()), (1, "a", ()), (0, "b", ()), (0, "a", (0,)), (0, "a", (1,))
 
 
 def test_the_numbers_stay() -> None:
-    """Breaks when a key or a stream changes: every run, sample and data set would be another one."""
     assert key(0, "order", 3) == 228291028133782092
     drawn = numpy_generator(0, "shapes", 5).bit_generator.random_raw(2)
     assert drawn.tolist() == [2742166209106578093, 9207765218402039829]
@@ -20,14 +19,12 @@ def test_the_numbers_stay() -> None:
 
 
 def test_keys_differ_and_fit() -> None:
-    """Breaks when seed, purpose and index run together, or a key does not fit a generator's seed."""
     keys = [key(seed, purpose, *index) for seed, purpose, index in KEYS]
     assert len(set(keys)) == len(KEYS)
     assert all(0 <= k < 2**63 for k in keys)
 
 
 def test_streams_are_repeatable_and_independent() -> None:
-    """Breaks when two purposes share a stream, or a stream depends on what was drawn elsewhere."""
     drawn = []
     for seed, purpose, index in KEYS:
         first = numpy_generator(seed, purpose, *index).random(1000)

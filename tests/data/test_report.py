@@ -7,7 +7,6 @@ from sagan.data.sources import Problem
 
 
 def test_tally_counts_all_and_names_the_first():
-    """Breaks when examples grow with the data, or kinds come in the order of discovery."""
     tally = Tally()
     for i in range(1000):
         tally.add("palette", f"{i}.png")
@@ -20,7 +19,6 @@ def test_tally_counts_all_and_names_the_first():
 
 
 def test_duplicates_within_and_across_classes():
-    """Breaks when the first of a group counts as a copy, or a contradiction between labels is missed."""
     digests = np.array([7, 5, 7, 9, 7, 5], np.uint64)
     labels = np.array([0, 1, 0, 0, 1, 1])
     found = duplicates(digests, labels, list("abcdef")).findings(WARNINGS)
@@ -32,14 +30,12 @@ def test_duplicates_within_and_across_classes():
 
 
 def test_imbalance_begins_above_ten():
-    """Breaks when smallest and largest are mixed up, or data without classes are judged."""
     assert imbalance({"a": 100, "b": 10}) == {}
     assert imbalance({"a": 3, "b": 101, "c": 10})["imbalance"] == Finding(count=33, examples=("b 101", "a 3"))
     assert imbalance({}) == {}
 
 
 def test_refusal_names_files_in_five_lines_at_most():
-    """Breaks when a data set with every kind of damage fills the screen, or a kind is dropped."""
     problems = [Problem(kind, f"{kind}{i}.png", "why") for n, kind in enumerate(UNUSABLE) for i in range(n + 1)]
     lines = refusal("pets", problems).splitlines()
     assert len(lines) == 5
@@ -51,7 +47,6 @@ def test_refusal_names_files_in_five_lines_at_most():
 
 
 def test_report_says_everything_found():
-    """Breaks when a finding is left out of what people read."""
     report = Report(
         source="pets", resolution=32, resize="crop", images=9, class_counts={"cat": 4, "dog": 5},
         converted={"cmyk": Finding(count=2, examples=("a.jpg", "b.jpg"))},

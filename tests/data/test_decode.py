@@ -31,7 +31,6 @@ def refused(path: Path, resolution: int = 32) -> str:
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
 def test_exact_size_keeps_its_bytes(tmp_path: Path, photo, suffix: str):
-    """Breaks when an image of the right size is filtered, or colours are converted where none need be."""
     image = photo(0, (32, 32))
     image.save(tmp_path / f"a.{suffix}", lossless=True)
     pixels, notes = read(tmp_path / f"a.{suffix}")
@@ -40,7 +39,6 @@ def test_exact_size_keeps_its_bytes(tmp_path: Path, photo, suffix: str):
 
 
 def test_reduction_is_antialiased(tmp_path: Path):
-    """Breaks when pixels are merely picked: a fine checkerboard would become black, white or stripes, not gray."""
     board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     Image.fromarray(board).save(tmp_path / "a.png")
     pixels, _ = read(tmp_path / "a.png")
@@ -48,7 +46,6 @@ def test_reduction_is_antialiased(tmp_path: Path):
 
 
 def test_crop_takes_the_center_and_squash_all(tmp_path: Path):
-    """Breaks when the crop is off center, or the two options are mixed up."""
     wide = np.zeros((64, 192, 3), np.uint8)
     wide[:, 64:128] = [0, 255, 0]
     Image.fromarray(wide).save(tmp_path / "a.png")
@@ -60,7 +57,6 @@ def test_crop_takes_the_center_and_squash_all(tmp_path: Path):
 
 
 def test_large_jpeg_is_reduced_while_decoding_without_harm(tmp_path: Path, photo):
-    """Breaks when the decoder's reduction takes away detail that the resolution can show, or the crop moves."""
     image = photo(1, (1200, 800))
     image.save(tmp_path / "a.jpg", quality=95)
     fast, _ = read(tmp_path / "a.jpg")
@@ -69,7 +65,6 @@ def test_large_jpeg_is_reduced_while_decoding_without_harm(tmp_path: Path, photo
 
 
 def test_grayscale_palette_and_cmyk(tmp_path: Path, photo):
-    """Breaks when one of the modes is refused, goes unreported, or loses its colours."""
     image = photo(2, (32, 32))
     image.convert("L").save(tmp_path / "gray.png")
     pixels, notes = read(tmp_path / "gray.png")
@@ -89,7 +84,6 @@ def test_grayscale_palette_and_cmyk(tmp_path: Path, photo):
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, photo):
-    """Breaks with Pillow's own conversion of 16-bit grayscale, which clips at 255: nearly all would be white."""
     values = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
     for name in ("a.png", "a.tif"):
         Image.fromarray(values).save(tmp_path / name)
@@ -99,7 +93,6 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, photo):
 
 
 def test_sixteen_bit_colour(tmp_path: Path):
-    """Breaks when 16-bit RGB goes unreported or is off by more than a level. (Made by hand: Pillow writes none.)"""
     values = np.linspace(0, 65535, 32 * 32 * 3).reshape(32, 32, 3).astype(np.uint16)
     (tmp_path / "a.png").write_bytes(_png(values, 32, bit_depth=16, colour_type=2))
     pixels, notes = read(tmp_path / "a.png")
@@ -108,7 +101,6 @@ def test_sixteen_bit_colour(tmp_path: Path):
 
 
 def test_alpha_is_dropped_where_it_hides_nothing_and_refused_where_it_does(tmp_path: Path, photo):
-    """Breaks when hidden colours (often black or noise) silently become part of the picture."""
     image = photo(3, (32, 32)).convert("RGBA")
     image.save(tmp_path / "opaque.png")
     pixels, notes = read(tmp_path / "opaque.png")
@@ -127,7 +119,6 @@ def test_alpha_is_dropped_where_it_hides_nothing_and_refused_where_it_does(tmp_p
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, photo, orientation: int):
-    """Breaks when a turn is missed or goes the other way; compared with Pillow's own exif_transpose."""
     from PIL import ImageOps
 
     image = photo(4, (64, 64))
@@ -143,13 +134,11 @@ def test_exif_orientation_is_applied(tmp_path: Path, photo, orientation: int):
 
 
 def test_damaged_exif_does_not_lose_the_picture(tmp_path: Path, photo):
-    """Breaks when the error of the EXIF reader counts as one of the picture."""
     photo(5, (32, 32)).save(tmp_path / "a.jpg", exif=b"Exif\0\0garbage")
     assert read(tmp_path / "a.jpg")[1] == []
 
 
 def test_animations_are_refused_but_one_frame_is_a_picture(tmp_path: Path, photo):
-    """Breaks when the first frame of an animation is taken for all of it, or a still GIF refused."""
     frames = [photo(i) for i in range(3)]
     for name in ("a.gif", "a.webp", "a.png", "a.tif"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
@@ -161,7 +150,6 @@ def test_animations_are_refused_but_one_frame_is_a_picture(tmp_path: Path, photo
 
 
 def test_damaged_files(tmp_path: Path, photo):
-    """Breaks when a cut-off file gives a half gray picture, or one damage escapes as a traceback."""
     for suffix in ("png", "jpg", "webp", "bmp", "gif", "tif"):
         photo(6, (64, 64)).save(tmp_path / f"whole.{suffix}")
         whole = (tmp_path / f"whole.{suffix}").read_bytes()
@@ -173,7 +161,6 @@ def test_damaged_files(tmp_path: Path, photo):
 
 
 def test_random_damage_never_escapes(tmp_path: Path, photo):
-    """Breaks when some damage makes a decoder raise what is not caught: one bad file would end a long preparation."""
     rng = np.random.default_rng(0)
     for suffix in ("png", "jpg", "webp", "gif", "tif", "bmp"):
         stream = io.BytesIO()
@@ -188,7 +175,6 @@ def test_random_damage_never_escapes(tmp_path: Path, photo):
 
 
 def test_sizes(tmp_path: Path, photo):
-    """Breaks when a thumbnail is blown up unnoticed, a bomb is decoded, or the limits are off by one."""
     photo(8, (31, 40)).save(tmp_path / "small.png")
     assert read(tmp_path / "small.png")[1] == ["upsampled"]
     photo(8, (8, 40)).save(tmp_path / "eight.png")
@@ -201,20 +187,17 @@ def test_sizes(tmp_path: Path, photo):
 
 @pytest.mark.parametrize("side", [10_001, 20_000])
 def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path, side: int):
-    """Breaks without the pixel limit: a file of some kilobytes would take 0.1 to 1.6 GB of memory."""
     (tmp_path / "bomb.png").write_bytes(_png(np.zeros((1, side), np.uint8), side, bit_depth=1, colour_type=0))
     assert refused(tmp_path / "bomb.png") == "huge"
 
 
 def test_pixels_without_one_meaning_are_refused(tmp_path: Path):
-    """Breaks when 32-bit or float pixels are clipped to 8 bits."""
     Image.fromarray(np.linspace(0, 1, 1024, dtype=np.float32).reshape(32, 32)).save(tmp_path / "float.tif")
     Image.fromarray(np.arange(1024, dtype=np.int32).reshape(32, 32)).save(tmp_path / "int.tif")
     assert refused(tmp_path / "float.tif") == refused(tmp_path / "int.tif") == "depth"
 
 
 def test_other_formats_never_reach_a_decoder(tmp_path: Path, photo):
-    """Breaks when Pillow may guess any format: EPS starts Ghostscript on a file that came from anywhere."""
     for suffix in ("eps", "ppm", "tga"):
         photo(9).save(tmp_path / f"a.{suffix}")
         (tmp_path / f"a.{suffix}").rename(tmp_path / "a.png")

@@ -292,8 +292,8 @@ def _read_labels(archive: zipfile.ZipFile, path: Path, key: str, count: int) -> 
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise UserError(f"{path}: {key} is {labels.dtype} {labels.shape}, expected one integer an image: ({count},)")
     if labels.min() < 0 or labels.max() >= count:
-        span = f"{labels.min()} to {labels.max()}"
-        raise UserError(f"{path}: {key} go from {span}; with {count} images, 0 to {count - 1} at most")
+        low, high = labels.min(), labels.max()
+        raise UserError(f"{path}: {key} go from {low} to {high}; with {count} images, 0 to {count - 1} at most")
     return labels.astype(np.int64)
 
 

@@ -186,8 +186,8 @@ def test_hostile_json(text: str, says: str, place: Path) -> None:
 
 @pytest.mark.parametrize(("change", "says"), [
     ({"source": "\x1b[2Jx"}, "'\\x1b[2Jx' is not printable"), ({"class_names": ["a", "b", "c", "\n"]}, "not printable"),
-    ({"num_classes": 10**12}, "1000000000000 classes, 4 names and 4 counts"), ({"count": 10**40}, "the manifest says"),
-    ({"count": True}, "4 classes, 4 names"), ({"class_counts": None}, "class_counts"),
+    ({"num_classes": 10**12}, "1000000000000 classes"), ({"count": 10**40}, "the manifest says"),
+    ({"count": True}, "4 classes"), ({"class_counts": None}, "class_counts"),
     ({"resolution": -1}, "resolution"),
     ({"format": "x" * 10**6}, "its format is xxx"), ({"x" * 5000: 1}, "not a manifest of prepared data"),
 ])  # fmt: skip

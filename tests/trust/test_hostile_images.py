@@ -158,8 +158,8 @@ def test_messages_end() -> None:
 
 
 def test_no_such_user(place: Path) -> None:
-    with pytest.raises(UserError, match="no such user here"):
+    with pytest.raises(UserError, match="no such user"):
         expand_home("~nobody-by-this-name/data")
-    assert_refused("prepare '~nobody-by-this-name/data' --out out", "no such user here", place)
-    assert_refused("prepare shapes:8 --out '~nobody-by-this-name/out'", "no such user here", place)
+    assert_refused("prepare '~nobody-by-this-name/data' --out out", "no such user", place)
+    assert_refused("prepare shapes:8 --out '~nobody-by-this-name/out'", "no such user", place)
     assert_refused("prepare shapes:99999999999999999999 --out out", "expected shapes:COUNT", place)

@@ -27,7 +27,8 @@ class SelfAttention(AttentionModule):
     ):  # fmt: skip
         super().__init__(channels, resolution, gain)
         inner, outer = int(channels * query_ratio), int(channels * value_ratio)
-        require(min(inner, outer) >= 1, f"self_attention: {channels} channels are too few for its ratios")
+        fits = min(inner, outer) >= 1
+        require(fits, f"self_attention: {channels} channels are too few for its query and value widths")
         self.pool = pool
         self.require_poolable(self.resolution)
         self.query = nn.Conv2d(channels, inner, 1, bias=bias)

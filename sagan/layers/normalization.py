@@ -65,54 +65,44 @@ class BatchNorm(Normalization):
         return self.normalize(x, self.weight, self.bias)
 
 
-class ClassEmbedding(nn.Embedding):
-    """The class embedding that all batch norms of a BigGAN generator share (arXiv:1809.11096); no spectral norm.
-
-    Labels (B,), or class weights (B, K), which mix the rows -> (B, embedding_dim).
-    """
+class ClassTable(nn.Embedding):
+    """Labels (B,), or class weights (B, K), which mix the rows -> (B, embedding_dim)."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight.T) if input.is_floating_point() else super().forward(input)
+
+
+class ClassEmbedding(ClassTable):
+    """The class embedding that all batch norms of a BigGAN generator share (arXiv:1809.11096); no spectral norm."""
 
 
 class ConditionalBatchNorm(Normalization):
     """Batch norm whose gain and bias are looked up by class (de Vries et al., arXiv:1707.00683).
 
     (B, C, H, W), labels (B,) -> (B, C, H, W). Labels may also be class weights (B, K), which mix the rows, or, for
-    "linear", any condition (B, K), as in BigGAN.
+    "linear", any condition (B, K), as in BigGAN (arXiv:1809.11096).
     `class_norm`: "table": gains start at 1, biases at 0; "linear": 1 + W_g·onehot(y) and W_b·onehot(y), linear layers
     with spectral normalization.
     """
 
     def __init__(
-        self,
-        channels: int,
-        num_classes: int,
-        class_norm: str = "table",
-        eps: float = 1e-5,
-        momentum: float = 0.1,
+        self, channels: int, num_classes: int, class_norm: str = "table", eps: float = 1e-5, momentum: float = 0.1,
         sync: bool = False,
-    ):
+    ):  # fmt: skip
         super().__init__(channels, eps, momentum, sync)
-        self.num_classes = num_classes
-        self.linear = class_norm == "linear"
+        self.num_classes, self.linear = num_classes, class_norm == "linear"
         if self.linear:
             self.gain, self.bias = (nn.Linear(num_classes, channels, bias=False) for _ in range(2))
         else:
-            self.gain, self.bias = (nn.Embedding(num_classes, channels) for _ in range(2))
+            self.gain, self.bias = (ClassTable(num_classes, channels) for _ in range(2))
             nn.init.ones_(self.gain.weight)
             nn.init.zeros_(self.bias.weight)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        gain, bias = (self._look_up(table, labels, x.dtype)[:, :, None, None] for table in (self.gain, self.bias))
+        if self.linear and not labels.is_floating_point():
+            labels = F.one_hot(labels, self.num_classes).to(x.dtype)
+        gain, bias = (layer(labels).to(x.dtype)[:, :, None, None] for layer in (self.gain, self.bias))
         return torch.addcmul(bias, self.normalize(x), 1 + gain if self.linear else gain)
-
-    def _look_up(self, table: nn.Linear | nn.Embedding, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.linear:
-            weights = labels if labels.is_floating_point() else F.one_hot(labels, self.num_classes).to(dtype)
-            return table(weights).to(dtype)
-        mixed = F.linear(labels, table.weight.T) if labels.is_floating_point() else table(labels)
-        return mixed.to(dtype)
 
 
 def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

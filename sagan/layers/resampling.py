@@ -4,16 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# A folded 4×4 kernel saves multiplications on the map but adds work on the weight: below this many pixels
-# (batch · height · width of the smaller map) the plain form is faster (docs/performance.md).
-FOLD_FROM_PIXELS = 1024
+FOLD_FROM_PIXELS = 1024  # batch · height · width of the smaller map; below it the plain form is faster
 
 
 class ResamplingConv2d(nn.Conv2d):
-    """A 3×3 convolution, padding 1, with resampling by 2 built in. `folding=False` computes the literal form.
+    """A 3×3 convolution, padding 1, with resampling by 2 built in. `folding=False` computes the plain form.
 
-    Folded, every tap of the 4×4 kernel is a sum of taps of the 3×3 kernel, per axis [w0, w0 + w1, w1 + w2, w2]: one
-    linear map of the nine taps, the same for every channel.
+    Folded, every tap of a 4×4 kernel is a sum of taps of the 3×3 kernel, per axis [w0, w0 + w1, w1 + w2, w2]: one
+    linear map of the nine taps, the same for every channel. It saves multiplications on the map but adds work on the
+    weight (docs/performance.md).
     """
 
     folding = True
@@ -22,27 +21,21 @@ class ResamplingConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3, padding=1)
         taps = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]])
-        self.register_buffer("fold_matrix", self.arrange(torch.einsum("ai,bj->ijab", taps, taps)), persistent=False)
-
-    @staticmethod
-    def arrange(sums: Tensor) -> Tensor:
-        """(3, 3, 4, 4) sums of taps -> the fold matrix (9, 16) of this kind of resampling."""
-        raise NotImplementedError
+        sums = torch.einsum("ai,bj->ijab", taps, taps)  # (3, 3, 4, 4)
+        sums = sums.flip(0, 1) if isinstance(self, UpsampleConv2d) else sums / 4
+        self.register_buffer("fold_matrix", sums.reshape(9, 16), persistent=False)
 
     def fold(self, weight: Tensor) -> Tensor:
         """(D, C, 3, 3) -> (D, C, 4, 4)."""
         return (weight.flatten(2) @ self.fold_matrix).unflatten(2, (4, 4))
 
     def folds(self, batch: int, height: int, width: int) -> bool:
+        """Whether to fold for a smaller map of this size."""
         return self.folding and batch * height * width >= FOLD_FROM_PIXELS
 
 
 class UpsampleConv2d(ResamplingConv2d):
     """Nearest ×2, then conv 3×3: (B, C, H, W) -> (B, D, 2H, 2W). Folded: one transposed conv 4×4 of stride 2."""
-
-    @staticmethod
-    def arrange(sums: Tensor) -> Tensor:
-        return sums.flip(0, 1).reshape(9, 16)
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight  # read once: reading a spectrally normalized weight is a power iteration
@@ -62,10 +55,6 @@ def fold_upsampling(conv: UpsampleConv2d) -> nn.ConvTranspose2d:
 
 class DownsampleConv2d(ResamplingConv2d):
     """Conv 3×3, then average pool 2: (B, C, H, W) -> (B, D, ⌊H/2⌋, ⌊W/2⌋). Folded: one conv 4×4 of stride 2."""
-
-    @staticmethod
-    def arrange(sums: Tensor) -> Tensor:
-        return sums.reshape(9, 16) / 4
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight

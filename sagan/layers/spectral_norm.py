@@ -1,6 +1,6 @@
 """Spectral Normalization for GANs. Miyato, Kataoka, Koyama, Yoshida. arXiv:1802.05957, ICLR 2018.
 
-A pass over a finished network. Differs from torch's parametrization: computes in float32 under autocast, and
+Applied to a finished network. Differs from torch's parametrization: it computes in float32 under autocast, and
 `hold_state` stops the power iterations.
 """
 

@@ -18,14 +18,9 @@ class GeneratorBlock(nn.Module):
     """(B, C, H, W) -> (B, D, 2H, 2W): norm-ReLU-up-conv3, norm-ReLU-conv3; shortcut up-conv1."""
 
     def __init__(
-        self,
-        norm1: Normalization,
-        norm2: Normalization,
-        in_channels: int,
-        out_channels: int,
-        branch: nn.Module | None = None,
-        conv: nn.Module | None = None,
-    ):
+        self, norm1: Normalization, norm2: Normalization, in_channels: int, out_channels: int,
+        branch: nn.Module | None = None, conv: nn.Module | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.norm1, self.norm2 = norm1, norm2
         self.conv1 = UpsampleConv2d(in_channels, out_channels)
@@ -49,25 +44,16 @@ class DiscriminatorBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        down: bool = True,
-        stem: bool = False,
-        relu_shortcut: bool = False,
-        branch: nn.Module | None = None,
-        conv: nn.Module | None = None,
-    ):
+        self, in_channels: int, out_channels: int, down: bool = True, stem: bool = False, relu_shortcut: bool = False,
+        branch: nn.Module | None = None, conv: nn.Module | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.down, self.stem, self.relu_shortcut = down, stem, relu_shortcut
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1) if conv is None else conv
-        if down:
-            self.conv2: nn.Conv2d = DownsampleConv2d(out_channels, out_channels)
-        else:
-            self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = (
-            nn.Conv2d(in_channels, out_channels, 1) if down or in_channels != out_channels else nn.Identity()
-        )
+        plain = nn.Conv2d(out_channels, out_channels, 3, padding=1) if not down else None
+        self.conv2 = plain or DownsampleConv2d(out_channels, out_channels)
+        same = not down and in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
         self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:

@@ -36,22 +36,17 @@ class Trunk(nn.Module):
                 raise UserError(
                     f"discriminator.attention.{size}: place conv needs equal widths, not {width} and {next_width}"
                 )
-            self.blocks.append(
-                DiscriminatorBlock(width, next_width, down, i == 0, settings.relu_shortcut, branch, conv)
-            )
+            block = DiscriminatorBlock(width, next_width, down, i == 0, settings.relu_shortcut, branch, conv)
+            self.blocks.append(block)
             if after is not None:
                 self.attention[f"{size}x{size}"] = after
 
     def forward(self, images: Tensor) -> Tensor:
         x = images
         for block in self.blocks:
-            x = checkpoint_activations(block, x) if self.activation_checkpointing else block(x)  # (B, C, H/2, W/2)
+            x = checkpoint_activations(block, x, enabled=self.activation_checkpointing)  # (B, C, H/2, W/2)
             if block.down and (place := f"{x.shape[2]}x{x.shape[3]}") in self.attention:
-                x = (
-                    checkpoint_activations(self.attention[place], x)
-                    if self.activation_checkpointing
-                    else self.attention[place](x)
-                )
+                x = checkpoint_activations(self.attention[place], x, enabled=self.activation_checkpointing)
         return x
 
 
@@ -107,31 +102,22 @@ def _widths(settings: DiscriminatorSettings, share: float = 1) -> list[int]:
 
 
 def _frontend(settings: DiscriminatorSettings, resolution: int, num_classes: int) -> FrontEnd | None:
-    """The front-end of the settings, with its own trunks and heads."""
-    if isinstance(settings.frontend, CoarseToFineSettings):
-        return _coarse_to_fine(settings, settings.frontend, resolution)
-    if isinstance(settings.frontend, ZoomSettings):
-        return _zoom(settings, settings.frontend, resolution, num_classes)
+    """The front-end of the settings, with its own trunks and heads.
+
+    Coarse to fine: the fine trunk has the widths of a plain trunk, except for its features, which must match the coarse
+    ones. It halves a patch as often as a plain trunk halves an image, down to one pixel. Zoom: every scale has a trunk
+    and a head like the plain ones; all but the last have a proposal.
+    """
+    frontend, widths, downs = settings.frontend, _widths(settings), discriminator_downs(resolution)
+    if isinstance(frontend, CoarseToFineSettings):
+        patch = frontend.patch_side(resolution)
+        widths[-1] = _widths(settings, frontend.coarse_width)[-1]
+        return CoarseToFine(frontend, patch, Trunk(settings, patch, widths, min(downs, patch.bit_length() - 1)))
+    if isinstance(frontend, ZoomSettings):
+        size, closer = frontend.size or resolution, frontend.scales - 1
+        trunks = [Trunk(settings, size, widths, downs) for _ in range(closer)]
+        heads = [Head(widths[-1], num_classes) for _ in range(closer)]
+        sides = [side >> downs for side in (resolution, size)][:closer]  # of the features that proposals read
+        proposals = [Proposal(widths[-1] * side**2, frontend.hidden) for side in sides]
+        return Zoom(frontend, resolution, size, trunks, heads, proposals)
     return None
-
-
-def _coarse_to_fine(settings: DiscriminatorSettings, frontend: CoarseToFineSettings, resolution: int) -> CoarseToFine:
-    """The fine trunk has the widths of a plain trunk, except for its features, which must match the coarse ones. It
-    halves a patch as often as a plain trunk halves an image, down to one pixel."""
-    patch = frontend.patch_side(resolution)
-    downs = min(discriminator_downs(resolution), patch.bit_length() - 1)
-    widths = [*_widths(settings)[:-1], _widths(settings, frontend.coarse_width)[-1]]
-    fine = Trunk(settings, patch, widths, downs)
-    return CoarseToFine(fine, frontend.cells, frontend.patches, patch, frontend.hint)
-
-
-def _zoom(settings: DiscriminatorSettings, frontend: ZoomSettings, resolution: int, num_classes: int) -> Zoom:
-    """Every scale has a trunk and a head like the plain ones; all but the last have a proposal."""
-    size, downs, closer = frontend.size or resolution, discriminator_downs(resolution), frontend.scales - 1
-    widths = _widths(settings)
-    trunks = [Trunk(settings, size, widths, downs) for _ in range(closer)]
-    heads = [Head(widths[-1], num_classes) for _ in range(closer)]
-    sides = [side >> downs for side in (resolution, size)][:closer]  # of the features that proposals read
-    proposals = [Proposal(widths[-1] * side**2, frontend.hidden) for side in sides]
-    return Zoom(trunks, heads, proposals, resolution, size, frontend.smallest, frontend.margin, frontend.rank,
-                frontend.mask)  # fmt: skip

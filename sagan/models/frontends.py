@@ -11,7 +11,7 @@ from the previous scale; boxes always lie inside the image; the mask is optional
 gradient.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sagan.attention.base import Observable, Recorder
+from sagan.config.schema import CoarseToFineSettings, ZoomSettings
 from sagan.layers.precision import at_least_float32, full_precision
 from sagan.layers.spectral_norm import hold_state
 
@@ -34,19 +35,14 @@ class DiscriminatorOutput(NamedTuple):
 
 
 class FrontEnd(Observable):
-    """`trunk`: images (B, 3, R, R) -> features (B, C, h, w); `head`: features, labels (B,) -> logits (B,).
+    """forward(trunk, head, images (B, 3, R, R), labels (B,), reals (B,)) -> DiscriminatorOutput.
 
-    Both belong to the discriminator, which passes them to each call. The other networks of a front-end are passed to
-    its constructor and belong to it; it has no other parameters. `resolution`: size of its first map.
+    `trunk`: images -> features (B, C, h, w); `head`: features, labels -> logits (B,). Both belong to the discriminator,
+    which passes them to each call; a front-end's other networks belong to it. `reals`: which images are real; None:
+    unknown, as in the generator's update. `resolution`: size of its first map.
     """
 
     resolution: tuple[int, int]
-
-    def forward(
-        self, trunk: nn.Module, head: nn.Module, images: Tensor, labels: Tensor | None, reals: Tensor | None
-    ) -> DiscriminatorOutput:
-        """`reals` (B,): which images are real; None: unknown, as in the generator's update."""
-        raise NotImplementedError
 
 
 @contextmanager
@@ -73,11 +69,6 @@ def record_pieces_as_heads(network: nn.Module, pieces: int) -> Iterator[None]:
 
 
 SHARPNESS = 10.0  # of the mask's edges, per pixel
-
-
-def whole_image(images: Tensor) -> Tensor:
-    """The box (tx, ty, tl) of the whole image, for each image: (B, 3)."""
-    return torch.tensor([0.0, 0.0, 1.0], dtype=images.dtype, device=images.device).expand(len(images), 3)
 
 
 def box_from_shares(shares: Tensor, smallest: float) -> Tensor:
@@ -161,39 +152,29 @@ class Zoom(FrontEnd):
     way of box_{s+1}: features, D_s, box_s, and the trunk and head of s+1 are detached.
 
     `trunks`, `heads`: of scales 2 … S; the first scale uses the discriminator's. `size`: of the enlarged parts.
-    `smallest`: smallest side of a box relative to the previous one. `mask`: enlarge x ⊙ M instead of x (eqs. 4–6).
-    Map: "boxes", (B, S, 1, 1, 4); the first is the whole image.
+    `settings.mask`: enlarge x ⊙ M instead of x (eqs. 4–6). Map: "boxes", (B, S, 1, 1, 4); the first is the whole image.
     """
 
-    map_kinds: Mapping[str, str] = {"boxes": "boxes"}
+    map_kinds = {"boxes": "boxes"}
 
     def __init__(
-        self,
-        trunks: Sequence[nn.Module],
-        heads: Sequence[nn.Module],
-        proposals: Sequence[Proposal],
-        resolution: int,
-        size: int,
-        smallest: float,
-        margin: float,
-        rank: float,
-        mask: bool,
-    ):
+        self, settings: ZoomSettings, resolution: int, size: int,
+        trunks: Sequence[nn.Module], heads: Sequence[nn.Module], proposals: Sequence[Proposal],
+    ):  # fmt: skip
         super().__init__()
+        self.settings, self.resolution, self.size = settings, (resolution, resolution), size
         self.trunks, self.heads, self.proposals = (nn.ModuleList(parts) for parts in (trunks, heads, proposals))
-        self.resolution = (resolution, resolution)
-        self.size, self.smallest, self.margin, self.rank, self.mask = size, smallest, margin, rank, mask
 
     @torch.compiler.disable(recursive=False)  # only trunks and heads are compiled
     def forward(
         self, trunk: nn.Module, head: nn.Module, images: Tensor, labels: Tensor | None, reals: Tensor | None
     ) -> DiscriminatorOutput:
-        features, box = trunk(images), whole_image(images)
+        features, box = trunk(images), images.new_tensor([0.0, 0.0, 1.0]).expand(len(images), 3)  # (tx, ty, tl)
         logits, boxes = [head(features, labels)], [box]
         penalty = torch.zeros((), device=images.device)
         for index, proposal in enumerate(self.proposals):
             next_trunk, next_head = self.trunks[index], self.heads[index]
-            proposed = within(box, box_from_shares(proposal(features.detach()), self.smallest))
+            proposed = within(box, box_from_shares(proposal(features.detach()), self.settings.smallest))
             box = proposed.detach()
             features = next_trunk(self._part(images, box))
             logits.append(next_head(features, labels))
@@ -201,19 +182,15 @@ class Zoom(FrontEnd):
             if reals is not None:
                 part = self._part(images.detach(), proposed)
                 closer = _detached(next_head, _detached(next_trunk, part), labels)  # type: ignore[call-arg]
-                penalty = penalty + self._ranking(logits[index].detach(), closer, reals)
+                gain = at_least_float32(closer) - at_least_float32(logits[index].detach())
+                penalty = penalty + F.relu(torch.where(reals, -gain, gain) + self.settings.margin).mean()
         self.record("boxes", lambda _: edges(torch.stack(boxes, 1))[:, :, None, None], images.shape)
-        penalties = {} if reals is None else {"rank": self.rank * penalty}
+        penalties = {} if reals is None else {"rank": self.settings.rank * penalty}
         return DiscriminatorOutput(torch.stack(logits, dim=1), penalties)
 
     def _part(self, images: Tensor, boxes: Tensor) -> Tensor:
-        masked = images * boxcar(boxes, images.shape[3]).to(images.dtype) if self.mask else images
+        masked = images * boxcar(boxes, images.shape[3]).to(images.dtype) if self.settings.mask else images
         return zoom(masked, boxes, self.size)
-
-    def _ranking(self, logits: Tensor, closer: Tensor, reals: Tensor) -> Tensor:
-        """Mean over the batch of the hinge: the closer logit must be larger for reals and smaller for fakes."""
-        gain = at_least_float32(closer) - at_least_float32(logits)
-        return F.relu(torch.where(reals, -gain, gain) + self.margin).mean()
 
 
 @torch.compiler.disable
@@ -226,7 +203,8 @@ def _detached(network: nn.Module, *inputs: Tensor | None) -> Tensor:
 
 def logit_saliency(logits: Tensor, features: Tensor) -> Tensor:
     """‖∂l/∂c_ij‖₂: logits (B,), computed from features (B, C, h, w) -> (B, h, w), without graph."""
-    return _norm_of_gradient(logits.sum(), features)
+    (gradient,) = torch.autograd.grad(logits.sum(), features, retain_graph=True)
+    return gradient.norm(dim=1)  # (B, h, w)
 
 
 def entropy_saliency(logits: Tensor, features: Tensor) -> Tensor:
@@ -235,12 +213,7 @@ def entropy_saliency(logits: Tensor, features: Tensor) -> Tensor:
     For heads with K outputs, as in the paper. The logits must be computed from the features. Without graph.
     """
     log_shares = logits.log_softmax(dim=1)
-    return _norm_of_gradient(-(log_shares.exp() * log_shares).sum(), features)
-
-
-def _norm_of_gradient(value: Tensor, features: Tensor) -> Tensor:
-    (gradient,) = torch.autograd.grad(value, features, retain_graph=True)
-    return gradient.norm(dim=1)  # (B, h, w)
+    return logit_saliency(-(log_shares.exp() * log_shares).sum(dim=1), features)
 
 
 class CoarseToFine(FrontEnd):
@@ -255,13 +228,12 @@ class CoarseToFine(FrontEnd):
     order. Maps: "saliency", M; "patches", the boxes of S, the most salient first.
     """
 
-    map_kinds: Mapping[str, str] = {"saliency": "saliency", "patches": "boxes"}
+    map_kinds = {"saliency": "saliency", "patches": "boxes"}
 
-    def __init__(self, fine: nn.Module, cells: int, patches: int, patch: int, hint: float):
+    def __init__(self, settings: CoarseToFineSettings, patch: int, fine: nn.Module):
         super().__init__()
-        self.fine = fine
-        self.resolution = (cells, cells)
-        self.patches, self.patch, self.hint = patches, patch, hint
+        self.settings, self.resolution = settings, (settings.cells, settings.cells)
+        self.patch, self.fine = patch, fine
 
     @torch.compiler.disable(recursive=False)  # only trunks and heads are compiled
     def forward(
@@ -270,10 +242,11 @@ class CoarseToFine(FrontEnd):
         coarse = trunk(images)  # (B, C, n, n)
         saliency = head_saliency(head, coarse, labels)  # (B, n, n)  # type: ignore[call-arg]
         self.record("saliency", lambda _: saliency[:, None, None], coarse.shape)
-        cells = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)[:, : self.patches]  # (B, k)
+        cells = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)[:, : self.settings.patches]  # (B, k)
         corners = patch_corners(cells, coarse.shape[3], images.shape[3], self.patch)  # (B, k, 2)
-        self.record("patches", lambda _: _boxes(corners, self.patch, images.shape[3]), coarse.shape)
-        with record_pieces_as_heads(self.fine, self.patches):
+        boxes = torch.cat([corners, corners + self.patch], dim=-1) / images.shape[3]  # top, left, bottom, right
+        self.record("patches", lambda _: boxes[:, :, None, None], coarse.shape)
+        with record_pieces_as_heads(self.fine, self.settings.patches):
             fine = self.fine(cut_patches(images, corners, self.patch).flatten(0, 1)).mean(dim=(2, 3))  # (B·k, C)
         fine = fine.unflatten(0, cells.shape).transpose(1, 2).to(coarse.dtype)  # (B, C, k)
         where = cells[:, None].expand_as(fine)
@@ -281,11 +254,10 @@ class CoarseToFine(FrontEnd):
         refined = flat.scatter(2, where, fine).view_as(coarse)
         with hold_state(head):  # computing the saliency has updated its vectors
             logits = head(refined, labels)
-        penalties = {}
-        if self.hint:
-            distance = at_least_float32(flat.gather(2, where)) - at_least_float32(fine.detach())
-            penalties["hint"] = self.hint * distance.square().sum(dim=(1, 2)).mean()
-        return DiscriminatorOutput(logits, penalties)
+        if not self.settings.hint:
+            return DiscriminatorOutput(logits, {})
+        distance = at_least_float32(flat.gather(2, where)) - at_least_float32(fine.detach())
+        return DiscriminatorOutput(logits, {"hint": self.settings.hint * distance.square().sum(dim=(1, 2)).mean()})
 
 
 @torch.compiler.disable
@@ -315,16 +287,3 @@ def cut_patches(images: Tensor, corners: Tensor, patch: int) -> Tensor:
     rows, columns = (corners[..., axis, None] + along for axis in (0, 1))  # (B, k, p)
     batch = torch.arange(len(images), device=images.device)[:, None, None, None]
     return images[batch, :, rows[..., :, None], columns[..., None, :]].movedim(-1, 2)
-
-
-def _boxes(corners: Tensor, patch: int, resolution: int) -> Tensor:
-    """(B, k, 2) -> (B, k, 1, 1, 4): top, left, bottom, right in fractions of the image."""
-    return (torch.cat([corners, corners + patch], dim=-1) / resolution)[:, :, None, None]
-
-
-FRONTENDS: dict[str, type[FrontEnd]] = {
-    "coarse_to_fine": CoarseToFine,
-    "zoom": Zoom,
-}
-
-__all__ = ["FRONTENDS", "CoarseToFine", "DiscriminatorOutput", "FrontEnd", "Zoom"]

@@ -64,9 +64,8 @@ class Generator(
         for i, (width, next_width) in enumerate(pairwise(widths)):
             size = 8 << i
             branch, conv, after = (placed_attention(settings, "generator", size, place, next_width) for place in PLACES)
-            self.blocks.append(
-                GeneratorBlock(self._norm(width), self._norm(next_width), width, next_width, branch, conv)
-            )
+            norms = self._norm(width), self._norm(next_width)
+            self.blocks.append(GeneratorBlock(*norms, width, next_width, branch, conv))
             if after is not None:
                 self.attention[f"{size}x{size}"] = after
         momentum = settings.norm_momentum if settings.last_norm_momentum is None else settings.last_norm_momentum
@@ -75,12 +74,13 @@ class Generator(
 
     def _norm(self, width: int) -> Normalization:
         s = self.settings
-        if self.shared is not None or s.hierarchical:
-            size = (0 if self.shared is None else s.shared_dim) + (self.chunk if s.hierarchical else 0)
-            return ConditionalBatchNorm(width, size, "linear", s.norm_eps, s.norm_momentum, s.sync_norm)
-        if self.num_classes == 0:
-            return BatchNorm(width, s.norm_eps, s.norm_momentum, s.sync_norm)
-        return ConditionalBatchNorm(width, self.num_classes, s.class_norm, s.norm_eps, s.norm_momentum, s.sync_norm)
+        common = s.norm_eps, s.norm_momentum, s.sync_norm
+        condition = (s.shared_dim if self.shared is not None else 0) + (self.chunk if s.hierarchical else 0)
+        if condition:
+            return ConditionalBatchNorm(width, condition, "linear", *common)
+        if self.num_classes:
+            return ConditionalBatchNorm(width, self.num_classes, s.class_norm, *common)
+        return BatchNorm(width, *common)
 
     def _conditions(self, z: Tensor, labels: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
         """The input of the stem, and what conditions the batch norms of each block: labels, or a vector (B, K)."""
@@ -97,15 +97,9 @@ class Generator(
         x = self.linear(stem).unflatten(1, (-1, 4, 4))  # (B, C0, 4, 4)
         x = x.contiguous(memory_format=self.memory_format)
         for block, condition in zip(self.blocks, conditions, strict=True):
-            x = (
-                checkpoint_activations(block, x, condition) if self.activation_checkpointing else block(x, condition)
-            )  # (B, C, 2H, 2W)
+            x = checkpoint_activations(block, x, condition, enabled=self.activation_checkpointing)  # (B, C, 2H, 2W)
             if (place := f"{x.shape[2]}x{x.shape[3]}") in self.attention:
-                x = (
-                    checkpoint_activations(self.attention[place], x)
-                    if self.activation_checkpointing
-                    else self.attention[place](x)
-                )
+                x = checkpoint_activations(self.attention[place], x, enabled=self.activation_checkpointing)
         return torch.tanh(self.conv(F.relu(self.norm(x))))
 
     def snapshot_config(self) -> dict[str, Any]:
@@ -123,15 +117,10 @@ class Generator(
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
+        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None,
+        cache_dir: str | Path | None = None, force_download: bool = False, local_files_only: bool = False,
         token: str | bool | None = None,
-    ) -> "Generator":
+    ) -> "Generator":  # fmt: skip
         """The generator of a snapshot folder or a Hub id, in eval mode. UserError if it is not one."""
         where = str(pretrained_model_name_or_path)
         config, state = read_snapshot(where, revision=revision, cache_dir=cache_dir, force_download=force_download,
@@ -154,17 +143,19 @@ class Generator(
 def _check_size(settings: GeneratorSettings, num_classes: int, numbers: int) -> None:
     """ValueError if stem, convolutions and class tables need far more numbers than the tensors hold."""
     widths = [settings.channels * w for w in settings.widths]
-    needed = 16 * widths[0] * settings.z_dim + sum(9 * a * b for a, b in pairwise(widths)) + num_classes * max(widths)
+    table, condition = (
+        (settings.shared_dim, settings.shared_dim) if settings.class_norm == "shared" else (max(widths), 0)
+    )
+    needed = 16 * widths[0] * settings.z_dim + sum(9 * a * b for a, b in pairwise(widths))
+    needed += num_classes * table + bool(num_classes) * condition * sum(widths)
     if needed > max(4 * numbers, 10_000_000):
         raise ValueError(f"it needs at least {needed} numbers, its tensors hold {numbers}")
 
 
 def build_generator(config: "Config", num_classes: int, class_names: tuple[str, ...] = ()) -> Generator:
     """A new generator, initialized from the config's seed, with spectral normalization."""
-    generator = _build(
-        lambda: Generator(config.generator, config.data.resolution, num_classes, class_names),
-        config.generator, key(config.seed, "generator"),
-    )  # fmt: skip
+    arguments = config.generator, config.data.resolution, num_classes, class_names
+    generator = _build(lambda: Generator(*arguments), config.generator, key(config.seed, "generator"))
     generator.activation_checkpointing = config.training.activation_checkpointing
     return generator
 
@@ -173,10 +164,8 @@ def build_discriminator(config: "Config", num_classes: int) -> "Discriminator":
     """A new discriminator, initialized from the config's seed, with spectral normalization."""
     from sagan.models.discriminator import Discriminator, Trunk  # here: importing torch.compiler takes a second
 
-    discriminator = _build(
-        lambda: Discriminator(config.discriminator, config.data.resolution, num_classes),
-        config.discriminator, key(config.seed, "discriminator"),
-    )  # fmt: skip
+    arguments = config.discriminator, config.data.resolution, num_classes
+    discriminator = _build(lambda: Discriminator(*arguments), config.discriminator, key(config.seed, "discriminator"))
     for module in discriminator.modules():
         if isinstance(module, Trunk):
             module.activation_checkpointing = config.training.activation_checkpointing

@@ -46,11 +46,10 @@ def read_snapshot(path_or_id: str, **hub: Any) -> tuple[dict[str, Any], dict[str
     """
     config_path, weights_path = (_locate(path_or_id, name, hub) for name in (CONFIG, WEIGHTS))
     config = read_json(config_path)
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise UserError(
-            f"{config_path}: not a snapshot of this project (format {str(found)[:100]!r}, expected {FORMAT!r})"
-        )
+    found = config.get("format") if isinstance(config, dict) else type(config).__name__
+    if found != FORMAT:
+        found = str(found)[:100]
+        raise UserError(f"{config_path}: not a snapshot of this project (format {found!r}, expected {FORMAT!r})")
     _check_names(config_path, config)
     state = read_tensors(weights_path)
     _check_numbers(config_path, config, sum(tensor.numel() for tensor in state.values()))

@@ -15,19 +15,14 @@ def features_of(batch: int = 3) -> Tensor:
 
 
 def test_entropy_saliency_is_the_equation():
-    """Entropy saliency equals the derivative written out by hand."""
     features = features_of()
-    weight = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight = 0.1 * torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = entropy_saliency(features.relu().sum((2, 3)) @ weight.T, features)
     for b, c in enumerate(features.detach()):
-        logits = weight @ c.relu().sum((1, 2))
-        shares = logits.exp() / logits.exp().sum()
-        entropy = -sum(o * o.log() for o in shares)
-        slope = -shares * (shares.log() + entropy)  # ∂H/∂logits
-        for i in range(3):
-            for j in range(4):
-                gradient = (slope @ weight) * (c[:, i, j] > 0)
-                assert found[b, i, j].item() == pytest.approx(gradient.square().sum().sqrt().item(), rel=1e-10)
+        shares = (weight @ c.relu().sum((1, 2))).softmax(0)
+        slope = -shares * (shares.log() - (shares * shares.log()).sum())  # ∂H/∂logits
+        gradient = (slope @ weight)[:, None, None] * (c > 0)
+        torch.testing.assert_close(found[b], gradient.square().sum(0).sqrt(), rtol=1e-10, atol=0)
     assert not found.requires_grad
 
 
@@ -35,23 +30,18 @@ def test_entropy_saliency_is_the_equation():
 def test_one_logit_has_no_entropy_saliency_at_equilibrium(logit: float):
     """Entropy saliency of one logit l is |l|·p(1-p) times that of the logit: 0 at l = 0."""
     features = features_of(1)
-    weight = torch.linspace(-1, 1, 6, dtype=torch.float64)
-    summed = features.relu().sum((2, 3)) @ weight
+    summed = features.relu().sum((2, 3)) @ torch.linspace(-1, 1, 6, dtype=torch.float64)
     logits = summed - summed.detach() + logit
     plain = logit_saliency(logits, features)
     entropy = entropy_saliency(torch.stack([logits, torch.zeros_like(logits)], 1), features)
     p = torch.tensor(logit, dtype=torch.float64).sigmoid()
     torch.testing.assert_close(entropy, plain * abs(logit) * p * (1 - p), rtol=1e-10, atol=0)
     assert plain.max() > 0
-    if logit == 0:
-        assert entropy.abs().max() == 0
-    else:
-        assert torch.equal(entropy.flatten().topk(5).indices, plain.flatten().topk(5).indices)
 
 
 @pytest.mark.parametrize("classes", [0, 4])
 def test_saliency_of_a_head(classes: int):
-    """Saliency works under no_grad, with frozen parameters, and includes the labels' term."""
+    """It works under no_grad and with frozen parameters, and includes the labels' term."""
     discriminator = front_end(COARSE_TO_FINE, classes).requires_grad_(False)
     width = discriminator.head.linear.in_features
     c = torch.randn(3, width, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

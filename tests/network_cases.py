@@ -34,7 +34,8 @@ STUDIO = (
     "discriminator.spectral_norm_eps=1.0e-6",
     "discriminator.relu_shortcut=true",
 )
-BARE = ("generator.spectral_norm=false", "discriminator.spectral_norm=false")
+BIGGAN = ("generator.class_norm=shared", "generator.shared_dim=5")
+SMALL = ("generator.channels=4", "generator.attention={}", "discriminator.channels=4", "discriminator.attention={}")
 CASES = [
     Case("classes-32", 3, (
         "generator.channels=6", "generator.attention={8: self_attention, 32: self_attention}",
@@ -60,9 +61,15 @@ CASES = [
         "generator.channels=4", "generator.attention={16: self_attention}",
         "discriminator.channels=4", "discriminator.attention={16: self_attention}",
     )),
+    Case("biggan-32", 3, (
+        *BIGGAN, *SMALL, "generator.hierarchical=true", "generator.z_dim=12", "generator.init=orthogonal",
+    )),
+    Case("shared-32", 4, (*BIGGAN, *SMALL)),
+    Case("hierarchical-no-classes-32", 0, (
+        *SMALL, "data.num_classes=0", "generator.hierarchical=true", "generator.z_dim=8",
+    )),
     Case("bare-32", 2, (
-        *BARE, "generator.channels=4", "generator.attention={}",
-        "discriminator.channels=4", "discriminator.attention={}",
+        *SMALL, "generator.spectral_norm=false", "discriminator.spectral_norm=false",
     )),
 ]  # fmt: skip
 LARGE = Case("no-classes-256", 0, (
@@ -74,7 +81,7 @@ LARGE = Case("no-classes-256", 0, (
 def generator_of(case: Case) -> tuple[Generator, Inputs]:
     """A generator in float64, none of its parameters at its initial value, and inputs for it."""
     generator = build_generator(case.config, case.num_classes).double()
-    return scatter(generator), (draw(3, 128), labels_of(case))
+    return scatter(generator), (draw(3, generator.z_dim), labels_of(case))
 
 
 def discriminator_of(case: Case) -> tuple[Discriminator, Inputs]:

@@ -1,10 +1,11 @@
-"""The SAGAN networks a second time: slow, literal, from the published equations alone, without `sagan`.
+"""A second implementation of the networks: slow, literal, from the published equations alone, without `sagan`.
 
 Self-attention: Zhang et al. 2018, arXiv 1805.08318, eqs. 1-3. Spectral norm: Miyato et al. 2018, arXiv 1802.05957,
 algorithm 1. Projection head: Miyato & Koyama 2018, arXiv 1802.05637, eq. 3. Residual blocks: the released code of both.
+Shared class embedding and hierarchical z: Brock et al. 2018, arXiv 1809.11096, appendix B.
 
 Everything is read from a flat state dict {key: tensor}, in the state's dtype, differentiable in its tensors.
-What a forward in training mode would leave in the buffers is gathered in `moved`, the state itself stays as it is.
+`moved` collects what a forward in training mode would leave in the buffers; the state itself does not change.
 """
 
 import re
@@ -27,23 +28,35 @@ class Reference:
     last_norm_momentum: float = 0.1
     spectral_norm_eps: float = 1e-12
     relu_shortcut: bool = False
+    hierarchical: bool = False
     moved: dict[str, Tensor] = field(default_factory=dict)
 
     def generator(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """z (B, z_dim), labels (B,) -> images (B, 3, R, R) in [-1, 1]."""
-        x = z @ self.weight("linear").T + self.state["linear.bias"]  # (B, 16·C0)
+        blocks = count(self.state, r"blocks\.(\d+)\.")
+        size = z.shape[1] // (blocks + 1) if self.hierarchical else z.shape[1]
+        x = z[:, :size] @ self.weight("linear").T + self.state["linear.bias"]  # (B, 16·C0)
         x = x.reshape(z.shape[0], -1, 4, 4)
-        for i in range(count(self.state, r"blocks\.(\d+)\.")):
-            x = self.generator_block(f"blocks.{i}", x, labels)
+        for i in range(blocks):
+            condition = self.condition(z[:, size * (i + 1) : size * (i + 2)], labels)
+            x = self.generator_block(f"blocks.{i}", x, condition)
             x = self.attention_at("attention", x)
         x = relu(self.norm("norm", x, None, self.last_norm_momentum))
         return torch.tanh(self.conv("conv", x))
 
-    def generator_block(self, name: str, x: Tensor, labels: Tensor | None) -> Tensor:
+    def condition(self, chunk: Tensor, labels: Tensor | None) -> Tensor | None:
+        """What a block sees of its chunk of z (B, Z) and the labels: BigGAN's [shared embedding, chunk], or labels."""
+        if "shared.weight" not in self.state:
+            return chunk if self.hierarchical else labels
+        assert labels is not None
+        rows = torch.stack([self.state["shared.weight"][int(label)] for label in labels])  # (B, E)
+        return torch.cat([rows, chunk], dim=1) if self.hierarchical else rows
+
+    def generator_block(self, name: str, x: Tensor, condition: Tensor | None) -> Tensor:
         """(B, C, H, W) -> (B, C', 2H, 2W)."""
-        h = relu(self.norm(f"{name}.norm1", x, labels, self.norm_momentum))
+        h = relu(self.norm(f"{name}.norm1", x, condition, self.norm_momentum))
         h = self.conv(f"{name}.conv1", double(h))
-        h = relu(self.norm(f"{name}.norm2", h, labels, self.norm_momentum))
+        h = relu(self.norm(f"{name}.norm2", h, condition, self.norm_momentum))
         h = self.conv(f"{name}.conv2", h)
         return h + self.conv(f"{name}.shortcut", double(x))
 
@@ -113,8 +126,8 @@ class Reference:
     def unit(self, vector: Tensor) -> Tensor:
         return vector / max(float(vector.square().sum().sqrt()), self.spectral_norm_eps)
 
-    def norm(self, name: str, x: Tensor, labels: Tensor | None, momentum: float) -> Tensor:
-        """Batch norm with a gain and a bias per channel, or per class and channel."""
+    def norm(self, name: str, x: Tensor, condition: Tensor | None, momentum: float) -> Tensor:
+        """Batch norm with a gain and a bias per channel, or per image and channel."""
         if self.training:
             mean = x.mean(dim=(0, 2, 3))
             variance = (x - mean[:, None, None]).square().mean(dim=(0, 2, 3))
@@ -127,21 +140,25 @@ class Reference:
         else:
             mean, variance = self.state[f"{name}.running_mean"], self.state[f"{name}.running_var"]
         x = (x - mean[:, None, None]) / (variance[:, None, None] + self.norm_eps).sqrt()
-        gain, bias = self.gain_and_bias(name, labels)
+        gain, bias = self.gain_and_bias(name, condition)
         return x * gain[:, :, None, None] + bias[:, :, None, None]
 
-    def gain_and_bias(self, name: str, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Each (1 or B, C): one for all classes; or tables; or 1 + and 0 + a normalized map of the one-hot label."""
+    def gain_and_bias(self, name: str, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Each (1 or B, C): one for all classes; or tables; or 1 + and 0 + a normalized map of a vector.
+
+        The vector is the one-hot label or BigGAN's condition (B, K).
+        """
         if f"{name}.weight" in self.state:
             return self.state[f"{name}.weight"][None], self.state[f"{name}.bias"][None]
-        assert labels is not None
+        assert condition is not None
         gain, bias = self.weight(f"{name}.gain"), self.weight(f"{name}.bias")
-        if f"{name}.gain.weight" in self.state:  # tables (K, C)
-            return torch.stack([gain[int(k)] for k in labels]), torch.stack([bias[int(k)] for k in labels])
-        one_hot = torch.zeros(len(labels), gain.shape[1], dtype=gain.dtype)
-        for b, label in enumerate(labels):
-            one_hot[b, int(label)] = 1
-        return 1 + one_hot @ gain.T, one_hot @ bias.T
+        if not condition.is_floating_point():
+            if f"{name}.gain.weight" in self.state:  # tables (K, C)
+                return torch.stack([gain[int(k)] for k in condition]), torch.stack([bias[int(k)] for k in condition])
+            labels, condition = condition, torch.zeros(len(condition), gain.shape[1], dtype=gain.dtype)
+            for b, label in enumerate(labels):
+                condition[b, int(label)] = 1
+        return 1 + condition @ gain.T, condition @ bias.T
 
 
 def self_attention(

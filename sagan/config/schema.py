@@ -375,7 +375,8 @@ class Config(Settings):
         hierarchical, shared = self.generator.hierarchical, self.generator.class_norm == "shared"
         return (
             (hierarchical and z_dim % chunks, f"generator.z_dim {z_dim} is not divisible by {chunks}, the number of "
-             "chunks of generator.hierarchical (one for the stem, one for each block)"),
+             "chunks of generator.hierarchical (one for the stem, one for each block); the nearest that is: "
+             f"{max(1, round(z_dim / chunks)) * chunks}"),
             (hierarchical and not shared and self.data.num_classes != 0,
              "generator.hierarchical needs generator.class_norm shared, or data.num_classes 0"),
             (training.compile and self.loss.r1,

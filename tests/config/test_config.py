@@ -81,6 +81,8 @@ def test_a_wrong_override_is_one_line(override: str, expected: str) -> None:
         (["divergence.spread=0.5", "training.samples_per_class=1"], "divergence.spread"),
         (["divergence={action: rollback, worse: {is: 2}}", "evaluate={every: 1, metrics: [is]}"], "evaluate.best"),
         (["generator={hierarchical: true, z_dim: 127, class_norm: shared}"], "127 is not divisible by 4"),
+        (["generator={hierarchical: true, z_dim: 81, class_norm: shared}"], "the nearest that is: 80"),
+        (["generator={hierarchical: true, z_dim: 1, class_norm: shared}"], "the nearest that is: 4"),
     ],
 )
 def test_settings_that_exclude_each_other(overrides: list[str], expected: str) -> None:

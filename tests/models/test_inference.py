@@ -14,7 +14,9 @@ from sagan.models.inference import FusedBlock, FusedNorm, fuse_for_inference
 from sagan.sampling.sampler import BATCH, default_labels, generate, latents
 
 MECHANISMS = "generator.attention={8: {name: cbam, place: branch}, 16: {name: augmented_conv, place: conv}}"
-CASES = [((), 4), ((), 0), (("generator.class_norm=linear",), 3), (("data.resolution=64", MECHANISMS), 4)]
+BIGGAN = ("generator.class_norm=shared", "generator.hierarchical=true")
+CASES = [((), 4), ((), 0), (("generator.class_norm=linear",), 3), (BIGGAN, 4), (BIGGAN[:1], 3),
+         (("data.resolution=64", MECHANISMS), 4)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("settings", "num_classes"), CASES)

@@ -31,6 +31,7 @@ def reference_of(network: nn.Module, case: Case, hold: bool = False) -> Referenc
         norm_momentum=generator.norm_momentum,
         last_norm_momentum=generator.norm_momentum if last is None else last,
         relu_shortcut=case.config.discriminator.relu_shortcut,
+        hierarchical=generator.hierarchical,
     )
 
 

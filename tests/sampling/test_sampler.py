@@ -71,6 +71,7 @@ def test_quantiles_with_truncation_are_those_of_the_truncated_normal(bound: floa
 @pytest.mark.parametrize(("settings", "num_classes", "channels"), [
     ((), 4, 8), (("generator.attention={8: self_attention, 32: self_attention}",), 0, 5),
     (("data.resolution=64", "generator.class_norm=linear"), 3, 6),
+    (("generator.class_norm=shared", "generator.hierarchical=true"), 3, 6),
 ])  # fmt: skip
 def test_images_depend_neither_on_the_batch_nor_on_threads_nor_on_the_order(
     settings: tuple[str, ...], num_classes: int, channels: int, memory_format: torch.memory_format

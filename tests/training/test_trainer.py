@@ -51,10 +51,13 @@ STATEFUL = tuple(  # bases of EM attention and running statistics in both networ
 )
 
 
+BIGGAN = ("generator.class_norm=shared", "generator.hierarchical=true")
+
+
 @pytest.mark.parametrize(
     "settings",
-    [(), ("data.num_classes=0",), RICH, (*RICH, "optim.decay=linear", "optim.decay_start=1"), STATEFUL],
-    ids=["plain", "unconditional", "rich", "decay", "bases"],
+    [(), ("data.num_classes=0",), RICH, (*RICH, "optim.decay=linear", "optim.decay_start=1"), STATEFUL, BIGGAN],
+    ids=["plain", "unconditional", "rich", "decay", "bases", "biggan"],
 )
 def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, data: PreparedData, settings: tuple[str, ...]) -> None:
     config = tiny_config(*settings, "training.steps=5")

@@ -18,15 +18,22 @@ RADIUS = 0.33  # of the path, in image sides
 
 
 def path_points(frames: int) -> Tensor:
-    """Points (frames, 2) evenly on a circle around the center of the image, clockwise from its top."""
+    """Evenly spaced points (frames, 2) on a circle around the center of the image, clockwise from the top."""
     angles = torch.arange(frames, dtype=torch.float64) * (2 * math.pi / frames)
     return torch.stack([0.5 - RADIUS * torch.cos(angles), 0.5 + RADIUS * torch.sin(angles)], dim=1)
 
 
 def path_frames(recording: Recording, tile: int, smooth: bool = False) -> np.ndarray:
-    """One frame per point of the recording, uint8 (k, H, W, 3): each image with the point, and its map."""
-    points = range(recording.points.shape[1])
-    return np.stack([attention_figure(_at(recording, j), smooth, tile) for j in track(points, len(points), "drawing")])
+    """One frame per point of the recording, uint8 (k, H, W, 3): each image with the point and its map."""
+    frames, count = [], recording.points.shape[1]
+    for j in track(range(count), count, "drawing"):
+        maps = {
+            name: AttentionMap(m.kind, m.weights[:, :, j : j + 1]) if KINDS[m.kind].per_query else m
+            for name, m in recording.maps.items()
+        }
+        point = replace(recording, points=recording.points[:, j : j + 1], maps=maps)
+        frames.append(attention_figure(point, smooth, tile))
+    return np.stack(frames)
 
 
 def snapshot_frames(recordings: Sequence[Recording], steps: Sequence[int], tile: int, smooth: bool) -> np.ndarray:
@@ -36,16 +43,4 @@ def snapshot_frames(recordings: Sequence[Recording], steps: Sequence[int], tile:
         for recording, step in track(zip(recordings, steps, strict=True), len(steps), "drawing")
     ]
     width = max(figure.shape[1] for figure in figures)
-    return np.stack([_padded(figure, width) for figure in figures])
-
-
-def _at(recording: Recording, j: int) -> Recording:
-    maps = {
-        name: AttentionMap(m.kind, m.weights[:, :, j : j + 1]) if KINDS[m.kind].per_query else m
-        for name, m in recording.maps.items()
-    }
-    return replace(recording, points=recording.points[:, j : j + 1], maps=maps)
-
-
-def _padded(figure: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(figure, ((0, 0), (width - figure.shape[1], 0), (0, 0)), constant_values=255)
+    return np.stack([np.pad(f, ((0, 0), (width - f.shape[1], 0), (0, 0)), constant_values=255) for f in figures])

@@ -1,9 +1,9 @@
-"""`sagan attend`: what generator and discriminator attend to, as figures, arrays, page, animation and numbers."""
+"""`sagan attend`: show what generator and discriminator attend to, as figures, arrays, a page, animations, numbers."""
 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from sagan.config.load import load_config
 from sagan.config.options import Place, parse_classes, parse_seeds
@@ -27,18 +27,10 @@ from sagan.evaluation.coherence import clear_pairs, coherence, find_objects
 from sagan.evaluation.command import Source, parse_source
 from sagan.evaluation.features import from_prepared
 from sagan.evaluation.lpips import load_perceptual
+from sagan.inspection import health
 from sagan.inspection.animate import path_frames, path_points, snapshot_frames
 from sagan.inspection.figure import attention_figure
-from sagan.inspection.health import (
-    ablate,
-    agreement_with_untrained,
-    attention_health,
-    describe,
-    has_maps,
-    object_mask,
-    partner_mass,
-)
-from sagan.inspection.page import page_data_of, write_page
+from sagan.inspection.page import pack_layers, write_page
 from sagan.inspection.record import (
     Points,
     Recording,
@@ -64,7 +56,7 @@ COLUMNS = (
     "variation", "uniform_variation", "untrained",
 )  # fmt: skip
 COHERENCE_SAMPLES = 256
-MOST_POINTS, MOST_IMAGES = 32, 128  # no figure of more is readable
+MAX_POINTS, MAX_IMAGES = 32, 128  # no figure of more is readable
 POINTS = {"random": partial(random_points, 5), "grid": partial(grid_points, 9)}
 FRAMES, FRAMES_PER_SECOND = 48, 12  # of a moving point
 SNAPSHOTS_PER_SECOND = 2
@@ -105,9 +97,9 @@ def attend_cli(
     if pixels is not None:
         chosen = pixel_points(torch.tensor(pixels), subject.generator.resolution, subject.generator.resolution)
 
-    recordings = record_networks(subject, chosen, network, images, layers)
-    page = page_data_of(subject.generator, *subject.inputs, progress=True) if html else None  # may refuse: write later
-
+    everything = record_networks(subject, chosen, network, images)
+    recordings = {name: select_layers(recording, layers) for name, recording in everything.items()}
+    page = pack_layers(subject.generator, subject.z, subject.labels, everything["attention"]) if html else None
     make_folder(out)
     written = []
     for name, recording in recordings.items():
@@ -118,10 +110,10 @@ def attend_cli(
     if network != "discriminator":
         written.append(out / "ablation.png")
         report["ablation"] = write_ablation(written[-1], subject, lpips_weights)
-        lines += ["", *ablation_lines(report["ablation"])]
+        lines += ["", *describe_ablation(report["ablation"])]
     if page is not None:
         written.append(out / "attention.html")
-        write_page(written[-1], page, report["attention"], Path(source).name)
+        write_page(written[-1], everything["attention"], page, report["attention"], Path(source).name)
     if animate is not None:
         written.append(out / f"attention-{animate}.{'mp4' if mp4 else 'gif'}")
         write_animation(written[-1], subject, chosen, animate, layers, smooth, tile)
@@ -149,12 +141,12 @@ def check_options(
 
 
 def parse_points(text: str) -> Points:
-    """The query points of `--points`; UserError for what is no number from 1 to MOST_POINTS, `random` or `grid`."""
+    """Query points of `--points`: a number from 1 to MAX_POINTS, `random` or `grid`. UserError for anything else."""
     if text in POINTS:
         return POINTS[text]()
     number = int(text) if re.fullmatch("[0-9]{1,8}", text) else 0
-    if not 1 <= number <= MOST_POINTS:
-        raise UserError(f"--points {text}: expected a number from 1 to {MOST_POINTS}, random or grid")
+    if not 1 <= number <= MAX_POINTS:
+        raise UserError(f"--points {text}: expected a number from 1 to {MAX_POINTS}, random or grid")
     return partial(salient_points, k=number)
 
 
@@ -166,14 +158,14 @@ def parse_pixels(text: str) -> list[tuple[int, int]]:
         if match is None:
             raise UserError(f"--at {part.strip()!r}: expected ROW,COLUMN pairs, such as 8,8;20,12")
         pixels.append((int(match[1]), int(match[2])))
-    if len(pixels) > MOST_POINTS:
-        raise UserError(f"--at: {len(pixels)} points, a figure shows at most {MOST_POINTS}")
+    if len(pixels) > MAX_POINTS:
+        raise UserError(f"--at: {len(pixels)} points, a figure shows at most {MAX_POINTS}")
     return pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """Networks, and the inputs of each image: z (B, z_dim), labels (B,) or None, its seed."""
+    """The networks, and the inputs of each image: z (B, z_dim), labels (B,) or None, and its seed."""
 
     source: Source
     generator: Generator
@@ -182,74 +174,58 @@ class Subject:
     labels: Tensor | None
     seeds: list[int]
 
-    @property
-    def inputs(self) -> tuple[Tensor, Tensor | None, list[int]]:
-        return self.z, self.labels, self.seeds
-
 
 def open_subject(source: Source, seeds: Sequence[int], classes: str | None, network: str) -> Subject:
-    """Load the networks. UserError when one is missing or has no attention."""
-    discriminator = None
-    if source.kind == "checkpoint":
-        checkpoint = source.path
-        generator = load_generators(checkpoint)["averaged"]
-    else:
-        generator = load_snapshot(source.text)
-        checkpoint = require_whole_checkpoint(source.path) if network != "generator" else None
-    if network != "discriminator":
-        _require_attention(generator, source.text, "generator", generator.resolution)
-    if checkpoint is not None and network != "generator":
-        discriminator = load_discriminator(checkpoint)
-        _require_attention(discriminator, source.text, "discriminator", discriminator.resolution)
+    """Load the networks. UserError if one is missing or has no attention."""
+    checkpoint = source.path if source.kind == "checkpoint" else None
+    generator = load_generators(checkpoint)["averaged"] if checkpoint else load_snapshot(source.text)
+    networks: dict[str, Any] = {} if network == "discriminator" else {"generator": generator}
+    if network != "generator":
+        networks["discriminator"] = load_discriminator(checkpoint or require_whole_checkpoint(source.path))
+    for name, found in networks.items():
+        if not health.has_maps(found):
+            raise UserError(
+                f"{source.text}: this {name} has no attention, so there is nothing to show; train one with, "
+                f"for example, --set {name}.attention.{ATTENTION_RESOLUTION[found.resolution]}=self_attention"
+            )
     chosen = None if classes is None else parse_classes(classes, generator.class_names, generator.num_classes)
     each_seed = [seed for seed in seeds for _ in chosen or [None]]
-    if len(each_seed) > MOST_IMAGES:
-        raise UserError(f"{len(each_seed)} images requested; a figure shows at most {MOST_IMAGES}")
+    if len(each_seed) > MAX_IMAGES:
+        raise UserError(f"{len(each_seed)} images requested; a figure shows at most {MAX_IMAGES}")
     labels = default_labels(seeds, generator.num_classes) if chosen is None else torch.tensor(chosen).repeat(len(seeds))
-    return Subject(source, generator, discriminator, latents(each_seed, generator.z_dim), labels, each_seed)
+    z = latents(each_seed, generator.z_dim)
+    return Subject(source, generator, networks.get("discriminator"), z, labels, each_seed)
 
 
-def _require_attention(network: nn.Module, source: str, name: str, resolution: int) -> None:
-    if not has_maps(network):
-        raise UserError(
-            f"{source}: this {name} has no attention, so there is nothing to show; "
-            f"train one with, for example, --set {name}.attention.{ATTENTION_RESOLUTION[resolution]}=self_attention"
-        )
-
-
-def record_networks(
-    subject: Subject, points: Points, network: str, folder: Path | None, layers: str | None
-) -> dict[str, Recording]:
-    """The maps of the generator, and of the discriminator on generated and on real images, by file name."""
-    recordings = {}
+def record_networks(subject: Subject, points: Points, network: str, folder: Path | None) -> dict[str, Recording]:
+    """Maps of the generator, and of the discriminator on generated and on real images, by file name."""
+    generator, recordings = subject.generator, {}
     if network != "discriminator":
-        recordings["attention"] = attention_of(subject.generator, *subject.inputs, points, progress=True)
-    if network != "generator":
-        assert subject.discriminator is not None
-        record = partial(discriminator_attention, subject.discriminator, class_names=subject.generator.class_names)
-        device = next(subject.generator.parameters()).device
-        fakes = torch.cat(list(generate(subject.generator, subject.z, subject.labels, device))).numpy()
+        recordings["attention"] = attention_of(generator, subject.z, subject.labels, subject.seeds, points, True)
+    if subject.discriminator is not None:
+        record = partial(discriminator_attention, subject.discriminator, class_names=generator.class_names)
+        fakes = torch.cat(list(generate(generator, subject.z, subject.labels))).numpy()
         reals, labels = _real_images(subject, folder)
         recordings["discriminator-generated"] = record(fakes, subject.labels, subject.seeds, points)
         recordings["discriminator-real"] = record(reals, labels, range(len(reals)), points)
-    return {name: select_layers(recording, layers) for name, recording in recordings.items()}
+    return recordings
 
 
 def _real_images(subject: Subject, folder: Path | None) -> tuple[np.ndarray, Tensor | None]:
-    """As many real images as generated ones, uint8 (B, R, R, 3), and their labels (B,) where there are classes."""
-    count, generator, run = len(subject.seeds), subject.generator, subject.source.run
+    """As many real images as generated ones, uint8 (B, R, R, 3), and their labels (B,) if there are classes."""
     if folder is not None:
-        images, labels = _read_folder(folder, generator, count)
+        images, labels = _read_folder(folder, subject.generator, len(subject.seeds))
     else:
-        assert run is not None
-        data = from_prepared(ensure_prepared(load_config(run / "config.yaml").data, report=lambda line: None))
-        some = data.sample(min(count, data.count))
-        images, labels = some.read(np.arange(some.count)).numpy(), some.labels
-    return images, None if labels is None or not generator.num_classes else torch.from_numpy(labels)
+        assert subject.source.run is not None
+        settings = load_config(subject.source.run / "config.yaml").data
+        data = from_prepared(ensure_prepared(settings, report=lambda line: None))
+        data = data.sample(min(len(subject.seeds), data.count))
+        images, labels = data.read(np.arange(data.count)).numpy(), data.labels
+    return images, None if labels is None or not subject.generator.num_classes else torch.from_numpy(labels)
 
 
 def _read_folder(folder: Path, generator: Generator, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """`count` images spread evenly over a folder, at the generator's resolution, and their labels."""
+    """`count` evenly spaced images of a folder, at the generator's resolution, and their labels."""
     source = FolderSource(folder)
     places = {name: i for i, name in enumerate(generator.class_names)}
     own = source.class_names()
@@ -271,7 +247,7 @@ def _read_folder(folder: Path, generator: Generator, count: int) -> tuple[np.nda
 
 
 def select_layers(recording: Recording, layers: str | None) -> Recording:
-    """The recording with the maps of `--layers` only; UserError for a name that it does not have."""
+    """Keep only the maps named by `--layers`. UserError for an unknown name."""
     if layers is None:
         return recording
     wanted = [name.strip() for name in layers.split(",")]
@@ -282,36 +258,41 @@ def select_layers(recording: Recording, layers: str | None) -> Recording:
 
 
 def summarize(subject: Subject, recordings: dict[str, Recording]) -> tuple[dict[str, Any], list[str]]:
-    """The numbers of all recordings, for JSON, and the same as lines of text."""
+    """The numbers of all recordings, for JSON and as lines of text."""
     report: dict[str, Any] = {"images": len(subject.seeds)}
     lines: list[str] = []
     for name, recording in recordings.items():
         network = subject.generator if name == "attention" else subject.discriminator
         assert network is not None
-        health = attention_health(network, recording.maps, recording.points)
+        numbers = health.attention_health(network, recording.maps, recording.points)
         if name == "attention":
-            agreement = agreement_with_untrained(subject.generator, recording, subject.z, subject.labels)
+            agreement = health.agreement_with_untrained(subject.generator, recording, subject.z, subject.labels)
             for layer, value in agreement.items():
-                health[layer]["untrained"] = value
-        lines += [*([""] if lines else []), *([name] if len(recordings) > 1 else []), describe(health)]
+                numbers[layer]["untrained"] = value
         partners = partner_numbers(recording) if recording.class_names == CLASSES else {}
-        lines += [partner_line(layer, numbers) for layer, numbers in partners.items()]
+        lines += [*([""] if lines else []), *([name] if len(recordings) > 1 else [])]
+        lines += [health.describe(layer, numbers[layer]) for layer in numbers]
+        lines += [
+            f"{layer}: {100 * p['mass']:.1f} % of the attention of {p['points']} points on an object falls on "
+            f"the other object (chance: {100 * p['chance']:.1f} %, own object: {100 * p['own']:.1f} %)"
+            for layer, p in partners.items()
+        ]
         if recording.class_names == CLASSES and not partners:
             lines.append("attention to the partner is not measured: no query point lies on one of two clear objects")
-        lines += ["", health_table(health)]
-        report[name] = health
+        lines += ["", health_table(numbers)]
+        report[name] = numbers
         report["partner" if name == "attention" else f"{name}-partner"] = partners
     return report, lines
 
 
-def health_table(health: dict[str, dict[str, float]]) -> str:
-    """One row per map. A column `uniform` holds the value of uniform attention for the column before it."""
+def health_table(numbers: dict[str, dict[str, float]]) -> str:
+    """One row per map. Each column `uniform` is the value of uniform attention for the column before it."""
     table = Table(box=None, pad_edge=False)
     table.add_column()
     for column in COLUMNS:
         table.add_column("uniform" if column.startswith("uniform") else column, justify="right", no_wrap=True)
-    for name, numbers in health.items():
-        table.add_row(name, *(f"{numbers[column]:.3g}" if column in numbers else "-" for column in COLUMNS))
+    for name, row in numbers.items():
+        table.add_row(name, *(f"{row[column]:.3g}" if column in row else "-" for column in COLUMNS))
     console = Console(width=1000, color_system=None)
     with console.capture() as capture:
         console.print(table)
@@ -323,42 +304,31 @@ def partner_numbers(recording: Recording) -> dict[str, dict[str, float]]:
     which, objects = clear_pairs(find_objects(recording.images))
     resolution = recording.images.shape[1]
     masks = np.zeros((len(recording.images), 2, resolution, resolution), bool)
-    for i, image in enumerate(which):
-        for side, row in enumerate((2 * i, 2 * i + 1)):
-            masks[image, side] = object_mask(objects.shape[row], objects.center[row], objects.area[row], resolution)
-    return {
-        name: {**asdict(m), "ratio_to_chance": m.mass / m.chance} for name, m in partner_mass(recording, masks).items()
-    }
-
-
-def partner_line(name: str, numbers: dict[str, float]) -> str:
-    """Attention to the other object, with its chance level and the attention to the point's own object."""
-    return (
-        f"{name}: {100 * numbers['mass']:.1f} % of the attention of {numbers['points']} points on an object falls on "
-        f"the other object (chance: {100 * numbers['chance']:.1f} %, own object: {100 * numbers['own']:.1f} %)"
-    )
+    for row in range(2 * len(which)):  # left and right object of each image
+        mask = health.object_mask(objects.shape[row], objects.center[row], objects.area[row], resolution)
+        masks[which[row // 2], row % 2] = mask
+    return health.partner_mass(recording, masks)
 
 
 def write_ablation(path: Path, subject: Subject, lpips_weights: Path | None) -> dict[str, Any]:
-    """Write images with attention, without, and their difference; return how large it is."""
-    found = ablate(subject.generator, subject.z, subject.labels)
-    save_png(path, found.picture())
-    change: dict[str, Any] = {"grey_levels": found.change}
+    """Write images with attention, without, and their difference. Returns the size of the difference."""
+    generator = subject.generator
+    with_it, without = health.ablate(generator, subject.z, subject.labels)
+    save_png(path, health.ablation_figure(with_it, without))
+    change: dict[str, Any] = {"grey_levels": float(np.abs(with_it.astype(int) - without).mean())}
     if lpips_weights is not None:
         perceptual = load_perceptual("alex", lpips_weights)
-        pair = torch.from_numpy(found.with_attention), torch.from_numpy(found.without)
-        change["lpips"] = float(perceptual.distance(*pair).mean())
-    if subject.generator.class_names == CLASSES:
+        change["lpips"] = float(perceptual.distance(torch.from_numpy(with_it), torch.from_numpy(without)).mean())
+    if generator.class_names == CLASSES:
         seeds = range(COHERENCE_SAMPLES)
         labels = torch.tensor([seed % len(CLASSES) for seed in seeds])
-        found = ablate(subject.generator, latents(seeds, subject.generator.z_dim), labels)
-        change["with"] = coherence(found.with_attention, labels.numpy()).to_dict()
-        change["without"] = coherence(found.without, labels.numpy()).to_dict()
+        images = health.ablate(generator, latents(seeds, generator.z_dim), labels)
+        change["with"], change["without"] = (coherence(each, labels.numpy()).to_dict() for each in images)
     return change
 
 
-def ablation_lines(change: dict[str, Any]) -> list[str]:
-    """What `write_ablation` measured, as text."""
+def describe_ablation(change: dict[str, Any]) -> list[str]:
+    """The result of `write_ablation` as text."""
     lpips = f", LPIPS {change['lpips']:.3f}" if "lpips" in change else ""
     lines = [f"setting every gamma to 0 changes the images by {change['grey_levels']:.1f}/255 on average{lpips}"]
     if "without" in change:
@@ -371,15 +341,15 @@ def ablation_lines(change: dict[str, Any]) -> list[str]:
 def write_animation(
     path: Path, subject: Subject, points: Points, kind: str, layers: str | None, smooth: bool, tile: int
 ) -> None:
-    """`path`: a moving point; `snapshots`: the same seeds and points over a run."""
+    """`path`: a moving point. `snapshots`: the same seeds and points over the snapshots of a run."""
     record = partial(attention_of, z=subject.z, labels=subject.labels, seeds=subject.seeds)
     if kind == "path":
         recording = record(subject.generator, points=path_points(FRAMES), progress=True)
         save_animation(path, path_frames(select_layers(recording, layers), tile, smooth), FRAMES_PER_SECOND)
         return
-    # Points are chosen on the newest images: points that move with every snapshot could not be compared.
+    # Points are chosen on the newest images: points that change between snapshots could not be compared.
     fixed = record(subject.generator, points=points, progress=True).points
     folders = snapshots(subject.source.path)
-    recordings = [record(load_snapshot(folder), points=fixed) for folder in folders]
+    recordings = [select_layers(record(load_snapshot(folder), points=fixed), layers) for folder in folders]
     frames = snapshot_frames(recordings, [int(folder.name) for folder in folders], tile, smooth)
     save_animation(path, frames, SNAPSHOTS_PER_SECOND)

@@ -1,21 +1,18 @@
-"""Whether attention is used: the entropy and reach of its maps, and the gain with which it enters the network.
+"""Statistics of attention maps: is attention used, how far does it reach, and does it change the images?
 
-For one softmax row p over M keys of a query cell q, on an H×W query map; lengths in fractions of the map's sides:
+For a softmax row p over M keys of a query cell q, on an H×W query map. Lengths are fractions of the map's sides.
 
-- entropy: -Σ p log p / log M. Uniform attention: 1.
-- distance: Σ p |c - q|, c the center of the key.
-- far_mass: the share of p outside the 7×7 query cells around q (cut off at the border). A pooled key covers s×s query
-  cells, s = H // H', and its weight counts as spread evenly over them; its center is theirs.
-- variation: total variation distance Σ|p - p'|/2 between the rows of two points of one image. 0: every point sees the
-  same map, 1: no two share a key. Uniform attention: 0. Absent for a single point.
+- entropy: -Σ p log p / log M. 1 for uniform attention.
+- distance: Σ p |c - q|, where c is the center of the key.
+- far_mass: mass outside the 7×7 query cells around q (clipped at the border). A pooled key covers s×s query cells,
+  s = H // H'; its weight is spread evenly over them, and its center is theirs.
+- variation: total variation distance Σ|p - p'|/2 between the rows of two points of an image. 0: every point has the
+  same map; 1: no two points share a key. 0 for uniform attention. Absent for a single point.
 
-Each is averaged over images, heads and points, and reported with its value for uniform attention at the same points.
+Values are means over images, heads and points, and are reported next to those of uniform attention at the same points.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,15 +21,7 @@ from torch import Tensor, nn
 from sagan.attention import AttentionMap
 from sagan.attention.base import Observable, cells_of
 from sagan.data.shapes import SHAPES, pixel_centers
-from sagan.inspection.record import (
-    Recording,
-    attention_modules,
-    attention_of,
-    gamma_of,
-    module_gammas,
-    module_of,
-    resolutions,
-)
+from sagan.inspection.record import Recording, attention_modules, attention_of, gamma_of, module_gammas, module_of
 from sagan.layers.spectral_norm import refresh_spectral_norm, spectral_normalize
 from sagan.models.blocks import initialize
 from sagan.models.generator import Generator, remove_spectral_norm
@@ -41,34 +30,9 @@ from sagan.utils.images import image_grid, name_rows
 from sagan.utils.random import key
 
 REACH = 3  # cells to each side that are local
-UNUSED, WEAK = 1e-6, 0.01  # gains below these are called unused, weak
-EVEN = 0.99  # maps of at least this entropy are called nearly uniform
-SAME = 0.05  # below this variation all points are said to have the same map
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Positions of the keys of a map relative to k query cells: fields (B or 1, 1, k, H', W')."""
-
-    distance: Tensor  # from the query cell's center, in fractions of the map's sides
-    far: Tensor  # share of the key's cells that is not local
-
-    @classmethod
-    def seen_from(cls, points: Tensor, size: tuple[int, int], keys: tuple[int, int]) -> "Keys":
-        """From the cells that hold fractional `points` (k, 2) or (B, k, 2) on a query map of `size`."""
-        cells = cells_of(points, *size).reshape(-1, 1, points.shape[-2], 2)  # (B or 1, 1, k, 2)
-        offsets, local = [], []
-        for axis in (0, 1):
-            stride = size[axis] // keys[axis]
-            start = stride * torch.arange(keys[axis])
-            cell = cells[..., axis, None]  # (…, k, 1)
-            offsets.append((start + (stride - 1) / 2 - cell).double() / size[axis])  # (…, k, H' or W')
-            upper, lower = torch.minimum(start + stride, cell + REACH + 1), torch.maximum(start, cell - REACH)
-            local.append((upper - lower).clamp(min=0).double() / stride)
-        return cls(
-            distance=torch.hypot(offsets[0][..., :, None], offsets[1][..., None, :]),
-            far=1 - local[0][..., :, None] * local[1][..., None, :],
-        )
+UNUSED, WEAK = 1e-6, 0.01  # gains below these are reported as unused, weak
+EVEN = 0.99  # maps of at least this entropy are reported as nearly uniform
+SAME = 0.05  # below this variation, maps are reported as nearly the same for every point
 
 
 def entropy(weights: Tensor) -> Tensor:
@@ -78,61 +42,69 @@ def entropy(weights: Tensor) -> Tensor:
 
 
 def variation(weights: Tensor) -> Tensor:
-    """Softmax rows (B, heads, k, H', W') -> (B, heads): mean over the pairs of two points."""
+    """Softmax rows (B, heads, k, H', W') -> (B, heads): mean over all pairs of points."""
     rows, k = weights.double().flatten(-2), weights.shape[2]
     return torch.cdist(rows, rows, p=1).sum((-2, -1)) / 2 / (k * (k - 1))
 
 
 def map_health(found: AttentionMap, points: Tensor, size: tuple[int, int]) -> dict[str, float]:
-    """The numbers above for a map of softmax rows, recorded at fractional `points` on a query map of `size`."""
+    """The statistics above for softmax rows recorded at `points` (k, 2) or (B, k, 2) on a query map of `size`."""
     weights = found.weights.cpu().double()  # (B, heads, k, H', W')
-    keys = Keys.seen_from(points, size, (weights.shape[-2], weights.shape[-1]))
-    pairs = weights.shape[2] > 1
+    distance, far = _keys_from_points(points, size, (weights.shape[-2], weights.shape[-1]))
     return {
         "entropy": entropy(weights).mean().item(),
         "uniform_entropy": 1.0,
-        "distance": (weights * keys.distance).sum((-2, -1)).mean().item(),
-        "uniform_distance": keys.distance.mean().item(),
-        "far_mass": (weights * keys.far).sum((-2, -1)).mean().item(),
-        "uniform_far_mass": keys.far.mean().item(),
-        **({"variation": variation(weights).mean().item(), "uniform_variation": 0.0} if pairs else {}),
+        "distance": (weights * distance).sum((-2, -1)).mean().item(),
+        "uniform_distance": distance.mean().item(),
+        "far_mass": (weights * far).sum((-2, -1)).mean().item(),
+        "uniform_far_mass": far.mean().item(),
+        **({"variation": variation(weights).mean().item(), "uniform_variation": 0.0} if weights.shape[2] > 1 else {}),
     }
 
 
+def _keys_from_points(points: Tensor, size: tuple[int, int], keys: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Distance of each key from each point's cell, and the share of the key that is far: (B or 1, 1, k, H', W')."""
+    cells = cells_of(points, *size).reshape(-1, 1, points.shape[-2], 2)  # (B or 1, 1, k, 2)
+    offsets, local = [], []
+    for axis in (0, 1):
+        stride = size[axis] // keys[axis]
+        start = stride * torch.arange(keys[axis])
+        cell = cells[..., axis, None]  # (…, k, 1)
+        offsets.append((start + (stride - 1) / 2 - cell).double() / size[axis])  # (…, k, H' or W')
+        upper, lower = torch.minimum(start + stride, cell + REACH + 1), torch.maximum(start, cell - REACH)
+        local.append((upper - lower).clamp(min=0).double() / stride)
+    distance = torch.hypot(offsets[0][..., :, None], offsets[1][..., None, :])
+    return distance, 1 - local[0][..., :, None] * local[1][..., None, :]
+
+
 def attention_health(network: nn.Module, maps: dict[str, AttentionMap], points: Tensor) -> dict[str, dict[str, float]]:
-    """Numbers of every map that `record_attention(network, points)` gave: name -> gamma (where there is one) and,
-    for softmax rows, those of `map_health`."""
-    gammas = module_gammas(network)
+    """Statistics of the maps from `record_attention(network, points)`, by name: gamma, if the module has one, and
+    those of `map_health` for softmax rows."""
+    gammas, modules = module_gammas(network), attention_modules(network)
     health: dict[str, dict[str, float]] = {}
     for name, found in maps.items():
-        module = module_of(name)
         gamma = gamma_of(gammas, name)
         health[name] = {} if gamma is None else {"gamma": gamma}
         if found.kind == "softmax row":
-            health[name] |= map_health(found, points, resolutions(network)[module])
+            health[name] |= map_health(found, points, modules[module_of(name)].resolution)
     return health
 
 
 def has_maps(network: nn.Module) -> bool:
-    """Whether any module of a network has maps to be recorded."""
+    """Whether a network has attention maps to record."""
     return any(module.map_kinds for module in network.modules() if isinstance(module, Observable))
 
 
-def describe(health: dict[str, dict[str, float]]) -> str:
-    """One sentence for each map."""
-    return "\n".join(_sentence(name, numbers) for name, numbers in health.items())
-
-
-def _sentence(name: str, numbers: dict[str, float]) -> str:
-    """Such as "attention at 16x16 is used: gamma 0.41, 63 % of the mass is far (uniform: 78 %)"."""
+def describe(name: str, numbers: dict[str, float]) -> str:
+    """One sentence, such as "attention at 16x16 is used: gamma 0.41, 63 % of the mass is far (uniform: 78 %)"."""
     subject = f"attention at {name.removeprefix('attention.')}"
     gamma = numbers.get("gamma")
     if gamma is not None and abs(gamma) < UNUSED:
         return f"{subject} is unused: gamma is still 0"
     facts = [] if gamma is None else [f"gamma {gamma:.2g}"]
     if "far_mass" in numbers:
-        facts.append(f"{numbers['far_mass']:.0%} of the mass is far".replace("%", " %"))
-        facts[-1] += f" (uniform: {numbers['uniform_far_mass']:.0%})".replace("%", " %")
+        far, uniform = 100 * numbers["far_mass"], 100 * numbers["uniform_far_mass"]
+        facts.append(f"{far:.0f} % of the mass is far (uniform: {uniform:.0f} %)")
         if numbers["entropy"] >= EVEN:
             facts.append("nearly uniform maps")
         elif numbers.get("variation", 1.0) < SAME:
@@ -141,116 +113,86 @@ def _sentence(name: str, numbers: dict[str, float]) -> str:
     return f"{subject} {verdict}: {', '.join(facts)}" if facts else f"{subject} {verdict}"
 
 
-FINE = 256  # pixels on a side of the raster from which a shape's area is computed
+def partner_mass(recording: Recording, masks: np.ndarray) -> dict[str, dict[str, float]]:
+    """Attention of points on one of two objects to the other object, for every map of softmax rows.
 
+    `masks` (B, 2, R, R) bool: the pixels of both objects of each image, empty if there are not two. The weight of a key
+    is spread evenly over its pixels. Means over heads and over the points on an object; empty without such points:
 
-@dataclass(frozen=True)
-class PartnerMass:
-    """Means over heads and over the points that lie on one of two objects.
-
-    Attention that is the same for every point also lies far above chance when it lies on an object, but equally on
-    `own`: only `mass` above `own` says that points look for the other object.
-    """
-
-    mass: float  # share of a point's attention that falls on the other object
-    own: float  # … on the object that the point lies on
-    chance: float  # the other object's share of the area: what uniform attention puts there
-    points: int
-
-
-def partner_mass(recording: Recording, masks: np.ndarray) -> dict[str, PartnerMass]:
-    """For every map of softmax rows; empty where no query point lies on an object.
-
-    `masks` (B, 2, R, R) bool: the pixels of both objects of each image, none where there are not two. The weight of a
-    key counts as spread evenly over its pixels.
+    - mass: share of the attention that falls on the other object
+    - own: … on the object of the point itself. A map that is the same for every point also has a `mass` far above
+      chance if it lies on an object; only `mass` above `own` means that points attend to their partner.
+    - chance: the other object's share of the area, that is, the mass of uniform attention
+    - points: number of points
+    - ratio_to_chance: mass / chance
     """
     resolution = masks.shape[-1]
     row, column = cells_of(recording.points, resolution, resolution).numpy().transpose(2, 0, 1)  # (B, k)
     image = np.arange(len(masks))[:, None]
-    on = masks[image, :, row, column]  # (B, k, 2)
-    image, point, own = np.nonzero(on)
+    image, point, own = np.nonzero(masks[image, :, row, column])  # (Q,) each, of (B, k, 2)
     if not len(image):
         return {}
     measured = {}
     for name, found in recording.maps.items():
         if found.kind == "softmax row":
             weights = found.weights.double().numpy()[image, :, point]  # (Q, heads, H', W')
-            covers = [_cover(masks[image, side], weights.shape[2:])[:, None] for side in (1 - own, own)]
+            height, width = weights.shape[2:]
+            covers = [  # share of each key's pixels on the object: (Q, 1, H', W')
+                masks[image, side]
+                .reshape(len(image), 1, height, resolution // height, width, resolution // width)
+                .mean((3, 5))
+                for side in (1 - own, own)
+            ]
             mass, own_mass = (float((weights * cover).sum((2, 3)).mean()) for cover in covers)
-            measured[name] = PartnerMass(mass, own_mass, float(covers[0].mean()), len(image))
+            chance = float(covers[0].mean())
+            measured[name] = {
+                "mass": mass, "own": own_mass, "chance": chance, "points": len(image), "ratio_to_chance": mass / chance,
+            }  # fmt: skip
     return measured
 
 
 def object_mask(shape: int, center: np.ndarray, area: float, resolution: int) -> np.ndarray:
-    """The pixels (R, R) bool of an object of `shapes`; centroid (x, y) and area are fractions of the image."""
+    """The pixels (R, R) bool of an object of `shapes`. Centroid (x, y) and area are fractions of the image."""
     distance = list(SHAPES.values())[shape]
-    fine = 2.5 * (pixel_centers(FINE) - 0.5)  # a shape of radius 1 fits in
+    fine = 2.5 * (pixel_centers(256) - 0.5)  # a raster that a shape of radius 1 fits in
     unit_area = (distance(fine[None, :], fine[:, None], np.ones(1)) <= 0).mean() * 2.5**2
     x, y = pixel_centers(resolution) - center[0], pixel_centers(resolution) - center[1]
     return distance(x[None, :], y[:, None], np.sqrt([area / unit_area])) <= 0
 
 
-def _cover(masks: np.ndarray, keys: tuple[int, ...]) -> np.ndarray:
-    """Share of each key's pixels that a mask covers: (Q, R, R) -> (Q, H', W')."""
-    height, width = (n // m for n, m in zip(masks.shape[1:], keys, strict=True))
-    return masks.reshape(len(masks), keys[0], height, keys[1], width).mean((2, 4))
+def ablate(generator: Generator, z: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (B, H, W, 3) of z (B, z_dim) and labels (B,): with attention, and with all attention gains at 0.
 
-
-AMPLIFIED = 4  # times: differences of a few gray levels are invisible
-
-
-@dataclass(frozen=True, eq=False)
-class Ablation:
-    """Images uint8 (B, H, W, 3) of the same z and labels, with every attention module and with all their gains at 0."""
-
-    with_attention: np.ndarray
-    without: np.ndarray
-
-    @property
-    def change(self) -> float:
-        """Mean absolute difference, in gray levels (of 255)."""
-        return float(np.abs(self.with_attention.astype(int) - self.without).mean())
-
-    def picture(self) -> np.ndarray:
-        """Rows: with attention, without, and the difference, amplified around gray."""
-        difference = AMPLIFIED * (self.with_attention.astype(int) - self.without) + 128
-        rows = [self.with_attention, self.without, difference.clip(0, 255).astype(np.uint8)]
-        scale = max(1, 128 // self.without.shape[1])
-        picture = image_grid(np.concatenate(rows), len(self.without), scale=scale)
-        return name_rows(picture, ["with attention", "without", f"difference x{AMPLIFIED}"])
-
-
-def ablate(generator: Generator, z: Tensor, labels: Tensor | None) -> Ablation:
-    """Generate images of z (B, z_dim) and labels (B,) with and without attention; the network is not changed.
-
-    Only modules with a gain can be switched off; the others stay active.
+    Modules without a gain stay active. The network is not changed.
     """
     device = next(generator.parameters()).device
+    gains = [gain for module in attention_modules(generator).values() for gain in module.gains().values()]
+    values = [gain.detach().clone() for gain in gains]
     with_attention = torch.cat(list(generate(generator, z, labels, device))).numpy()
-    with attention_off(generator):
-        without = torch.cat(list(generate(generator, z, labels, device))).numpy()
-    return Ablation(with_attention, without)
-
-
-@contextmanager
-def attention_off(network: nn.Module, names: Sequence[str] | None = None) -> Iterator[None]:
-    """Inside, the gains of the attention modules (of those with these `names`) are 0, so each returns its input."""
-    modules = {name: m for name, m in attention_modules(network).items() if names is None or name in names}
-    gains = [gain for module in modules.values() for gain in module.gains().values()]
-    saved = [(gain, gain.detach().clone()) for gain in gains]
     with torch.no_grad():
-        for gain, _ in saved:
-            gain.zero_()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for gain, value in saved:
+        try:
+            for gain in gains:
+                gain.zero_()
+            without = torch.cat(list(generate(generator, z, labels, device))).numpy()
+        finally:
+            for gain, value in zip(gains, values, strict=True):
                 gain.copy_(value)
+    return with_attention, without
+
+
+AMPLIFIED = 4  # differences of a few gray levels are invisible
+
+
+def ablation_figure(with_attention: np.ndarray, without: np.ndarray) -> np.ndarray:
+    """Rows: images with attention, without, and their difference, amplified around gray."""
+    difference = AMPLIFIED * (with_attention.astype(int) - without) + 128
+    rows = [with_attention, without, difference.clip(0, 255).astype(np.uint8)]
+    grid = image_grid(np.concatenate(rows), len(without), scale=max(1, 128 // without.shape[1]))
+    return name_rows(grid, ["with attention", "without", f"difference x{AMPLIFIED}"])
 
 
 def untrained(generator: Generator) -> Generator:
-    """A generator of the same settings with random weights, in eval mode, whose maps show the architecture alone."""
+    """A generator with the same settings and random weights, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(0, "untrained"))
         random = Generator(generator.settings, generator.resolution, generator.num_classes, generator.class_names)
@@ -265,17 +207,13 @@ def untrained(generator: Generator) -> Generator:
 def agreement_with_untrained(
     generator: Generator, recording: Recording, z: Tensor, labels: Tensor | None
 ) -> dict[str, float]:
-    """For each map of softmax rows, 1 - Σ|p - q| / 2 with q the untrained generator's row of the point: 1 is equal.
+    """1 - Σ|p - q| / 2 for each map of softmax rows, where q is the same point's row in an untrained generator.
 
-    A high value means that a map shows the architecture and the position of the point, not what was learned.
+    1 means equal. A high value means that a map reflects the architecture and the point's position, not training.
     """
     other = attention_of(untrained(generator), z, labels, recording.seeds.tolist(), recording.points)
     return {
-        name: 1 - _total_variation(found.weights, other.maps[name].weights)
-        for name, found in recording.maps.items()
-        if found.kind == "softmax row"
+        name: 1 - (m.weights.double() - other.maps[name].weights.double()).abs().sum((-2, -1)).mean().item() / 2
+        for name, m in recording.maps.items()
+        if m.kind == "softmax row"
     }
-
-
-def _total_variation(p: Tensor, q: Tensor) -> float:
-    return (p.double() - q.double()).abs().sum((-2, -1)).mean().item() / 2

@@ -1,4 +1,4 @@
-"""Attention maps of a few query points while a network runs, for figures, numbers and files."""
+"""Record the attention maps of a few query points, for figures, statistics and files."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,16 +26,21 @@ Points = Tensor | Callable[[np.ndarray], Tensor]
 
 @dataclass(frozen=True)
 class Recording:
-    """B images and, for k query points on each, the map of every attention module. Everything is on the CPU."""
+    """B images and the maps of k query points per image, for every attention module. All tensors are on the CPU."""
 
     images: np.ndarray  # (B, H, W, 3) uint8
     seeds: np.ndarray  # (B,) int64
     labels: np.ndarray  # (B,) int64; -1 without classes
     points: Tensor  # (B, k, 2) float64: fractions of height and width
     maps: Maps  # name -> weights (B, heads, k, H', W') float32
-    gamma: dict[str, float]  # name -> attention gain, of modules that have one
+    gamma: dict[str, float]  # name -> attention gain, if the module has one
     resolution: dict[str, tuple[int, int]]  # name -> size of the query map
     class_names: tuple[str, ...] = ()
+
+    def class_name(self, image: int) -> str:
+        """Name of an image's class; empty without classes."""
+        label = int(self.labels[image])
+        return "" if label < 0 else self.class_names[label] if self.class_names else f"class {label}"
 
 
 def attention_of(
@@ -48,19 +53,82 @@ def attention_of(
 ) -> Recording:
     """Generate images of z (B, z_dim) and labels (B,) and record the attention of `points`.
 
-    `points`: fractions (k, 2) or (B, k, 2), or a function from a batch of images, uint8 (b, H, W, 3), to theirs, such
-    as `partial(salient_points, k=5)`. The images are those of `sampling.generate`, bit for bit, and the
-    generator is not changed. Memory: k rows of each map, never all of them. Without attention modules `maps` is empty.
+    `points`: fractions (k, 2) or (B, k, 2), or a function from images, uint8 (B, H, W, 3), to them, such as
+    `partial(salient_points, k=5)`. The images are bit-for-bit those of `sampling.generate`, and the generator is not
+    changed. Memory is proportional to k, not to the number of cells. Without attention modules, `maps` is empty.
     """
+    device = next(generator.parameters()).device
+    images, batches, starts = [], [], range(0, len(z), BATCH)
     with inspected(generator) as fused:
-        batches = list(_record(fused, z, labels, points, progress))
-    images, maps, chosen = zip(*batches, strict=True)
-    return recording_of(
-        generator, torch.cat(images).numpy(), seeds, labels, torch.cat(chosen), maps, generator.class_names
-    )
+        if callable(points):
+            points = points(torch.cat(list(generate(fused, z, labels, device))).numpy())
+        points = points.cpu().double().expand(len(z), -1, -1)
+        for start in track(starts, len(starts), "recording attention") if progress else starts:
+            rows = slice(start, start + BATCH)
+            found = record_batch(fused, points[rows], z[rows], None if labels is None else labels[rows], device)
+            images.append(found[0])
+            batches.append(found[1])
+    return _recording(generator, torch.cat(images).numpy(), seeds, labels, points, batches, generator.class_names)
 
 
-def recording_of(
+@contextmanager
+def inspected(generator: Generator) -> Iterator[Generator]:
+    """A fused copy of the generator in eval mode, its state held. The generator is restored on exit."""
+    training = generator.training
+    generator.eval()
+    try:
+        with hold_state(generator):
+            yield fuse_for_inference(generator)
+    finally:
+        generator.train(training)
+
+
+def record_batch(
+    generator: Generator, points: Tensor | None, z: Tensor, labels: Tensor | None, device: torch.device
+) -> tuple[Tensor, Maps]:
+    """Images (b, H, W, 3) of b ≤ BATCH z and, from the same forward, the maps of their points (None: of all cells)."""
+    if points is not None:  # padded as `generate` pads z
+        points = torch.cat([points, points.new_zeros(BATCH - len(points), *points.shape[1:])])
+    recorded: Maps = {}
+
+    def forward(z: Tensor, labels: Tensor | None) -> Tensor:
+        with record_attention(generator, points) as maps:
+            images = generator(z, labels)
+        recorded.update(maps)
+        return images
+
+    images = torch.cat(list(generate(forward, z, labels, device)))
+    return images, {n: AttentionMap(m.kind, m.weights[: len(z)].float().cpu()) for n, m in recorded.items()}
+
+
+@torch.no_grad()
+def discriminator_attention(
+    discriminator: Discriminator,
+    images: np.ndarray,
+    labels: Tensor | None,
+    numbers: Sequence[int],
+    points: Points,
+    class_names: tuple[str, ...] = (),
+) -> Recording:
+    """Record the attention of `points` on images, uint8 (B, R, R, 3), with labels (B,).
+
+    `numbers` (B,): seeds, or indices in the data; `points`: as for `attention_of`. The discriminator is not changed.
+    """
+    device = next(discriminator.parameters()).device
+    chosen = points(images) if callable(points) else points.cpu().double()
+    chosen = chosen.expand(len(images), -1, -1)
+    batches: list[Maps] = []
+    with hold_state(discriminator):
+        for start in range(0, len(images), BATCH):
+            rows = slice(start, start + BATCH)
+            x = torch.from_numpy(images[rows]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (b, 3, R, R)
+            with record_attention(discriminator, chosen[rows]) as maps:
+                discriminator(x, None if labels is None else labels[rows].to(device))
+            batches.append({name: AttentionMap(m.kind, m.weights.float().cpu()) for name, m in maps.items()})
+    return _recording(discriminator, images, numbers, labels, chosen, batches, class_names)
+
+
+def _recording(
     network: nn.Module,
     images: np.ndarray,
     seeds: Sequence[int],
@@ -69,21 +137,18 @@ def recording_of(
     batches: Sequence[Maps],
     class_names: tuple[str, ...],
 ) -> Recording:
-    """One recording of all images from the maps of each batch."""
-    gammas, sizes = module_gammas(network), resolutions(network)
+    gammas, modules = module_gammas(network), attention_modules(network)
+    maps = {n: AttentionMap(m.kind, torch.cat([batch[n].weights for batch in batches])) for n, m in batches[0].items()}
     return Recording(
         images=images,
         seeds=np.array(seeds, np.int64),
         labels=np.full(len(images), -1) if labels is None else labels.cpu().numpy(),
         points=points,
-        maps={
-            name: AttentionMap(found.kind, torch.cat([batch[name].weights for batch in batches]))
-            for name, found in batches[0].items()
-        },
-        gamma={n: gamma for n in batches[0] if (gamma := gamma_of(gammas, n)) is not None},
+        maps=maps,
+        gamma={name: gamma for name in maps if (gamma := gamma_of(gammas, name)) is not None},
         resolution={
-            name: sizes.get(module_of(name), (found.weights.shape[-2], found.weights.shape[-1]))
-            for name, found in batches[0].items()
+            name: getattr(modules.get(module_of(name)), "resolution", (m.weights.shape[-2], m.weights.shape[-1]))
+            for name, m in maps.items()
         },
         class_names=class_names,
     )
@@ -91,7 +156,6 @@ def recording_of(
 
 def save_npz(path: Path, recording: Recording) -> None:
     """Write a recording for `np.load`, without pickle and atomically. docs/attend.md lists the arrays."""
-    count = len(recording.images)
     height, width = recording.images.shape[1:3]
     points, names = recording.points.numpy(), list(recording.maps)
     arrays = {
@@ -107,95 +171,12 @@ def save_npz(path: Path, recording: Recording) -> None:
         "resolution": np.array([recording.resolution[name] for name in names], np.int64).reshape(-1, 2),
     }
     arrays |= {f"maps/{name}": found.weights.numpy() for name, found in recording.maps.items()}
-    assert all(len(arrays[key]) == count for key in ("seeds", "labels", "points"))
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
-def _record(
-    generator: Generator, z: Tensor, labels: Tensor | None, points: Points, progress: bool
-) -> Iterator[tuple[Tensor, Maps, Tensor]]:
-    """Images (b, H, W, 3), maps and points (b, k, 2) of one batch after the other."""
-    device = next(generator.parameters()).device
-    starts = range(0, len(z), BATCH)
-    for start in track(starts, len(starts), "recording attention") if progress else starts:
-        rows = slice(start, start + BATCH)
-        inputs = z[rows], None if labels is None else labels[rows], device
-        if callable(points):
-            chosen = points(torch.cat(list(generate(generator, *inputs))).numpy())
-        else:
-            chosen = points.cpu().double().expand(len(z), -1, -1)[rows]
-        chosen = chosen.expand(len(z[rows]), -1, -1)
-        yield *record_batch(generator, chosen, *inputs), chosen
-
-
-@contextmanager
-def inspected(generator: Generator) -> Iterator[Generator]:
-    """The generator as `generate` runs it: in eval mode, fused, its state held; afterwards it is as it was."""
-    training = generator.training
-    generator.eval()
-    try:
-        with hold_state(generator):
-            yield fuse_for_inference(generator)
-    finally:
-        generator.train(training)
-
-
-def record_batch(
-    generator: Generator, points: Tensor | None, z: Tensor, labels: Tensor | None, device: torch.device
-) -> tuple[Tensor, Maps]:
-    """The images of at most BATCH z and, from the same forward, the maps of their points (None: of all cells)."""
-    padded = None
-    if points is not None:
-        padded = points.new_zeros(BATCH, *points.shape[1:])  # as `generate` pads z
-        padded[: len(points)] = points
-    recorded: Maps = {}
-
-    def draw(z: Tensor, labels: Tensor | None) -> Tensor:
-        with record_attention(generator, padded) as maps:
-            images = generator(z, labels)
-        recorded.update(maps)
-        return images
-
-    images = torch.cat(list(generate(draw, z, labels, device)))
-    return images, {n: AttentionMap(m.kind, m.weights[: len(z)].float().cpu()) for n, m in recorded.items()}
-
-
-@torch.no_grad()
-def discriminator_attention(
-    discriminator: Discriminator,
-    images: np.ndarray,
-    labels: Tensor | None,
-    numbers: Sequence[int],
-    points: Tensor | Callable[[np.ndarray], Tensor],
-    class_names: tuple[str, ...] = (),
-) -> Recording:
-    """Record the attention of `points` on images, uint8 (B, R, R, 3), with labels (B,).
-
-    `numbers` (B,): seeds, or indices in the data; `points`: as for `attention_of`. The discriminator is not changed.
-    """
-    device = next(discriminator.parameters()).device
-    chosen = points(images) if callable(points) else points.cpu().double()
-    chosen = chosen.expand(len(images), -1, -1)
-    parts: list[Maps] = []
-    with hold_state(discriminator):
-        for start in range(0, len(images), BATCH):
-            rows = slice(start, start + BATCH)
-            x = torch.from_numpy(images[rows]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (b, 3, R, R)
-            with record_attention(discriminator, chosen[rows]) as maps:
-                discriminator(x, None if labels is None else labels[rows].to(device))
-            parts.append({name: AttentionMap(m.kind, m.weights.float().cpu()) for name, m in maps.items()})
-    return recording_of(discriminator, images, numbers, labels, chosen, parts, class_names)
-
-
-FINEST = 64  # larger images are subsampled to every second, third … pixel
-COLOR = 0.7  # distance of black and one full channel, in image sides
-FLOOR = 0.05  # weight of the least salient pixel; the most salient one weighs 1
-STARTS, ROUNDS = 6, 10  # of k-means
-
-
 def pixel_points(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Fractions (…, 2) of the centers of pixels (…, 2), (row, column). UserError for one outside the image."""
+    """Fractions (…, 2) of the centers of pixels (…, 2), (row, column). UserError for a pixel outside the image."""
     size = torch.tensor([height, width])
     outside = ((pixels < 0) | (pixels >= size)).any(-1)
     if outside.any():
@@ -205,76 +186,71 @@ def pixel_points(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def grid_points(k: int) -> Tensor:
-    """k points (k, 2) spread evenly, row by row; the lower rows hold one more where k does not divide."""
-    rows = round(_checked(k) ** 0.5)
+    """k evenly spaced points (k, 2), row by row. If k does not divide evenly, the lower rows have one point more."""
+    rows = round(k**0.5)
     counts = [(k + i) // rows for i in range(rows)]
     points = [((i + 0.5) / rows, (j + 0.5) / n) for i, n in enumerate(counts) for j in range(n)]
     return torch.tensor(points, dtype=torch.float64)
 
 
 def random_points(k: int, seed: int = 0) -> Tensor:
-    """k points (k, 2), uniform, from `seed` alone."""
-    return torch.from_numpy(numpy_generator(seed, "attention points").random((_checked(k), 2)))
+    """k uniformly random points (k, 2)."""
+    return torch.from_numpy(numpy_generator(seed, "attention points").random((k, 2)))
+
+
+MAX_SIDE = 64  # larger images are subsampled
+COLOR_SCALE = 0.7  # distance between black and one full channel, in image sides
+MIN_WEIGHT = 0.05  # of the least salient pixel; the most salient one weighs 1
+STARTS, ITERATIONS = 6, 10  # of k-means
 
 
 def salient_points(images: np.ndarray, k: int, seed: int = 0) -> Tensor:
-    """Points that are far apart and on salient parts of each image, (B, k, 2), ordered from left to right.
+    """Points on salient parts of each image, far apart from each other: (B, k, 2), ordered from left to right.
 
-    k-means over the pixels of each uint8 image (B, H, W, 3), by position and color. A pixel weighs more the farther its
-    color is from the image's median. The best of a few random starts counts, and of each cluster the pixel nearest its
-    center. The result depends on the image, k and seed alone, not on the batch.
+    k-means over the pixels of each uint8 image (B, H, W, 3), by position and color. A pixel's weight grows with the
+    distance of its color from the image's median color. The best of several random starts is used, and of each cluster
+    the pixel nearest its center. Each image's points are independent of the batch.
     """
     height, width = images.shape[1:3]
-    step = -(-max(height, width) // FINEST)
+    step = -(-max(height, width) // MAX_SIDE)
     rows, columns = np.mgrid[step // 2 : height : step, step // 2 : width : step]
     pixels = np.stack([rows.ravel(), columns.ravel()], axis=1)  # (P, 2)
-    if _checked(k) > len(pixels):
-        raise UserError(f"{k} points asked for, an image of {height}x{width} has room for {len(pixels)}")
-    places = (pixels + 0.5) / (height, width)  # (P, 2)
-    chosen = []
+    positions = (pixels + 0.5) / (height, width)  # (P, 2)
+    points = []
     for image in images:
         colors = image[pixels[:, 0], pixels[:, 1]] / 255  # (P, 3)
         contrast = np.square(colors - np.median(colors, axis=0)).sum(axis=1)
-        weights = FLOOR + (1 - FLOOR) * contrast / max(contrast.max(), 1e-9)
-        features = np.concatenate([places, COLOR * colors], axis=1)  # (P, 5)
+        weights = MIN_WEIGHT + (1 - MIN_WEIGHT) * contrast / max(contrast.max(), 1e-9)
+        features = np.concatenate([positions, COLOR_SCALE * colors], axis=1)  # (P, 5)
         starts = numpy_generator(seed, "salient points").random((STARTS, k))
-        clusterings = [_k_means(features, weights, draws) for draws in starts]
-        _, centers = min(clusterings, key=lambda clustering: clustering[0])
-        found = pixels[_nearest_rows(features, centers)]
-        chosen.append(found[np.lexsort((found[:, 0], found[:, 1]))])
-    return pixel_points(torch.from_numpy(np.array(chosen)), height, width)
+        _, centers = min((_k_means(features, weights, draws) for draws in starts), key=lambda found: found[0])
+        distances = _squared_distances(features, centers)  # (P, k)
+        nearest: list[int] = []
+        for j in range(k):
+            distances[nearest, j] = np.inf  # a pixel is chosen once
+            nearest.append(int(distances[:, j].argmin()))
+        chosen = pixels[nearest]
+        points.append(chosen[np.lexsort((chosen[:, 0], chosen[:, 1]))])
+    return pixel_points(torch.from_numpy(np.array(points)), height, width)
 
 
 def _k_means(features: np.ndarray, weights: np.ndarray, draws: np.ndarray) -> tuple[float, np.ndarray]:
-    """Weighted k-means (Lloyd) over rows (P, F): its cost, and the centers (k, F)."""
-    centers = _seeded_centers(features, weights, draws)
-    for _ in range(ROUNDS):
-        nearest = _squared_distances(features, centers).argmin(axis=1)
-        share = weights[:, None] * (nearest[:, None] == np.arange(len(centers)))  # (P, k)
-        mass = share.sum(axis=0)[:, None]
-        centers = np.where(mass > 0, share.T @ features / np.maximum(mass, 1e-9), centers)  # an empty one stays
-    return float((weights * _squared_distances(features, centers).min(axis=1)).sum()), centers
+    """Weighted k-means over rows (P, F) -> cost, centers (k, F). Lloyd's algorithm, seeded by k-means++ from `draws`.
 
-
-def _nearest_rows(features: np.ndarray, centers: np.ndarray) -> list[int]:
-    """The row nearest each center, all different."""
-    distances = _squared_distances(features, centers)  # (P, k)
-    rows: list[int] = []
-    for j in range(len(centers)):
-        distances[rows, j] = np.inf
-        rows.append(int(distances[:, j].argmin()))
-    return rows
-
-
-def _seeded_centers(features: np.ndarray, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """k-means++ (Arthur & Vassilvitskii 2007): each center drawn by weight × squared distance to the ones before."""
+    k-means++ (Arthur & Vassilvitskii 2007) draws each center by weight × squared distance to the previous centers.
+    """
     chances, centers = weights, np.empty((0, features.shape[1]))
     for draw in draws:
         total = chances.cumsum()
         row = min(int(np.searchsorted(total, draw * total[-1], side="right")), len(features) - 1)
         centers = np.vstack([centers, features[row]])
         chances = weights * _squared_distances(features, centers).min(axis=1)
-    return centers
+    for _ in range(ITERATIONS):
+        nearest = _squared_distances(features, centers).argmin(axis=1)
+        share = weights[:, None] * (nearest[:, None] == np.arange(len(centers)))  # (P, k)
+        mass = share.sum(axis=0)[:, None]
+        centers = np.where(mass > 0, share.T @ features / np.maximum(mass, 1e-9), centers)  # keep empty clusters
+    return float((weights * _squared_distances(features, centers).min(axis=1)).sum()), centers
 
 
 def _squared_distances(features: np.ndarray, centers: np.ndarray) -> np.ndarray:
@@ -283,14 +259,13 @@ def _squared_distances(features: np.ndarray, centers: np.ndarray) -> np.ndarray:
     return np.maximum(squares - 2 * features @ centers.T, 0)
 
 
-def _checked(k: int) -> int:
-    if k < 1:
-        raise UserError(f"{k} query points asked for, at least 1 is needed")
-    return k
+def attention_modules(network: nn.Module) -> dict[str, AttentionModule]:
+    """The attention modules of a network by name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, AttentionModule)}
 
 
 def module_gammas(network: nn.Module) -> dict[str, float]:
-    """The attention gain of every attention module that has one; of a module with several, by the name of their map.
+    """Attention gains by module name, or by map name if a module has several.
 
     "attention.16x16" -> gamma; with gamma_position and gamma_channel "attention.16x16/position" and ".../channel".
     """
@@ -298,14 +273,9 @@ def module_gammas(network: nn.Module) -> dict[str, float]:
     for name, module in attention_modules(network).items():
         gains = module.gains()
         for gain, value in gains.items():
-            which = f"{name}/{gain.removeprefix('gamma_')}" if len(gains) > 1 else name
-            gammas[which] = value.detach().float().mean().item()
+            key = f"{name}/{gain.removeprefix('gamma_')}" if len(gains) > 1 else name
+            gammas[key] = value.detach().float().mean().item()
     return gammas
-
-
-def resolutions(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """Size (H, W) of the query map of every attention module."""
-    return {name: module.resolution for name, module in attention_modules(network).items()}
 
 
 def gamma_of(gammas: dict[str, float], name: str) -> float | None:
@@ -314,10 +284,5 @@ def gamma_of(gammas: dict[str, float], name: str) -> float | None:
 
 
 def module_of(name: str) -> str:
-    """The module of a map: names are "module" or "module/tap"."""
+    """The module of a map. Map names are "module" or "module/map"."""
     return name.partition("/")[0]
-
-
-def attention_modules(network: nn.Module) -> dict[str, AttentionModule]:
-    """The attention modules of a network, by the names of their maps."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, AttentionModule)}

@@ -1,10 +1,13 @@
-"""A page of four images whose maps are known: every way of packing and of showing them, and a hostile class name."""
+"""A page of four images with known maps: every way of packing and drawing them, and a hostile class name."""
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from sagan.inspection.page import Layer, PageData, pack
+from sagan.attention import AttentionMap
+from sagan.inspection.page import Layer, pack
+from sagan.inspection.record import Recording, grid_points
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>&amp;"
 NAMES = ("disc", "ring", HOSTILE)
@@ -13,7 +16,7 @@ RESOLUTION = 32
 
 @dataclass(frozen=True)
 class Known:
-    """A layer and its weights (B, heads, N, M); N = 1 where the map is the same for every cell."""
+    """A layer and its weights (B, heads, N, M); N = 1 if the map is the same for every cell."""
 
     name: str
     kind: str
@@ -23,8 +26,7 @@ class Known:
     gamma: float | None = 0.5
 
     def layer(self) -> Layer:
-        maps = tuple(tuple(pack(weights) for weights in image) for image in self.weights)
-        return Layer(self.name, self.kind, self.size, self.keys, self.gamma, maps)
+        return Layer(self.name, self.kind, self.keys, [tuple(map(pack, image)) for image in self.weights])
 
     def at(self, image: int, head: int, cell: tuple[int, int]) -> np.ndarray:
         """The map (H', W') of a query cell."""
@@ -34,7 +36,13 @@ class Known:
 
 def dot_product_rows(n: int, m: int, width: int, spread: float, rng: np.random.Generator) -> np.ndarray:
     """Softmax rows (n², m²) of queries and keys of `width` that change smoothly over the map, as float32."""
-    query, key = (_smooth(n, width, rng) for _ in range(2))
+
+    def smooth() -> np.ndarray:
+        """Noise (width, n, n) averaged over 3×3 neighbors."""
+        noise = rng.standard_normal((width, n, n))
+        return sum(np.roll(noise, (i, j), (1, 2)) for i in (-1, 0, 1) for j in (-1, 0, 1))
+
+    query, key = smooth(), smooth()
     key = key.reshape(width, m, n // m, m, n // m).max(axis=(2, 4))
     logits = query.reshape(width, -1).T @ key.reshape(width, -1)
     shifted = spread * logits / logits.std()
@@ -62,15 +70,16 @@ def known_layers(images: int = 4) -> list[Known]:
     ]
 
 
-def known_data(layers: list[Known]) -> PageData:
+def known_recording(layers: list[Known]) -> Recording:
     count = len(layers[0].weights)
-    rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (count, 8, 8, 3), np.uint8).repeat(4, axis=1).repeat(4, axis=2)
-    labels = np.arange(count) % len(NAMES)
-    return PageData(images, np.arange(count), labels, NAMES, tuple(layer.layer() for layer in layers))
-
-
-def _smooth(n: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise (width, n, n) averaged over 3×3 neighbours."""
-    noise = rng.standard_normal((width, n, n))
-    return sum(np.roll(noise, (i, j), (1, 2)) for i in (-1, 0, 1) for j in (-1, 0, 1))
+    images = np.random.default_rng(1).integers(0, 256, (count, 8, 8, 3), np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    return Recording(
+        images=images,
+        seeds=np.arange(count),
+        labels=np.arange(count) % len(NAMES),
+        points=grid_points(1).expand(count, -1, -1),
+        maps={k.name: AttentionMap(k.kind, torch.empty(count, 1, 1, *k.keys)) for k in layers},
+        gamma={k.name: k.gamma for k in layers if k.gamma is not None},
+        resolution={k.name: k.size for k in layers},
+        class_names=NAMES,
+    )

@@ -1,4 +1,4 @@
-"""The attention page in Chromium, opened from disk: every pixel is compared with what Python gives for that cell."""
+"""The attention page in Chromium, opened from disk. Every pixel is compared with the figure of that cell."""
 
 import base64
 import shutil
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from page_case import HOSTILE, NAMES, RESOLUTION, Known, known_data, known_layers
+from page_case import HOSTILE, NAMES, RESOLUTION, Known, known_layers, known_recording
 from PIL import Image
 
 from sagan.inspection import figure as tiles
-from sagan.inspection.page import PageData, write_page
+from sagan.inspection.page import write_page
+from sagan.inspection.record import Recording
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -34,11 +35,11 @@ Cell = tuple[int, int]
 
 @dataclass(frozen=True)
 class Screen:
-    """The open page and what it shows."""
+    """The open page and its content."""
 
     page: "Page"
     layers: list[Known]
-    data: PageData
+    data: Recording
     layer: int = 0
     head: int = 0
 
@@ -83,7 +84,7 @@ class Screen:
         return self.pixels(f"figure:nth-child({image + 1}) canvas")
 
     def expected(self, image: int, points: list[tuple[Cell, int]], side: int, smooth: bool = False) -> np.ndarray:
-        """What cells, each with the number of its color, must give."""
+        """The overlay of cells, each with the number of its color."""
         large = self.data.images[image].repeat(side // RESOLUTION, 0).repeat(side // RESOLUTION, 1).astype(np.float32)
         maps = [self.known.at(image, self.head, cell) for cell, _ in points]
         alphas = [tiles.opacity(weights, self.known.size, side, smooth) for weights in maps]
@@ -96,31 +97,20 @@ class Screen:
 
 
 def blended(large: np.ndarray, alphas: list[np.ndarray], colors: list[tuple[int, int, int]]) -> np.ndarray:
-    """The image dark under the mean of the colors, weighted by their opacities."""
-    grey = (large @ np.array([0.299, 0.587, 0.114]))[..., None]
+    """The darkened image under the mean of the colors, weighted by their opacities."""
+    gray = (large @ np.array([0.299, 0.587, 0.114]))[..., None]
     every = np.stack(alphas)[..., None]
-    clear, mean = (
-        np.prod(1 - every, axis=0),
-        (every * np.array(colors)[:, None, None]).sum(0) / np.maximum(every.sum(0), 1e-9),
-    )
-    return clear * (16 + 0.35 * grey) + (1 - clear) * mean * (0.7 + 0.3 * grey / 255)
+    clear = np.prod(1 - every, axis=0)
+    mean = (every * np.array(colors)[:, None, None]).sum(0) / np.maximum(every.sum(0), 1e-9)
+    return clear * (16 + 0.35 * gray) + (1 - clear) * mean * (0.7 + 0.3 * gray / 255)
 
 
 @pytest.fixture(scope="module")
-def layers() -> list[Known]:
-    return known_layers()
-
-
-@pytest.fixture(scope="module")
-def data(layers: list[Known]) -> PageData:
-    return known_data(layers)
-
-
-@pytest.fixture(scope="module")
-def file(data: PageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "attention.html"
-    write_page(path, data, HEALTH, "runs/shapes")
-    return path
+def file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Known], Recording]:
+    path, layers = tmp_path_factory.mktemp("page") / "attention.html", known_layers()
+    recording = known_recording(layers)
+    write_page(path, recording, [layer.layer() for layer in layers], HEALTH, "runs/shapes")
+    return path, layers, recording
 
 
 @pytest.fixture(scope="module")
@@ -136,35 +126,32 @@ def browser() -> "Iterator[Browser]":
 
 
 @pytest.fixture
-def opened(browser: "Browser", file: Path, layers: list[Known], data: PageData) -> Iterator[Callable[..., Screen]]:
-    """Opens the page; afterwards: it logged no error and asked for nothing but itself."""
+def opened(browser: "Browser", file: tuple[Path, list[Known], Recording]) -> Iterator[Callable[..., Screen]]:
+    """Opens the page, which must log no error and request nothing but itself."""
+    path, layers, recording = file
     errors: list[str] = []
     requests: list[str] = []
     contexts = []
 
     def open_page(script: str = "", ready: bool = True, **settings: Any) -> Screen:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
-        context.set_default_timeout(10_000)
-        contexts.append(context)
-        page = context.new_page()
-        if script:
-            page.add_init_script(script)
-        page.on(
-            "console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None
-        )
+        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings}))
+        contexts[-1].set_default_timeout(10_000)
+        page = contexts[-1].new_page()
+        page.add_init_script(script)
+        page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(file.as_uri())
+        page.goto(path.as_uri())
         if ready:
             page.wait_for_selector("html[data-ready]", state="attached")
-        return Screen(page, layers, data)
+        return Screen(page, layers, recording)
 
     yield open_page
     for context in contexts:
         context.close()
     assert not errors
     assert requests
-    assert not [url for url in requests if url != file.as_uri() and not url.startswith("data:")]
+    assert not [url for url in requests if url != path.as_uri() and not url.startswith("data:")]
 
 
 @pytest.fixture
@@ -178,12 +165,8 @@ def assert_close(shown: np.ndarray | None, expected: np.ndarray) -> None:
     assert np.abs(shown - expected).max() <= CLOSE
 
 
-# ---- Pointing
-
-
 @pytest.mark.parametrize(("layer", "head"), [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)])
 def test_the_map_of_the_cell_under_the_pointer(screen: Screen, layer: int, head: int) -> None:
-    """Breaks when a map is another cell's, head's or layer's, is shifted or transposed, or has another opacity."""
     chosen = screen.choose(layer, head)
     height, width = chosen.known.size
     for image, cell in ((0, (0, 0)), (1, (height - 1, 1)), (2, (2, width - 1)), (3, (height // 2, 3))):
@@ -194,8 +177,7 @@ def test_the_map_of_the_cell_under_the_pointer(screen: Screen, layer: int, head:
     assert len(shown) == (128 if layer == 3 else RESOLUTION)  # 7 cells do not end at pixels of 32
 
 
-def test_moving_is_live_and_leaving_gives_the_image_back(screen: Screen) -> None:
-    """Breaks when the map waits, stays, or another image's turns dark."""
+def test_the_map_follows_the_pointer_and_leaving_restores_the_image(screen: Screen) -> None:
     for column in range(5, 9):
         screen.hover(1, (4, column))
         assert_close(screen.shown(1), screen.expected(1, [((4, column), 0)], RESOLUTION))
@@ -207,7 +189,6 @@ def test_moving_is_live_and_leaving_gives_the_image_back(screen: Screen) -> None
 
 
 def test_the_cell_under_the_pointer_is_outlined(screen: Screen) -> None:
-    """Breaks when the outline is beside the cell that is read."""
     screen.hover(0, (3, 11))
     outer, inner = (screen.page.locator(f"figure:first-child {part}").bounding_box() for part in (".image", ".cell"))
     assert outer
@@ -217,8 +198,7 @@ def test_the_cell_under_the_pointer_is_outlined(screen: Screen) -> None:
     assert inner["width"] == pytest.approx(outer["width"] / 16, abs=0.1)
 
 
-def test_what_is_shown_is_said_in_words(screen: Screen) -> None:
-    """Breaks when the place or size of the peak is another map's, or is not announced."""
+def test_the_peak_is_described_and_announced(screen: Screen) -> None:
     screen.hover(1, (5, 7))
     weights = screen.known.at(1, 0, (5, 7))
     row, column = np.unravel_index(weights.argmax(), weights.shape)
@@ -232,8 +212,7 @@ def test_what_is_shown_is_said_in_words(screen: Screen) -> None:
     assert screen.page.text_content("#live") == f"ring, seed 1: {words}"
 
 
-def test_flat_maps_stay_faint_and_the_legend_says_so(screen: Screen) -> None:
-    """Breaks when noise about uniform attention is stretched to full color."""
+def test_flat_maps_stay_faint(screen: Screen) -> None:
     flat = screen.choose(2)
     flat.hover(0, (4, 4))
     peak = flat.known.at(0, 0, (4, 4)).max() * 64
@@ -243,8 +222,7 @@ def test_flat_maps_stay_faint_and_the_legend_says_so(screen: Screen) -> None:
     assert_close(flat.shown(0), flat.expected(0, [((4, 4), 0)], RESOLUTION))
 
 
-def test_signed_weights_have_two_colors_and_gates_are_as_they_are(screen: Screen) -> None:
-    """Breaks when a sign is lost, or a gate of 0.6 is drawn as if it were open."""
+def test_signed_weights_have_two_colors_and_gates_are_not_stretched(screen: Screen) -> None:
     large = screen.data.images[2].astype(np.float32)
     signed = screen.choose(4)
     signed.hover(2, (9, 9))
@@ -261,11 +239,7 @@ def test_signed_weights_have_two_colors_and_gates_are_as_they_are(screen: Screen
     assert gate.text("#peak").split()[0] == f"{opened.max():.2g}"
 
 
-# ---- Pins
-
-
-def test_pins_compare_in_the_figures_colors_and_a_click_removes_one(screen: Screen) -> None:
-    """Breaks when pins share a color, blend wrongly, have another's map, or the wrong one goes."""
+def test_pins_have_the_figures_colors_and_a_click_removes_one(screen: Screen) -> None:
     cells = [(2, 3), (12, 5), (7, 13)]
     for cell in cells:
         screen.click(0, cell)
@@ -293,8 +267,7 @@ def test_pins_compare_in_the_figures_colors_and_a_click_removes_one(screen: Scre
     assert screen.page.locator(".image .pin").count() == 0
 
 
-def test_a_pins_dot_is_larger_than_its_cell_and_all_of_it_is_the_pin(screen: Screen) -> None:
-    """Breaks when a click on a dot's rim pins the cell beside it; when dots cannot stand side by side."""
+def test_a_click_on_the_dot_removes_the_pin(screen: Screen) -> None:
     fine = screen.choose(1)
     fine.click(0, (16, 16))
     fine.click(0, (16, 17))
@@ -307,7 +280,6 @@ def test_a_pins_dot_is_larger_than_its_cell_and_all_of_it_is_the_pin(screen: Scr
 
 
 def test_pins_keep_their_place_when_layer_and_head_change(screen: Screen) -> None:
-    """Breaks when a pin of cell 4, 6 of 16 is read as cell 4, 6 of 32, or a map of the old layer stays."""
     screen.click(1, (4, 6))
     screen.leave()
     assert_close(screen.choose(0, 1).shown(1), screen.choose(0, 1).expected(1, [((4, 6), 0)], RESOLUTION))
@@ -318,11 +290,7 @@ def test_pins_keep_their_place_when_layer_and_head_change(screen: Screen) -> Non
     assert_close(coarse.shown(1), coarse.expected(1, [((2, 3), 0)], RESOLUTION))
 
 
-# ---- Controls
-
-
 def test_smooth_maps_are_blended_as_the_figure_blends_them(screen: Screen) -> None:
-    """Breaks when the blend is another than Pillow's, at the border too, or does not go back."""
     screen.page.check("#smooth")
     for layer in (0, 1, 3):
         chosen = screen.choose(layer)
@@ -333,8 +301,7 @@ def test_smooth_maps_are_blended_as_the_figure_blends_them(screen: Screen) -> No
     assert_close(screen.shown(2), screen.expected(2, [((1, 5), 0)], RESOLUTION))
 
 
-def test_the_slider_lets_the_image_through(screen: Screen) -> None:
-    """Breaks when the slider does nothing, or changes what the map says; judged on the screen itself."""
+def test_the_slider_blends_the_overlay_with_the_image(screen: Screen) -> None:
     screen.click(0, (15, 15))
     screen.leave()
     overlay, image = screen.shown(0), screen.data.images[0]
@@ -349,11 +316,7 @@ def test_the_slider_lets_the_image_through(screen: Screen) -> None:
         assert np.abs(np.asarray(seen)[places[:, None], places].astype(float) - expected).max() <= 2
 
 
-# ---- Keyboard, touch, small and dark screens
-
-
 def test_everything_can_be_done_with_the_keyboard(screen: Screen) -> None:
-    """Breaks when an image cannot be reached, the ring is not seen, keys scroll the page, or nothing is announced."""
     page = screen.page
     page.focus("#smooth")
     page.keyboard.press("Tab")
@@ -384,8 +347,7 @@ def test_everything_can_be_done_with_the_keyboard(screen: Screen) -> None:
 PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
 
-def test_a_phone_shows_all_without_scrolling_sideways(opened: Callable[..., Screen]) -> None:
-    """Breaks when something is wider than the screen, images are too small to touch, or the reading is out of sight."""
+def test_a_phone_needs_no_horizontal_scrolling(opened: Callable[..., Screen]) -> None:
     screen = opened(**PHONE)
     assert screen.page.evaluate("document.documentElement.scrollWidth") == 360
     for image in range(4):
@@ -402,8 +364,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(opened: Callable[..., Scre
     assert bar["y"] + bar["height"] == pytest.approx(740, abs=1)
 
 
-def test_dragging_a_finger_shows_and_a_tap_pins(opened: Callable[..., Screen]) -> None:
-    """Breaks when a drag scrolls the page or pins, or images take the page's own scrolling away."""
+def test_a_drag_explores_and_a_tap_pins(opened: Callable[..., Screen]) -> None:
     screen = opened(**PHONE)
     client = screen.page.context.new_cdp_session(screen.page)
 
@@ -432,7 +393,6 @@ def test_dragging_a_finger_shows_and_a_tap_pins(opened: Callable[..., Screen]) -
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_follows_the_systems_colors_and_is_readable(opened: Callable[..., Screen], scheme: str) -> None:
-    """Breaks when dark mode is light, or text has less contrast than 4.5 (WCAG AA)."""
     page = opened(color_scheme=scheme).page
 
     def luminance(selector: str, name: str) -> float:
@@ -448,11 +408,7 @@ def test_the_page_follows_the_systems_colors_and_is_readable(opened: Callable[..
         assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, selector
 
 
-# ---- Safety and speed
-
-
-def test_a_class_name_is_text_and_nothing_else(screen: Screen) -> None:
-    """Breaks when a name reaches the page as HTML: the name would change the title or add an element."""
+def test_a_class_name_is_never_html(screen: Screen) -> None:
     assert screen.page.title() == "Attention of runs/shapes"
     captions = screen.page.locator("figcaption b").all_text_contents()
     assert captions == [NAMES[int(label)] for label in screen.data.labels]
@@ -464,16 +420,14 @@ def test_a_class_name_is_text_and_nothing_else(screen: Screen) -> None:
     assert screen.page.title() == "Attention of runs/shapes"
 
 
-def test_an_old_browser_is_told_what_it_lacks(opened: Callable[..., Screen]) -> None:
-    """Breaks when a browser without DecompressionStream shows dead images and no word."""
+def test_an_old_browser_gets_a_message(opened: Callable[..., Screen]) -> None:
     screen = opened(script="delete window.DecompressionStream", ready=False)
     screen.page.wait_for_timeout(500)
     assert "too old to unpack the maps" in screen.text("#words")
 
 
 @pytest.mark.parametrize("smooth", [False, True])
-def test_a_move_is_drawn_within_8_ms(screen: Screen, smooth: bool) -> None:
-    """Breaks when a move over a 32×32 map takes a frame; printed with -s."""
+def test_a_move_takes_less_than_8_ms(screen: Screen, smooth: bool) -> None:
     fine = screen.choose(1)
     fine.page.set_checked("#smooth", smooth)
     durations = fine.page.evaluate(
@@ -490,4 +444,4 @@ def test_a_move_is_drawn_within_8_ms(screen: Screen, smooth: bool) -> None:
     )
     quick, middle, slow = np.quantile(durations, (0.25, 0.5, 0.95))
     print(f"\nsmooth {smooth}: {quick:.2f} ms at 25 %, {middle:.2f} ms at 50 %, {slow:.2f} ms at 95 %")
-    assert quick < 8  # what else runs on this machine slows down single moves
+    assert quick < 8  # other processes slow down single moves

@@ -1,4 +1,4 @@
-// How images, maps and pins are drawn.
+// Drawing of images, maps and pins.
 
 function make(tag, className = "", text = "") {
   return Object.assign(document.createElement(tag), { className, textContent: text });
@@ -19,21 +19,21 @@ function buildTile(image, index) {
   figure.append(element, caption);
   find("images").append(figure);
   listen(element, index);
-  return { element, picture, canvas, outline, greys: new Map() };
+  return { element, picture, canvas, outline, grays: new Map() };
 }
 
-/** The grey image at `scale` canvas pixels a pixel. */
-function greyAt(tile, scale) {
-  if (!tile.greys.has(scale)) {
+/** The gray image, enlarged by `scale`. */
+function grayAt(tile, scale) {
+  if (!tile.grays.has(scale)) {
     const canvas = Object.assign(make("canvas"), { width: resolution, height: resolution });
     const context = canvas.getContext("2d");
     context.drawImage(tile.picture, 0, 0);
-    tile.greys.set(scale, greyOf(context.getImageData(0, 0, resolution, resolution).data, resolution, scale));
+    tile.grays.set(scale, grayOf(context.getImageData(0, 0, resolution, resolution).data, resolution, scale));
   }
-  return tile.greys.get(scale);
+  return tile.grays.get(scale);
 }
 
-/** A canvas has the image's own pixels where cells end at them: the page enlarges those evenly. */
+/** The canvas has the resolution of the image if cells consist of whole pixels: CSS then enlarges it evenly. */
 function paint(canvas, tile, points) {
   const { layer, smooth } = state;
   const scale = smooth || layer.size.some((cells) => resolution % cells) ? FINE : 1;
@@ -46,14 +46,14 @@ function paint(canvas, tile, points) {
   if (canvas.width !== side) canvas.width = canvas.height = side;
   canvas.classList.toggle("smooth", smooth);
   const context = canvas.getContext("2d"), frame = context.createImageData(side, side);
-  paintOverlays(frame.data, greyAt(tile, scale), overlays);
+  paintOverlays(frame.data, grayAt(tile, scale), overlays);
   context.putImageData(frame, 0, 0);
 }
 
 const colorOf = (slot) => colors[slot % colors.length];
 const css = (color) => `rgb(${color.join(" ")})`;
 
-/** The current cell has the color of its pin, or the one that its pin would have. */
+/** The color of the current cell: that of its pin, or the one that its pin would get. */
 function currentSlot() {
   const pin = state.current && state.pins.find((pin) => sameCell(pin, state.current));
   return pin ? pin.slot : freeSlot();
@@ -63,7 +63,7 @@ function freeSlot() {
   return [...state.pins, null].findIndex((_, slot) => !state.pins.some((pin) => pin.slot === slot));
 }
 
-/** The image as it is, or under the map of the current cell, or under those of its pins. */
+/** Draw the image: alone, under the map of the current cell, or under the maps of its pins. */
 function drawImage(image) {
   const tile = tiles[image], current = state.current?.image === image ? state.current : null;
   const points = current ? [{ ...current, slot: currentSlot() }] : state.pins.filter((pin) => pin.image === image);
@@ -95,7 +95,7 @@ function pinDot({ slot, y, x }) {
   return dot;
 }
 
-/** A pin's map by itself, beside the images: so several can be compared. Click removes the pin. */
+/** The map of a pin, beside the images, for comparison. A click removes the pin. */
 function pinTile(pin) {
   const button = make("button", "tile"), picture = make("div"), canvas = make("canvas"), text = make("p");
   const attention = attentionOf(pin);

@@ -1,7 +1,7 @@
 "use strict";
-// From the page's text to the weights of a cell, and from weights to opacities and pixels. Knows no document.
+// Decode maps into weights of a cell, and convert weights to opacities and pixels. Does not use the document.
 
-/** The bytes of a deflated (zlib) base64 text. */
+/** Decode base64 and inflate (zlib) to bytes. */
 async function inflate(text) {
   const binary = atob(text);
   const bytes = new Uint8Array(binary.length);
@@ -10,7 +10,7 @@ async function inflate(text) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** The inverse of `pack` in packing.py: N peaks, then N·M bytes, or two matrices of 16 bits, low bytes first. */
+/** Inverse of `pack` in page.py: N peaks, then N·M bytes, or two int16 matrices, low bytes first. */
 function readMap(bytes, { form, signed, shape: [n, m], rank, step }) {
   const peaks = new Float32Array(bytes.slice(0, 4 * n).buffer);
   const rest = bytes.slice(4 * n);
@@ -21,7 +21,7 @@ function readMap(bytes, { form, signed, shape: [n, m], rank, step }) {
   return { m, peaks, rank, step, queries: both.subarray(0, n * rank), keys: both.subarray(n * rank) };
 }
 
-/** What a cell attends to: weights as `ratios` to the largest magnitude `peak`, and the keys of the extreme ones. */
+/** Attention of a cell: `ratios` of the weights to the peak magnitude, and the keys of the largest and smallest. */
 function attentionAt(map, cell) {
   const ratios = map.levels ? levelsAt(map, cell) : productsAt(map, cell);
   let best = 0;
@@ -47,7 +47,7 @@ function productsAt({ m, rank, step, queries, keys }, cell) {
   return Float32Array.from(products, (product) => Math.exp(step * (product - largest)));
 }
 
-/** For each pixel of a side the key that covers it, -1 where none does: a pooled key covers whole cells. */
+/** The key that covers each pixel of a side, or -1. A pooled key covers whole cells. */
 function nearestKeys(side, cells, keys) {
   const covered = Math.floor(cells / keys);
   return Array.from({ length: side }, (_, pixel) => {
@@ -56,7 +56,7 @@ function nearestKeys(side, cells, keys) {
   });
 }
 
-/** Opacity of each pixel of a square, `factor` times the ratio of its key. */
+/** Opacity of each pixel of a square: `factor` times the ratio of its key. */
 function cellOpacities(ratios, factor, side, { size, keys }) {
   const shown = new Float32Array(side * side);
   const rows = nearestKeys(side, size[0], keys[0]);
@@ -71,7 +71,7 @@ function cellOpacities(ratios, factor, side, { size, keys }) {
 
 const cubic = (t) => (t < 1 ? (1.5 * t - 2.5) * t * t + 1 : t < 2 ? ((-0.5 * t + 2.5) * t - 4) * t + 2 : 0);
 
-/** For each pixel of a side the first key and the weights of a bicubic blend, as Pillow has them. */
+/** First key and weights of bicubic interpolation for each pixel of a side, as in Pillow. */
 function cubicKeys(side, keys) {
   const stretch = Math.max(keys / side, 1);
   return Array.from({ length: side }, (_, pixel) => {
@@ -84,7 +84,7 @@ function cubicKeys(side, keys) {
   });
 }
 
-/** The same blended over the whole square: rows first, then columns; clipped as the figure does. */
+/** The same with bicubic interpolation: rows first, then columns; clipped as in the figure. */
 function smoothOpacities(ratios, factor, side, { keys: [height, width], scale }) {
   const lowest = scale === "signed" ? -1 : 0;
   const across = new Float32Array(height * side);
@@ -104,8 +104,8 @@ function smoothOpacities(ratios, factor, side, { keys: [height, width], scale })
   return shown;
 }
 
-/** Grey values (ITU-R BT.601) of a square image's RGBA pixels, each repeated `scale` times both ways. */
-function greyOf(pixels, resolution, scale) {
+/** Gray values (ITU-R BT.601) of the RGBA pixels of a square image, enlarged by `scale`. */
+function grayOf(pixels, resolution, scale) {
   const side = resolution * scale;
   return Float32Array.from({ length: side * side }, (_, i) => {
     const from = 4 * (Math.floor(i / side / scale) * resolution + Math.floor((i % side) / scale));
@@ -114,11 +114,11 @@ function greyOf(pixels, resolution, scale) {
 }
 
 /**
- * Fill RGBA pixels with the image dark and grey, under overlays {opacities, positive, negative}: colors of positive
- * and negative ones. Several blend alike, whatever their order.
+ * Fill RGBA pixels with the darkened gray image under overlays {opacities, positive, negative}, the latter being the
+ * colors of positive and negative values. The order of the overlays does not matter.
  */
-function paintOverlays(pixels, grey, overlays) {
-  for (let i = 0; i < grey.length; i++) {
+function paintOverlays(pixels, gray, overlays) {
+  for (let i = 0; i < gray.length; i++) {
     let clear = 1, sum = 0, red = 0, green = 0, blue = 0;
     for (let k = 0; k < overlays.length; k++) {
       const value = overlays[k].opacities[i], opacity = Math.abs(value);
@@ -129,8 +129,8 @@ function paintOverlays(pixels, grey, overlays) {
       clear *= 1 - opacity;
       sum += opacity;
     }
-    const dark = clear * (16 + 0.35 * grey[i]);
-    const tint = sum > 0 ? ((0.7 + (0.3 * grey[i]) / 255) * (1 - clear)) / sum : 0;
+    const dark = clear * (16 + 0.35 * gray[i]);
+    const tint = sum > 0 ? ((0.7 + (0.3 * gray[i]) / 255) * (1 - clear)) / sum : 0;
     pixels[4 * i] = dark + tint * red;
     pixels[4 * i + 1] = dark + tint * green;
     pixels[4 * i + 2] = dark + tint * blue;

@@ -1,22 +1,22 @@
-// How pointer and keyboard change what is shown; the controls; the start.
+// Pointer and keyboard events, the controls, and the start of the page.
 
 function drawAll() {
   tiles.forEach((_, image) => drawImage(image));
   drawPins();
-  say();
+  describe();
 }
 
-/** Make a point the current one; null: none. */
+/** Set the current point; null for none. */
 function look(point) {
   const before = state.current;
   if (point && before ? sameCell(point, before) : point === before) return;
   state.current = point;
   if (before && before.image !== point?.image) drawImage(before.image);
   if (point) drawImage(point.image);
-  say();
+  describe();
 }
 
-/** Remove the pin in this cell, or the one whose dot it lies under; without one, pin the cell. */
+/** Remove the pin in this cell or under this point; without one, pin the cell. */
 function togglePin(point) {
   const reach = REACH / tiles[point.image].element.clientWidth;
   const near = (pin) => pin.image === point.image && Math.hypot(pin.y - point.y, pin.x - point.x) < reach;
@@ -67,14 +67,14 @@ function pressKey(event, image) {
   event.preventDefault();
 }
 
-/** As many columns as are readable; each image a whole multiple of its pixels on the screen, where there is room. */
+/** Fit as many columns as are readable. If there is space, an image pixel is a whole number of screen pixels. */
 function fit() {
   const root = document.documentElement, main = find("images").parentElement;
   const pixels = (element, name) => parseFloat(getComputedStyle(element).getPropertyValue(name));
   const beside = pixels(root, "--beside"), gap = pixels(find("images"), "column-gap");
-  const room = main.clientWidth - 2 * pixels(root, "--margin") - (beside && beside + pixels(main, "column-gap"));
-  const columns = Math.max(1, Math.min(images.length, Math.floor((room + gap) / (NARROWEST + gap))));
-  const wide = Math.min((room - gap * (columns - 1)) / columns, Math.max(WIDEST, resolution));
+  const available = main.clientWidth - 2 * pixels(root, "--margin") - (beside && beside + pixels(main, "column-gap"));
+  const columns = Math.max(1, Math.min(images.length, Math.floor((available + gap) / (NARROWEST + gap))));
+  const wide = Math.min((available - gap * (columns - 1)) / columns, Math.max(WIDEST, resolution));
   const step = resolution / window.devicePixelRatio;
   root.style.setProperty("--columns", columns);
   root.style.setProperty("--side", `${wide < step ? wide : Math.floor(wide / step) * step}px`);
@@ -107,5 +107,5 @@ try {
   document.documentElement.dataset.ready = "";
 } catch (error) {
   find("words").textContent = "DecompressionStream" in window ? `The maps cannot be read: ${error.message}`
-    : "This browser is too old to unpack the maps: Chrome 80, Firefox 113 and Safari 16.4 or newer can.";
+    : "This browser is too old to unpack the maps. Use Chrome 80, Firefox 113, Safari 16.4 or newer.";
 }

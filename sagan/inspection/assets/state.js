@@ -1,13 +1,13 @@
-// What the page holds: its data, the layer and head shown, the current point, pins; and what a point attends to.
+// State of the page: data, current layer and head, current point, pins; and the attention of a point.
 const { images, layers, resolution, colors, signs, uniformFull } = JSON.parse(find("data").textContent);
-const FINE = Math.ceil(128 / resolution); // canvas pixels a pixel of the image, as in the figure
+const FINE = Math.ceil(128 / resolution); // canvas pixels per image pixel, as in the figure
 const NARROWEST = 184, WIDEST = 352; // CSS pixels of an image
-const REACH = 10; // CSS pixels: nearer to a pin is on it, farther from where it was pressed is a drag
+const REACH = 10; // CSS pixels: clicks this close to a pin hit it, longer moves are drags
 const DARK = [61, 61, 61];
 
-// A point is an image and a place in it as fractions, which every layer has. A pin has a slot too: its color.
+// A point is an image and a position in fractions, valid for every layer. A pin also has a slot: its color.
 const state = { layer: layers[0], head: 0, smooth: false, current: null, pins: [] };
-const maps = new Map(); // key -> map, once inflated
+const maps = new Map(); // key -> inflated map
 const tiles = images.map(buildTile); // the elements of each image
 
 function find(id) {
@@ -28,14 +28,14 @@ function pointAt(image, cell) {
 
 const centerOf = (image) => pointAt(image, state.layer.size.map((cells) => cells / 2));
 
-/** null while its map is not inflated. */
+/** Attention of a point; null until its map is inflated. */
 function attentionOf(point) {
   const map = maps.get(mapKey(point.image));
   const [row, column] = cellOf(point);
   return map ? attentionAt(map, state.layer.perQuery ? row * state.layer.size[1] + column : 0) : null;
 }
 
-/** The weight that is drawn in full color. */
+/** The weight drawn in full color. */
 function fullOf(peak) {
   const { scale, keys } = state.layer;
   if (scale === "share") return Math.max(peak, uniformFull / (keys[0] * keys[1]));

@@ -1,4 +1,4 @@
-// What is said of a point, and the legend.
+// Texts that describe a point, and the legend.
 
 function nameOf(image) {
   return [images[image].name, `seed ${images[image].seed}`].filter(Boolean).join(", ");
@@ -30,9 +30,9 @@ function wordsOf(point, attention) {
   return scale === "signed" ? `${most}, smallest ${number(peak * ratios[least])} at ${cellsOf(least)}` : most;
 }
 
-let speaking = 0;
+let announcement = 0;
 
-function say() {
+function describe() {
   const { current, layer } = state, attention = current && attentionOf(current);
   const words = current ? `${nameOf(current.image)}: ${wordsOf(current, attention)}` : "";
   const unit = make("small", "", layer.scale === "share" ? "uniform" : "largest weight");
@@ -40,8 +40,8 @@ function say() {
   find("peak").parentElement.classList.toggle("rest", !attention);
   find("words").textContent = words || "Point at an image.";
   drawLegend(attention);
-  clearTimeout(speaking); // a moving pointer is read out where it rests
-  speaking = setTimeout(() => { find("live").textContent = words; }, 200);
+  clearTimeout(announcement); // announce only where the pointer rests
+  announcement = setTimeout(() => { find("live").textContent = words; }, 200);
 }
 
 function drawLegend(attention) {

@@ -345,7 +345,7 @@ COMPARISON = table(
     run --metric fidd | did you mean fid?
     run --metric fid | --metric fid
     run --published cifar11 | did you mean cifar10?
-    run --published | --published
+    run --baselines | --baselines
     run --out out.pdf | --out out.pdf
     run --out images/folder.png | images/folder.png
     run --out a_file/out.png | a_file: is a file
@@ -404,7 +404,7 @@ ABLATION = [
     --out out --vary loss.r1=0,1 --devices 0,,1 | --devices 0,,1
     --out out --vary data.resolution=32,48 --set evaluate.every=1 --set evaluate.metrics=[coherence] | resolution=48
     """),
-    Case("ablate src", "src: no ablation"),
+    Case("ablate src", "src: not an ablation"),
     Case("ablate c.yaml --out out --vary loss.r1=0,1", "start it without",
          environment=(("WORLD_SIZE", "2"), ("RANK", "0"))),
 ]  # fmt: skip

@@ -1,10 +1,11 @@
-"""An ablation: the variants of a config, the runs that were asked for, and their record in a folder."""
+"""An ablation: variants of a config, their runs, and the record of both in a folder."""
 
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from sagan.config.load import differences, load_config, make_config
 from sagan.config.options import parse_seeds
 from sagan.config.schema import Config
 from sagan.evaluation.registry import check_names
+from sagan.experiments.table import value_text
 from sagan.runs.run_dir import final_snapshot
 from sagan.utils.errors import UserError, first_error
 from sagan.utils.io import atomic_file, read_json, write_json
@@ -44,14 +46,14 @@ def parse_axis(text: str) -> tuple[tuple[str, ...], list[Any]]:
         raise UserError(f"--vary {text}: no value is given; such as {keys[0]}=VALUE,VALUE, null for none")
     for key in keys:
         if key == "seed":
-            raise UserError("--vary seed: use --seeds; variants are compared over the same seeds")
+            raise UserError("--vary seed: use --seeds")
         if key.split(".")[0] == "evaluate":
-            raise UserError(f"--vary {key}: variants must be scored alike; change it for all with --set")
+            raise UserError(f"--vary {key}: all variants need the same evaluation; change it with --set")
     return keys, [value["name"] if isinstance(value, dict) and [*value] == ["name"] else value for value in found]
 
 
 def variants_of(axes: Sequence[tuple[tuple[str, ...], list[Any]]]) -> dict[str, Settings]:
-    """Name -> settings of every combination of the values, the last axis changing fastest."""
+    """Name -> settings of every combination of values, the last axis changing fastest."""
     keys = [key for axis_keys, _ in axes for key in axis_keys]
     for key in keys:
         if keys.count(key) > 1:
@@ -68,7 +70,7 @@ def variants_of(axes: Sequence[tuple[tuple[str, ...], list[Any]]]) -> dict[str, 
 
 
 def _part(head: str, value: Any, alone: bool) -> str:
-    """A value in a name; a mechanism, or none, needs no key where nothing else varies."""
+    """A value in a name, without its key if it is a mechanism or none and nothing else varies."""
     named = value is None or isinstance(value, str) or (isinstance(value, dict) and "name" in value)
     return _words(value) if alone and named else f"{head}={_words(value)}"
 
@@ -95,7 +97,7 @@ def _short_key(key: str, keys: Sequence[str]) -> str:
 
 
 def _file_name(name: str) -> str:
-    """The name, or where it holds other characters than a file name should, a plain form with a hash."""
+    """The name or, if it is too long or unsafe as a file name, a plain form with a hash."""
     if PLAIN.fullmatch(name) and len(name) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -103,50 +105,11 @@ def _file_name(name: str) -> str:
     return f"{plain}-{digest}" if plain else digest
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Variants of a config, each with these seeds."""
-
-    base: Config
-    variants: dict[str, Settings]
-    configs: dict[str, Config]
-    seeds: list[int]
-
-    @property
-    def runs(self) -> list[Key]:
-        """Seed by seed, so that every variant has its first run early."""
-        return [(name, seed) for seed in self.seeds for name in self.variants]
-
-
-def make_plan(config: str, vary: Sequence[str], seeds: str | None, overrides: Sequence[str]) -> Plan:
-    variants = variants_of([parse_axis(text) for text in vary])
-    base = load_config(config, [*overrides])
-    check_names(base.evaluate.metrics, "evaluate.metrics")
-    if not base.evaluate.every or not base.evaluate.metrics:
-        raise UserError(
-            f"{config}: evaluates nothing, so variants could not be compared; add --set evaluate.every="
-            f"{base.training.steps} --set evaluate.metrics=[fid] (or others, docs/evaluation.md)"
-        )
-    configs = {}
-    for name, settings in variants.items():
-        changes = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        configs[name] = of_variant(name, load_config, config, [*overrides, *changes])
-    return Plan(base, variants, configs, [base.seed] if seeds is None else list(parse_seeds(seeds)))
-
-
-def of_variant(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """function(*arguments), its UserError prefixed with the variant."""
-    try:
-        return function(*arguments)
-    except UserError as error:
-        raise UserError(f"variant {name}: {error}") from None
-
-
 # --- the record
 
 
-class RunRecord(BaseModel):
-    """One run. `seconds`, `peak_mib`: of the processes that trained it; `peak_mib` is None on a GPU."""
+class RunState(BaseModel):
+    """The state of one run. `seconds`, `peak_mib`: of its processes; `peak_mib` is None on a GPU."""
 
     variant: str
     seed: int
@@ -168,7 +131,7 @@ class AblationRecord(BaseModel):
     keys: list[str]
     variants: list[VariantRecord]
     parameters: dict[str, tuple[int, int]] = {}
-    runs: list[RunRecord]
+    runs: list[RunState]
     results: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -183,13 +146,13 @@ class AblationRecord(BaseModel):
 
 @dataclass
 class Ablation:
-    """A folder's variants of one config and their runs. `parameters`: of generator and discriminator."""
+    """Variants of one config and their runs, in a folder. `parameters`: of generator and discriminator."""
 
     folder: Path
     base: Config
     variants: dict[str, Settings] = field(default_factory=dict)
     configs: dict[str, Config] = field(default_factory=dict)
-    runs: dict[Key, RunRecord] = field(default_factory=dict)
+    runs: dict[Key, RunState] = field(default_factory=dict)
     parameters: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def run_folder(self, key: Key) -> Path:
@@ -202,12 +165,13 @@ class Ablation:
         return self.folder / "variants" / f"{variant}.yaml"
 
     def finished(self, key: Key) -> bool:
-        """Whether nothing is left to train: all steps are done, or the run ended early by itself."""
+        """Whether nothing is left to train: all steps are done, or the run stopped early by itself."""
         run = self.run_folder(key)
         early = self.runs[key].state == "done" and any((run / "snapshots").glob("*"))
         return early or final_snapshot(run, self.configs[key[0]].training.steps) is not None
 
     def save(self, results: dict[str, Any]) -> None:
+        """Write variants/*.yaml and ablation.json."""
         for name, config in self.configs.items():
             with atomic_file(self.config_file(name)) as temporary:
                 temporary.write_text(config.to_yaml())
@@ -219,60 +183,86 @@ class Ablation:
         write_json(self.folder / RECORD, record.model_dump(mode="json"))
 
 
+def plan_ablation(
+    folder: Path, config: str, vary: Sequence[str], seeds: str | None, overrides: Sequence[str]
+) -> Ablation:
+    """The variants of a config, each with every seed: seed by seed, so that every variant has its first run early."""
+    variants = variants_of([parse_axis(text) for text in vary])
+    base = load_config(config, [*overrides])
+    check_names(base.evaluate.metrics, "evaluate.metrics")
+    if not base.evaluate.every or not base.evaluate.metrics:
+        raise UserError(
+            f"{config}: evaluates nothing, so variants could not be compared; add --set evaluate.every="
+            f"{base.training.steps} --set evaluate.metrics=[fid] (or others, docs/evaluation.md)"
+        )
+    plan = Ablation(folder, base, variants)
+    for name, settings in variants.items():
+        with variant_errors(name):
+            changes = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+            plan.configs[name] = load_config(config, [*overrides, *changes])
+    for seed in [base.seed] if seeds is None else parse_seeds(seeds):
+        plan.runs |= {(name, seed): RunState(variant=name, seed=seed) for name in variants}
+    return plan
+
+
+@contextmanager
+def variant_errors(name: str) -> Iterator[None]:
+    """Prefix a UserError with the variant."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"variant {name}: {error}") from None
+
+
 def read_ablation(folder: Path) -> Ablation | None:
-    """The ablation in a folder; None where the folder is missing or empty."""
+    """Read the ablation in a folder; None if the folder is missing or empty."""
     path = folder / RECORD
     if not path.is_file():
         others = [p.name for p in (folder.iterdir() if folder.is_dir() else ()) if not p.name.startswith(".")]
         if others:
             raise UserError(
-                f"{folder}: is no ablation and not empty (it holds {min(others)}); name a new folder with --out"
+                f"{folder}: not an ablation and not empty (it holds {min(others)}); name a new folder with --out"
             )
         return None
     try:
         record = AblationRecord.model_validate(read_json(path))
     except ValidationError as error:
-        reason = first_error(error)
-        raise UserError(f"{path}: is not the record of an ablation ({reason}); restore it, or begin anew") from None
-    ablation = Ablation(folder, make_config(record.config, where=str(path)), parameters=record.parameters)
-    ablation.variants = {v.name: dict(zip(record.keys, v.values, strict=True)) for v in record.variants}
-    ablation.configs = {name: load_config(ablation.config_file(name)) for name in ablation.variants}
+        raise UserError(f"{path}: not the record of an ablation ({first_error(error)}); restore or remove it") from None
+    variants = {v.name: dict(zip(record.keys, v.values, strict=True)) for v in record.variants}
+    ablation = Ablation(folder, make_config(record.config, where=str(path)), variants, parameters=record.parameters)
+    ablation.configs = {name: load_config(ablation.config_file(name)) for name in variants}
     ablation.runs = {(run.variant, run.seed): run for run in record.runs}
     return ablation
 
 
-def merged(folder: Path, plan: Plan) -> Ablation:
-    """The ablation in `folder`, if any, with the variants and runs of `plan` added.
+def merged(plan: Ablation) -> Ablation:
+    """The ablation in the plan's folder, if any, with the plan's variants and runs added.
 
-    UserError where the folder varies other settings or another config, or two variants have the same settings.
+    UserError if the folder varies other settings or another config, or if two variants have the same settings.
     """
-    old = read_ablation(folder) or Ablation(folder, plan.base)
+    folder, old = plan.folder, read_ablation(plan.folder) or Ablation(plan.folder, plan.base)
     there, now = ([*next(iter(each.values()), {})] for each in (old.variants, plan.variants))
     if old.variants and there != now:
         raise UserError(
             f"{folder}: holds an ablation of {', '.join(there)}, not of {', '.join(now)}; name a new folder with --out"
         )
     if changed := _changed(old.base, plan.base):
-        pairs = [
-            (name, [str(v) if len(str(v)) <= 40 else f"{str(v)[:37]}..." for v in p]) for name, p in changed.items()
-        ]
-        shown = "; ".join(f"{name}: {before} there, {after} now" for name, (before, after) in pairs[:3])
-        raise UserError(f"{folder}: holds an ablation of another config ({shown}); name a new folder with --out")
-    known = old.configs
-    new = Ablation(
-        folder, plan.base, old.variants | plan.variants, known | plan.configs, dict(old.runs), dict(old.parameters)
-    )
-    for key in plan.runs:
-        new.runs.setdefault(key, RunRecord(variant=key[0], seed=key[1]))
+        pairs = [f"{name}: {value_text(a)} there, {value_text(b)} now" for name, (a, b) in changed.items()]
+        raise UserError(
+            f"{folder}: holds an ablation of another config ({'; '.join(pairs[:3])}); name a new folder with --out"
+        )
+    configs = old.configs | plan.configs
     for name, config in plan.configs.items():
-        for other, settings in new.configs.items():
+        for other, settings in configs.items():
             if other != name and not _changed(settings, config):
                 raise UserError(f"--vary: the variants {other} and {name} are the same settings; leave one out")
-        if name in known and _changed(known[name], config):
+        if name in old.configs and _changed(old.configs[name], config):
             raise UserError(f"{folder}: has another variant {name}; name a new folder with --out")
-    return new
+    runs = old.runs | {key: run for key, run in plan.runs.items() if key not in old.runs}
+    parameters = old.parameters | plan.parameters
+    return Ablation(folder, plan.base, old.variants | plan.variants, configs, runs, parameters)
 
 
 def _changed(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings whose difference keeps runs out of one table."""
+    """Differing settings that keep runs out of one table."""
     return {name: pair for name, pair in differences(one, other).items() if not name.startswith(HARMLESS)}

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -22,13 +24,18 @@ class Column:
     """A heading and a cell for each row; `words`: aligned left; `bold`: rows with the best values."""
 
     heading: str
-    cells: tuple[str, ...]
+    cells: Sequence[str]
     words: bool = False
     bold: frozenset[int] = frozenset()
 
 
+def table_width(piped: int) -> int:
+    """Columns of the terminal, or `piped` if stdout is not one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else piped
+
+
 def text_table(columns: Sequence[Column], width: int) -> str:
-    """The table; columns beyond `width` characters follow in further blocks that repeat the first column."""
+    """A table; columns beyond `width` characters wrap into further blocks that repeat the first column."""
     blocks, block = [], [columns[0]]
     for column in columns[1:]:
         if len(block) > 1 and Console(width=10_000).measure(_table([*block, column])).maximum > width:
@@ -65,12 +72,12 @@ def markdown_table(columns: Sequence[Column]) -> str:
 
 
 def arrow(metric: str) -> str:
-    """The metric with an arrow to its better side."""
+    """The metric with an arrow: up if higher is better."""
     return f"{metric} {'↑' if DIRECTION[metric] > 0 else '↓'}"
 
 
 def score_text(metric: str, value: float) -> str:
-    """A score with the decimals that its metric is usually quoted with."""
+    """A score with the usual decimals of its metric."""
     return f"{value:.{score_decimals(metric)}f}"
 
 
@@ -86,7 +93,7 @@ def step_text(step: int | None) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A setting as YAML shows it, shortened; "-" for none."""
+    """A setting as in YAML, shortened; "-" for none."""
     text = NONE if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return shortened(" ".join(text.split()))
 

@@ -1,4 +1,4 @@
-"""Run folders as `sagan train` and `sagan evaluate` leave them, but untrained. Shared by the tests of compare."""
+"""Run folders as `sagan train` and `sagan evaluate` write them, without networks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ BATCH = 64  # the default batch size
 
 
 def protocol(**changes: Any) -> dict[str, Any]:
-    """A protocol as it stands in metrics.jsonl."""
+    """A protocol as in metrics.jsonl."""
     fields = {
         "images": "generated", "num": 10000, "size": (32, 32), "seeds": "0-9999", "labels": "reference",
         "weights": "averaged", "batch_norm": "running", "reference": "cifar10", "reference_hash": "ab" * 32,
@@ -42,12 +42,12 @@ def write_run(
 
 
 def scored(*values: float, metric: str = "fid", every: int = 1000, **changes: Any) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl: one a value, at steps `every` apart, measured by `protocol(**changes)`."""
+    """Lines of metrics.jsonl, one per value, at steps `every` apart, under `protocol(**changes)`."""
     return [{"step": every * i, metric: value, "protocol": protocol(**changes)} for i, value in enumerate(values, 1)]
 
 
-def write_sheet(run: Path, step: int, colour: Sequence[int], rows: int = 4, columns: int = 8, size: int = 32) -> None:
-    """A sheet of images of one colour, and beside it the figure of attention that is no sheet."""
-    images = np.full((rows * columns, size, size, 3), colour, np.uint8)
+def write_grid(run: Path, step: int, color: Sequence[int], rows: int = 4, columns: int = 8, size: int = 32) -> None:
+    """A sample grid of one color, and beside it the attention figure, which is none."""
+    images = np.full((rows * columns, size, size, 3), color, np.uint8)
     save_png(run / "samples" / f"{step:08d}.png", image_grid(images, columns, scale=max(1, 64 // size)))
     save_png(run / "samples" / f"{step:08d}-attention.png", images[0])

@@ -29,7 +29,7 @@ from sagan.evaluation.extractors import (
     find_weights,
     load_tensors,
 )
-from sagan.evaluation.features import SAMPLES_SHEET, extract
+from sagan.evaluation.features import SAMPLE_GRID, extract
 from sagan.evaluation.fid import Statistics, frechet_distance
 from sagan.utils.errors import UserError
 from sagan.utils.random import numpy_generator, torch_generator
@@ -164,8 +164,8 @@ def compare_fid(folders: tuple[Path, Path], tensors: dict[str, Tensor], device: 
 def main(num: int, rounds: int, inception_weights: Path | None, fid: tuple[Path, Path] | None, as_json: bool) -> None:
     """Compare with torch-fidelity's own loop. `ratio_features`, `ratio_frechet`, `ratio_fid`: times as fast."""
     for folder in fid or ():
-        if (folder / SAMPLES_SHEET).exists():
-            raise UserError(f"{folder}: holds {SAMPLES_SHEET}, which torch-fidelity would score too; remove it")
+        if (folder / SAMPLE_GRID).exists():
+            raise UserError(f"{folder}: holds {SAMPLE_GRID}, which torch-fidelity would score too; remove it")
     device, (tensors, kind) = common.pick_device(), inception_tensors(inception_weights)
     result: common.Row = {**common.about(device), "resolution": SIZE, "batch_size": BATCH, "images": num,
                           "rounds": rounds, "weights": kind}  # fmt: skip

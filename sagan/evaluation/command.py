@@ -1,4 +1,4 @@
-"""`sagan evaluate`: scores of a run, a snapshot or images, with their protocol. `sagan stats`: reference statistics."""
+"""`sagan evaluate`: score a run, a snapshot or images. `sagan stats`: compute statistics of a reference."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ from sagan.evaluation.features import (
     reference_from_file,
 )
 from sagan.evaluation.fid import save_statistics
-from sagan.evaluation.registry import DIRECTION, MANIFOLD, METRICS, Networks, parse_metrics
+from sagan.evaluation.registry import DIRECTION, MANIFOLD, METRICS, Networks, parse_metrics, present
 from sagan.evaluation.result import EvaluationResult, over_repeats
 from sagan.models.generator import Generator
 from sagan.models.inference import with_standing_statistics
@@ -45,7 +45,7 @@ DEFAULT_NUM = 10_000
 
 @dataclass(frozen=True)
 class Source:
-    """SOURCE and its kind; `run`: the folder of the run that it is or belongs to."""
+    """SOURCE and its kind; `run`: the run folder that it is or belongs to."""
 
     text: str
     kind: Literal["run", "checkpoint", "snapshot", "prepared", "files"]
@@ -61,7 +61,7 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """The kind of SOURCE, by its content; a text that is not a path is a Hub id."""
+    """Find the kind of SOURCE from its content; a text that is not a path is a Hub id."""
     path = expand_home(text)
     if (path / "snapshots").is_dir() or (path / "checkpoints").is_dir():
         return Source(str(path), "run", path)
@@ -90,31 +90,24 @@ def open_reference(
         if backbone is None:
             raise UserError(f"{path}: feature statistics are for fid, which --metrics does not include")
         return reference_from_file(path, size, backbone)
-    if is_prepared(path):
-        reference = _prepared_reference(PreparedData.open(path))
-    elif size[0] == size[1] and size[0] in RESOLUTIONS:
+    if is_prepared(path) or (size[0] == size[1] and size[0] in RESOLUTIONS):
         settings = DataSettings(source=text, resolution=size[0], resize=resize)
-        reference = _prepared_reference(ensure_prepared(settings, report=_reporter(quiet)))
+        data = PreparedData.open(path) if is_prepared(path) else _prepare(settings, quiet)
+        images, resized = from_prepared(data), data.manifest.resize
     else:
-        images = from_files(path)
-        reference = Reference(images.name, images)
-    assert reference.images is not None
-    if reference.images.size != size:
-        here, there = ("x".join(map(str, each)) for each in (reference.images.size, size))
+        images, resized = from_files(path), "as is"
+    if images.size != size:
+        here, there = ("x".join(map(str, each)) for each in (images.size, size))
         raise UserError(f"{text}: its images are {here}, the samples are {there}")
-    return reference
+    return Reference(images.name, images, resize=resized)
 
 
-def _prepared_reference(data: PreparedData) -> Reference:
-    return Reference(data.manifest.source, from_prepared(data), resize=data.manifest.resize)
-
-
-def _reporter(quiet: bool) -> Any:
-    return (lambda line: None) if quiet else to_stderr
+def _prepare(settings: DataSettings, quiet: bool) -> PreparedData:
+    return ensure_prepared(settings, report=(lambda line: None) if quiet else to_stderr)
 
 
 def _holds_statistics(path: Path) -> bool:
-    """Whether this is an .npz of mean and covariance, of ours or of another project's."""
+    """Whether this is an .npz of mean and covariance, by sagan or by other programs."""
     return path.is_file() and not {"mean", "mu"}.isdisjoint(member_names(path))
 
 
@@ -130,34 +123,29 @@ class Candidate:
 
 def candidates(source: Source, which: str, modes: bool) -> Iterator[Candidate]:
     """The generator of a source; with `modes` four variants of it."""
-    if modes:
+    if modes or source.kind == "checkpoint":
         checkpoint = source.path if source.kind == "checkpoint" else require_whole_checkpoint(source.path)
         step = int(verify_checkpoint(checkpoint)["step"])
-        for weights, generator in load_generators(checkpoint).items():
+        generators = load_generators(checkpoint)
+        if not modes:
+            yield Candidate(generators["averaged"], step=step)
+            return
+        for weights, generator in generators.items():
             yield Candidate(generator, weights, "running", step)
             yield Candidate(with_standing_statistics(generator), weights, "standing", step)
-    elif source.kind == "checkpoint":
-        step = int(verify_checkpoint(source.path)["step"])
-        yield Candidate(load_generators(source.path)["averaged"], step=step)
-    else:
-        folder = _snapshot(source, which)
-        step = int(folder.name) if folder is not None and folder.name.isdigit() else None
-        yield Candidate(load_snapshot(source.text if folder is None else folder), step=step)
-
-
-def _snapshot(source: Source, which: str) -> Path | None:
-    """The folder of the snapshot; None for a Hub id."""
-    if source.kind != "run":
-        return source.path if source.path.exists() else None
-    if which == "newest":
-        return newest_snapshot(source.path)
-    best = verify_checkpoint(require_whole_checkpoint(source.path))["best_step"]
-    if best is None:
-        raise UserError(f"{source.text}: no best step is known; set evaluate.best to the metric that decides")
-    folder = source.path / "snapshots" / f"{best:08d}"
-    if not folder.is_dir():
-        raise UserError(f"{source.text}: no snapshot of its best step {best}")
-    return folder
+        return
+    folder = source.path
+    if source.kind == "run" and which == "newest":
+        folder = newest_snapshot(source.path)
+    elif source.kind == "run":
+        best = verify_checkpoint(require_whole_checkpoint(source.path))["best_step"]
+        if best is None:
+            raise UserError(f"{source.text}: no best step is known; set evaluate.best to the metric that decides")
+        folder = source.path / "snapshots" / f"{best:08d}"
+        if not folder.is_dir():
+            raise UserError(f"{source.text}: no snapshot of its best step {best}")
+    known = folder.exists() and folder.name.isdigit()
+    yield Candidate(load_snapshot(str(folder)), step=int(folder.name) if known else None)
 
 
 @click.command("evaluate")
@@ -193,14 +181,13 @@ def evaluate_cli(
     out: Path | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Score SOURCE: a run, a snapshot, a Hub id, a folder of images or an .npz."""
-    given = parse_source(source)
+    given, options = parse_source(source), click.get_current_context().params
     asked = None if metrics is None else parse_metrics(metrics)
     check_truncation(truncation)
     if out is not None:
         check_file_place(out)
-    _check_combinations(given, truncation, repeats, which, modes, labels)
-    _check_weights(asked or ("fid",), backbone, inception_weights, backbone_weights, vgg16_weights, lpips_weights)
-    _check_metrics(asked or (), given, reference, out)
+    _check_options(given, options)
+    _check_metrics(given, asked, options)
 
     rank, world = processes()
     chosen = pick_device(device)
@@ -208,110 +195,88 @@ def evaluate_cli(
 
     def prepare(metrics: Sequence[str], size: tuple[int, int]) -> tuple[Networks, Reference | None]:
         networks = load_networks(metrics, chosen, backbone, weights, lpips, lpips_weights, vgg16_weights)
-        return networks, _find_reference(given, reference, size, metrics, networks.backbone, quiet=rank > 0)
+        if reference is not None:
+            return networks, open_reference(reference, size, "crop", networks.backbone, quiet=rank > 0)
+        data = None
+        if given.run is not None and any(METRICS[name].compares for name in metrics):
+            data = load_config(given.run / "config.yaml").data
+        if data is None or data.source is None:
+            return networks, None
+        prepared = _prepare(data, quiet=rank > 0)
+        return networks, Reference(prepared.manifest.source, from_prepared(prepared), resize=prepared.manifest.resize)
 
     with process_group(world, chosen):
+        results = []
         if given.holds_images:
             images = open_images(given)
             images = images if num is None else images.sample(num)
             networks, real = prepare(asked or ("fid",), images.size)
             store = _store(images.key, networks)
             results = [evaluate(images, real, asked or ("fid",), networks, batch_size, store=store)]
-        else:
-            results, prepared = [], None
-            for candidate in candidates(given, which, modes):
-                generator = candidate.generator.to(chosen)
-                names = asked or (("coherence",) if generator.class_names == CLASSES else ("fid",))
-                if "coherence" in names and generator.class_names not in (CLASSES, ()):
-                    raise UserError(f"{source}: was not trained on shapes, for which alone coherence is defined")
-                prepared = prepared or prepare(names, (generator.resolution, generator.resolution))
-                results.append(
-                    _evaluate_candidate(
-                        candidate, given, names, *prepared, num or DEFAULT_NUM, repeats, labels, truncation, batch_size
-                    )
-                )
+        prepared = None
+        for candidate in () if given.holds_images else candidates(given, which, modes):
+            generator = candidate.generator.to(chosen)
+            names = asked or (("coherence",) if generator.class_names == CLASSES else ("fid",))
+            if "coherence" in names and generator.class_names not in (CLASSES, ()):
+                raise UserError(f"{source}: was not trained on shapes, for which alone coherence is defined")
+            prepared = prepared or prepare(names, (generator.resolution, generator.resolution))
+            results.append(_evaluate_candidate(candidate, given, names, *prepared, options))
     if rank == 0:
         _write_result(given, [result for result in results if result is not None], out, as_json)
 
 
-def _check_combinations(
-    source: Source, truncation: float | None, repeats: int, which: str, modes: bool, labels: str
-) -> None:
+def _check_options(source: Source, options: dict[str, Any]) -> None:
     """UserError for options that exclude each other or do not apply to the source."""
-    if repeats > 1 and modes:
-        raise UserError("--repeats and --modes cannot be combined; find the best mode first, then repeat it")
-    if modes and source.kind not in ("run", "checkpoint"):
-        raise UserError(
-            f"{source.text}: --modes needs a run or a checkpoint; a snapshot holds the averaged generator only"
-        )
-    if which == "best" and (source.kind != "run" or modes):
+    if options["modes"]:
+        if options["repeats"] > 1:
+            raise UserError("--repeats and --modes cannot be combined; find the best mode first, then repeat it")
+        if source.kind not in ("run", "checkpoint"):
+            raise UserError(
+                f"{source.text}: --modes needs a run or a checkpoint; a snapshot holds the averaged generator only"
+            )
+    if options["which"] == "best" and (source.kind != "run" or options["modes"]):
         raise UserError("--which best: selects a snapshot of a run; give a run, without --modes")
     if source.holds_images:
-        options = {"--truncation": truncation is not None, "--repeats": repeats > 1, "--labels": labels != "reference"}
-        for name in (name for name, used in options.items() if used):
-            raise UserError(f"{name}: applies to generators, but {source.text} holds images")
+        for name, default in {"truncation": None, "repeats": 1, "labels": "reference"}.items():
+            if options[name] != default:
+                raise UserError(f"--{name}: applies to generators, but {source.text} holds images")
 
 
-def _check_metrics(metrics: Sequence[str], source: Source, reference: str | None, out: Path | None) -> None:
-    """UserError for metrics that lack their reference or a place for their image."""
-    for name in metrics:
-        if METRICS[name].compares and reference is None and source.run is None:
-            raise UserError(f"{name}: compares with real images; name them with --reference")
-    if "nearest" in metrics and out is None and source.run is None:
+def _check_metrics(source: Source, asked: Sequence[str] | None, options: dict[str, Any]) -> None:
+    """UserError for weights that would not be used, and for metrics without a reference or a place for their image."""
+    chosen = [METRICS[name] for name in asked or ("fid",)]
+    on_features, inception = any(metric.on_features for metric in chosen), options["backbone"] == "inception"
+    used = {
+        "inception": on_features and inception,
+        "backbone": on_features and not inception,
+        "vgg16": any(metric.name in MANIFOLD for metric in chosen),
+        "lpips": any(metric.needs == "lpips" for metric in chosen),
+    }
+    for name in used:
+        if options[f"{name}_weights"] is not None and not used[name]:
+            raise UserError(f"--{name}-weights: not used by these metrics; remove it, or change --metrics")
+    for metric in chosen if asked else ():
+        if metric.compares and options["reference"] is None and source.run is None:
+            raise UserError(f"{metric.name}: compares with real images; name them with --reference")
+    if "nearest" in (asked or ()) and options["out"] is None and source.run is None:
         raise UserError("nearest: writes an image; name the result with --out FILE.json")
-
-
-def _check_weights(
-    metrics: Sequence[str],
-    backbone: str,
-    inception_weights: Path | None,
-    backbone_weights: Path | None,
-    vgg16_weights: Path | None,
-    lpips_weights: Path | None,
-) -> None:
-    """UserError for weights that would not be used, which is a mistake."""
-    on_features = any(METRICS[name].on_features for name in metrics)
-    for option, given, used in (
-        ("--inception-weights", inception_weights, on_features and backbone == "inception"),
-        ("--backbone-weights", backbone_weights, on_features and backbone != "inception"),
-        ("--vgg16-weights", vgg16_weights, not set(metrics).isdisjoint(MANIFOLD)),
-        ("--lpips-weights", lpips_weights, any(METRICS[name].needs == "lpips" for name in metrics)),
-    ):
-        if given is not None and not used:
-            raise UserError(f"{option}: not used by these metrics; remove it, or change --metrics")
-
-
-def _find_reference(
-    source: Source,
-    reference: str | None,
-    size: tuple[int, int],
-    metrics: Sequence[str],
-    backbone: Backbone | None,
-    quiet: bool,
-) -> Reference | None:
-    """The given reference, else the training data of a run if a metric needs it."""
-    if reference is not None:
-        return open_reference(reference, size, "crop", backbone, quiet)
-    if source.run is None or not any(METRICS[name].compares for name in metrics):
-        return None
-    data = load_config(source.run / "config.yaml").data
-    return None if data.source is None else _prepared_reference(ensure_prepared(data, report=_reporter(quiet)))
 
 
 def _evaluate_candidate(
     candidate: Candidate, source: Source, metrics: Sequence[str], networks: Networks, reference: Reference | None,
-    num: int, repeats: int, labels: str, truncation: float | None, batch_size: int,
+    options: dict[str, Any],
 ) -> EvaluationResult | None:  # fmt: skip
     """The result over all repeats; None on all processes but the first."""
     name = source.path.name + ("" if candidate.step is None else f" at step {candidate.step}")
-    results = []
-    for repeat in range(repeats):
-        settings = SampleSettings(num, repeat * num, labels, truncation, candidate.weights, candidate.batch_norm)
+    num, results = options["num"] or DEFAULT_NUM, []
+    for repeat in range(options["repeats"]):
+        settings = SampleSettings(
+            num, repeat * num, options["labels"], options["truncation"], candidate.weights, candidate.batch_norm
+        )
         samples = generated_images(candidate.generator, settings, reference, name)
         store = _store(samples.key, networks)
-        result = evaluate(samples, reference, metrics, networks, batch_size, settings, candidate.step, store)
-        if result is not None:
-            results.append(result)
+        result = evaluate(samples, reference, metrics, networks, options["batch_size"], settings, candidate.step, store)
+        results += [] if result is None else [result]
     return over_repeats(results) if results else None
 
 
@@ -324,40 +289,30 @@ def _store(key: str, networks: Networks) -> Path | None:
 
 
 def _write_result(source: Source, results: Sequence[EvaluationResult], out: Path | None, as_json: bool) -> None:
-    """Save and print the result; of several modes the best one, with the others beside it."""
+    """Save and print the result; of several modes the best one, with the scores of the others."""
     score = next((name for name in results[0].values if name in DIRECTION), None)
     best = results[0] if score is None else max(results, key=lambda one: DIRECTION[score] * one.values[score])
-    record = best.to_dict()
+    record, lines, grid = best.to_dict(), [], None
     if len(results) > 1:
         record |= {"modes": {one.mode: one.values for one in results}, "best_mode": best.mode}
-    grid = None
+        width = max(len(one.mode) for one in results)
+        lines.append("  ".join(["".ljust(width), *(name.rjust(10) for name in best.values)]))
+        for one in results:
+            cells = [f"{one.values[name]:10.4g}" for name in best.values] + ["      best"] * (one is best)
+            lines.append("  ".join([one.mode.ljust(width), *cells]))
+        lines.append("")
     if best.grid is not None:
         if out is not None:
             grid = out.with_name(f"{out.stem}-nearest.png")
         else:
-            assert source.run is not None
-            grid = source.run / "samples" / f"{best.step or 0:08d}-nearest.png"
+            grid = present(source.run) / "samples" / f"{best.step or 0:08d}-nearest.png"
         save_png(grid, best.grid)
     if out is not None:
         write_json(out, record)
     elif source.run is not None:
         append_json_line(source.run / "metrics.jsonl", record)
-    if as_json:
-        print(json.dumps(record))
-        return
-    if len(results) > 1:
-        print(_modes_table(results, best) + "\n")
-    print(best.to_table())
-    if grid is not None:
-        print(grid)
-
-
-def _modes_table(results: Sequence[EvaluationResult], best: EvaluationResult) -> str:
-    names = list(best.values)
-    rows = [["", *names], *([one.mode, *(f"{one.values[n]:.4g}" for n in names)] for one in results)]
-    rows[1 + list(results).index(best)].append("best")
-    width = max(len(row[0]) for row in rows)
-    return "\n".join("  ".join([row[0].ljust(width), *(cell.rjust(10) for cell in row[1:])]) for row in rows)
+    lines += [best.to_table()] + ([] if grid is None else [str(grid)])
+    print(json.dumps(record) if as_json else "\n".join(lines))
 
 
 @click.command("stats")
@@ -400,13 +355,11 @@ def stats_cli(
 
 
 def _resolution(data: str, resolution: int | None) -> int:
-    if is_prepared(data):
-        found = PreparedData.open(data).manifest.resolution
-        if resolution not in (None, found):
-            raise UserError(f"{data}: prepared at {found}x{found}, --resolution says {resolution}")
-        return found
-    if resolution is None:
+    prepared = PreparedData.open(data).manifest.resolution if is_prepared(data) else None
+    if prepared is not None and resolution not in (None, prepared):
+        raise UserError(f"{data}: prepared at {prepared}x{prepared}, --resolution says {resolution}")
+    if prepared is None and resolution is None:
         raise UserError(f"{data}: not prepared; give the size of its images with --resolution")
-    if resolution not in RESOLUTIONS:
+    if prepared is None and resolution not in RESOLUTIONS:
         raise UserError(f"--resolution {resolution}: expected one of {', '.join(map(str, RESOLUTIONS))}")
-    return resolution
+    return prepared or present(resolution)

@@ -1,9 +1,9 @@
-"""Samples of a generator, by index; their scores; and the protocol stored with each score."""
+"""Samples of a generator as an image set, the scores of an image set, and the protocol stored with them."""
 
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagan.evaluation.extractors import load_backbone
+from sagan.evaluation.extractors import Backbone, load_backbone
 from sagan.evaluation.features import ImageSet, Reference, extract, identity, reference_features
 from sagan.evaluation.lpips import load_perceptual
-from sagan.evaluation.registry import MANIFOLD, METRICS, Inputs, Metric, Networks, Scores, check_count
+from sagan.evaluation.registry import (
+    KID_SUBSET,
+    MANIFOLD,
+    METRICS,
+    Inputs,
+    Metric,
+    Networks,
+    Scores,
+    check_count,
+    present,
+)
 from sagan.evaluation.result import EvaluationResult, Protocol, labels_by_frequency, versions
 from sagan.models.generator import Generator
 from sagan.runs.snapshot import fingerprint
@@ -22,7 +32,6 @@ from sagan.sampling.sampler import generate, latents
 from sagan.utils.errors import UserError
 from sagan.utils.system import rank_and_count
 
-KID_SUBSET = 1000
 ENOUGH = 10_000  # samples in the literature's FIDs
 
 
@@ -35,10 +44,10 @@ def load_networks(
     lpips_weights: Path | None = None,
     vgg16_weights: Path | None = None,
 ) -> Networks:
-    """The networks that the metrics need. UserError if weights are missing or wrong."""
+    """Load the networks that the metrics need. UserError if weights are missing or wrong."""
     chosen = [METRICS[name] for name in metrics]
     on_features = any(metric.on_features for metric in chosen)
-    on_vgg16 = vgg16_weights is not None and any(name in MANIFOLD for name in metrics)
+    on_vgg16 = vgg16_weights is not None and not set(metrics).isdisjoint(MANIFOLD)
     return Networks(
         load_backbone(backbone, backbone_weights, device, "is" in metrics) if on_features else None,
         load_backbone("vgg16", vgg16_weights, device) if on_vgg16 else None,
@@ -114,9 +123,10 @@ def evaluate(
     the end. UserError for a metric that is not defined on these sets.
     """
     chosen = [METRICS[name] for name in metrics]
-    check_metrics(chosen, samples, reference)
+    for metric in chosen:
+        _check_metric(metric, samples, reference)
     inputs = Inputs(samples, reference, networks, batch_size)
-    scores = _compute(chosen, inputs, store)
+    scores = _compute(sorted(chosen, key=_order), inputs, store)
     if rank_and_count()[0] > 0:
         return None
     names = samples.class_names
@@ -130,102 +140,91 @@ def evaluate(
     )
 
 
-def check_metrics(metrics: Sequence[Metric], samples: ImageSet, reference: Reference | None) -> None:
+def _check_metric(metric: Metric, samples: ImageSet, reference: Reference | None) -> None:
     """UserError for a metric that is not defined on these sets."""
-    for metric in metrics:
-        check_count(metric.name, samples.count, samples.name)
-        if not metric.compares:
-            continue
-        if reference is None:
-            raise UserError(f"{metric.name}: compares with real images; name them with --reference")
-        if reference.images is not None:
-            check_count(metric.name, reference.images.count, reference.name)
-        elif metric.needs != "statistics":
-            raise UserError(
-                f"{metric.name}: needs images; {reference.name} holds statistics, which only suffice for fid"
-            )
-        if metric.name == "intra_fid" and reference.images is not None:
+    check_count(metric.name, samples.count, samples.name)
+    if not metric.compares:
+        return
+    if reference is None:
+        raise UserError(f"{metric.name}: compares with real images; name them with --reference")
+    if reference.images is not None:
+        check_count(metric.name, reference.images.count, reference.name)
+        if metric.name == "intra_fid":
             _check_classes(samples, reference.images)
+    elif metric.needs != "statistics":
+        raise UserError(f"{metric.name}: needs images; {reference.name} holds statistics, which only suffice for fid")
 
 
 def _check_classes(samples: ImageSet, reference: ImageSet) -> None:
-    counts = []
+    """UserError unless both sets have at least two images of every class."""
     for images in (samples, reference):
         if images.labels is None:
             raise UserError(f"intra_fid: needs labels, {images.name} has none")
-        counts.append(np.bincount(images.labels))
-    length = max(map(len, counts))
-    own, other = (np.pad(each, (0, length - len(each))) for each in counts)
-    for images, counted in ((samples, own), (reference, other)):
-        for label in np.flatnonzero((own + other > 0) & (counted < 2)):
-            number = "one image" if counted[label] else "no image"
+    both = np.concatenate([present(samples.labels), present(reference.labels)])
+    for images in (samples, reference):
+        counts = np.bincount(present(images.labels), minlength=both.max() + 1)
+        for label in np.intersect1d(both, np.flatnonzero(counts < 2)):
+            number = "one image" if counts[label] else "no image"
             raise UserError(f"intra_fid: {images.name} has {number} of class {label}; both sets need 2 of each class")
 
 
+def _order(metric: Metric) -> tuple[int, int]:
+    """Metrics on logits come first, then those on features, then the others."""
+    return 0 if metric.needs == "logits" else 1 if metric.on_features else 2, list(METRICS).index(metric.name)
+
+
 def _compute(metrics: Sequence[Metric], inputs: Inputs, store: Path | None) -> list[Scores]:
-    """The scores of `metrics`: those on logits, then on features, then the others."""
-    samples, reference, networks, batch_size = inputs.samples, inputs.reference, inputs.networks, inputs.batch_size
-    on_features = sorted((metric for metric in metrics if metric.on_features), key=_place)
-    found = []
+    networks, main, found = inputs.networks, rank_and_count()[0] == 0, []
+    on_features = [metric for metric in metrics if metric.on_features]
     if on_features:
-        assert networks.backbone is not None
-        whole = any(metric.needs == "features" for metric in on_features)
-        logits = any(metric.needs == "logits" for metric in on_features)
-        generated = extract(
-            samples, networks.backbone, batch_size, features=whole, logits=logits, store=store,
-            description=f"features of {samples.name}",
-        )  # fmt: skip
-        real = None if reference is None else reference_features(reference, networks.backbone, batch_size, whole)
-        if rank_and_count()[0] == 0:
-            if store is not None:
-                shutil.rmtree(store, ignore_errors=True)
-            inputs = Inputs(samples, reference, networks, batch_size, generated, real)
-            found += [metric.compute(inputs) for metric in on_features]
+        needs = {metric.needs for metric in on_features}
+        with_features = _extracted(inputs, present(networks.backbone), "features" in needs, "logits" in needs, store)
+        if main:
+            found += [metric.compute(with_features) for metric in on_features]
     if networks.manifold is not None:
-        found.append(_second_manifold(inputs, networks.manifold))
-    return found + [metric.compute(inputs) for metric in sorted(metrics, key=_place) if not metric.on_features]
+        both = _extracted(inputs, networks.manifold, True)
+        if main:
+            values = {f"{name}_{networks.manifold.name}": value for name, value in both.manifold.items()}
+            found.append(Scores(values))
+    return found + [metric.compute(inputs) for metric in metrics if not metric.on_features]
 
 
-def _place(metric: Metric) -> tuple[bool, int]:
-    return metric.needs != "logits", list(METRICS).index(metric.name)
-
-
-def _second_manifold(inputs: Inputs, backbone: Any) -> Scores:
-    """Precision, recall, density and coverage on another backbone, under its name."""
-    samples, reference = inputs.samples, inputs.reference
-    assert reference is not None
+def _extracted(
+    inputs: Inputs, backbone: Backbone, features: bool, logits: bool = False, store: Path | None = None
+) -> Inputs:
+    """The inputs with the features of samples and reference, on this backbone."""
+    samples, reference, batch_size = inputs.samples, inputs.reference, inputs.batch_size
     generated = extract(
-        samples, backbone, inputs.batch_size, features=True, description=f"{backbone.name} of {samples.name}"
-    )
-    real = reference_features(reference, backbone, inputs.batch_size, features=True)
-    if real is None:
-        return Scores({})
-    both = Inputs(samples, reference, Networks(backbone), inputs.batch_size, generated, real)
-    return Scores({f"{name}_{backbone.name}": value for name, value in both.manifold.items()})
+        samples, backbone, batch_size, features=features, logits=logits, store=store,
+        description=f"{backbone.name} features of {samples.name}",
+    )  # fmt: skip
+    real = None if reference is None else reference_features(reference, backbone, batch_size, features)
+    if store is not None and rank_and_count()[0] == 0:
+        shutil.rmtree(store, ignore_errors=True)
+    networks = replace(inputs.networks, backbone=backbone)
+    return replace(inputs, networks=networks, generated=generated, real=real)
 
 
 def _warnings(metrics: Sequence[str], inputs: Inputs) -> list[str]:
     """Caveats of these scores."""
-    samples, reference = inputs.samples, inputs.reference
+    samples, reference, backbone = inputs.samples, inputs.reference, inputs.networks.backbone
+    num, count = samples.count, 0 if reference is None else reference.count
+    dimension = 0 if backbone is None else backbone.dimension
     warnings = []
-    dimension = inputs.networks.backbone.dimension if inputs.networks.backbone is not None else 0
-    if "fid" in metrics and samples.count <= dimension:
-        warnings.append(
-            f"{samples.count} samples for {dimension} features: their covariance is singular, FID is biased"
-        )
-    if not {"fid", "kid", "is"}.isdisjoint(metrics) and samples.count < ENOUGH:
-        warnings.append(f"{samples.count} samples: scores in the literature use {ENOUGH} or more, FID grows with fewer")
-    count = 0 if reference is None else reference.count
-    if 0 < count < samples.count:
-        warnings.append(f"the reference has {count} images, fewer than the {samples.count} samples")
-    if "kid" in metrics and (size := min(samples.count, count)) < KID_SUBSET:
+    if "fid" in metrics and num <= dimension:
+        warnings.append(f"{num} samples for {dimension} features: their covariance is singular, FID is biased")
+    if not {"fid", "kid", "is"}.isdisjoint(metrics) and num < ENOUGH:
+        warnings.append(f"{num} samples: scores in the literature use {ENOUGH} or more, FID grows with fewer")
+    if 0 < count < num:
+        warnings.append(f"the reference has {count} images, fewer than the {num} samples")
+    if "kid" in metrics and (size := min(num, count)) < KID_SUBSET:
         warnings.append(f"kid: subsets of {size} images, {KID_SUBSET} are usual")
     if samples.lossy:
         warnings.append(f"{samples.name}: stored with loss (JPEG or WebP), which changes FID")
     if reference is not None and reference.images is not None and reference.images.lossy:
         warnings.append(f"{reference.name}: the reference is stored with loss (JPEG or WebP)")
-    if "intra_fid" in metrics and samples.labels is not None:
-        smallest = int(np.bincount(samples.labels)[np.unique(samples.labels)].min())
+    if "intra_fid" in metrics:
+        smallest = np.unique(present(samples.labels), return_counts=True)[1].min()
         if smallest <= dimension:
             warnings.append(f"intra_fid: a class has {smallest} samples for {dimension} features, its FID is biased")
     return warnings
@@ -235,16 +234,16 @@ def _protocol(metrics: Sequence[Metric], inputs: Inputs, settings: SampleSetting
     samples, reference, networks = inputs.samples, inputs.reference, inputs.networks
     fields: dict[str, Any] = {"num": samples.count, "size": samples.size, "versions": versions()}
     if settings is None:
-        labels = "none" if samples.labels is None else "as stored"
-        fields |= {"images": "files", "lossy": samples.lossy, "labels": labels}
+        fields |= {"images": "files", "lossy": samples.lossy, "labels": "as stored"}
     else:
         last = settings.first_seed + settings.num - 1
-        followed = "uniform" if _reference_labels(settings, reference) is None else "reference"
-        labels = "none" if samples.labels is None else followed
         fields |= {
-            "images": "generated", "seeds": f"{settings.first_seed}-{last}", "labels": labels,
-            "weights": settings.weights, "batch_norm": settings.batch_norm, "truncation": settings.truncation,
+            "images": "generated", "seeds": f"{settings.first_seed}-{last}", "weights": settings.weights,
+            "batch_norm": settings.batch_norm, "truncation": settings.truncation,
+            "labels": "uniform" if _reference_labels(settings, reference) is None else "reference",
         }  # fmt: skip
+    if samples.labels is None:
+        fields["labels"] = "none"
     if reference is not None:
         images = reference.images
         fields |= {
@@ -255,5 +254,5 @@ def _protocol(metrics: Sequence[Metric], inputs: Inputs, settings: SampleSetting
         fields |= identity(networks.backbone)
     if networks.perceptual is not None and any(metric.needs == "lpips" for metric in metrics):
         fields |= {"lpips": f"{networks.perceptual.name}, v0.1", "lpips_sha256": networks.perceptual.sha256}
-    fields |= {name: tell(inputs) for metric in metrics for name, tell in metric.protocol.items()}
+    fields |= {name: describe(inputs) for metric in metrics for name, describe in metric.protocol.items()}
     return Protocol(**fields)

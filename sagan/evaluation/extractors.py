@@ -1,8 +1,8 @@
 """Feature extractors: networks by name, with pretrained weights.
 
-Only tensors are read from weight files. Code is executed in three cases: CLIP files are TorchScript, and are opened
-only if their SHA-256 is the official one; DINOv2 runs the code of facebookresearch/dinov2, never downloaded, only from
-a copy in torch hub's cache; extractors that the user registered with torch-fidelity are the user's own code.
+Weights files are read as tensors only. Code is executed in three cases: CLIP files are TorchScript, and are opened only
+if their SHA-256 is the official one; DINOv2 runs the code of facebookresearch/dinov2, which is never downloaded, from a
+copy in torch hub's cache; extractors that the user registered with torch-fidelity are the user's own code.
 """
 
 import hashlib
@@ -22,6 +22,8 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch_fidelity.feature_extractor_clip import MODEL_METADATA as CLIP_FILES
+from torch_fidelity.feature_extractor_clip import MODEL_URLS as CLIP_URLS
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
 from sagan.models.hub import load_exactly
@@ -53,15 +55,14 @@ class Pretrained:
     @property
     def digits(self) -> str:
         """Its digest, for messages."""
-        if not self.sha256:
-            return "SHA-256 unknown"
-        return f"SHA-256 {self.sha256}" + ("" if len(self.sha256) == 64 else "…")
+        return f"SHA-256 {self.sha256 or 'unknown'}" + ("…" if 0 < len(self.sha256) < 64 else "")
 
 
 def find_weights(pretrained: Pretrained, given: Path | str | None = None, option: str = "weights") -> Path:
-    """The `given` file; None: the pretrained one from torch hub's cache, downloaded if it is not there.
+    """Return the `given` file or, if None, the pretrained one from torch hub's cache, downloading it if necessary.
 
-    `option`: names the option for a file in messages. UserError if there is no file, or the cached one is another.
+    `option`: the command-line option for a file, for messages. UserError if there is no file, or if the cached file is
+    not the official one.
     """
     if given is not None:
         if not Path(given).is_file():
@@ -75,8 +76,25 @@ def find_weights(pretrained: Pretrained, given: Path | str | None = None, option
     return path
 
 
+def _download(pretrained: Pretrained, path: Path, option: str) -> None:
+    try:
+        with atomic_file(path) as temporary:
+            opener = urllib.request.build_opener()  # unlike urlopen, does not keep the proxies of an earlier call
+            with opener.open(pretrained.url, timeout=TIMEOUT) as source, open(temporary, "wb") as target:
+                size = int(source.headers.get("Content-Length") or 0)
+                for block in track(iter(partial(source.read, MEBIBYTE), b""), size // MEBIBYTE, f"MiB of {path.name}"):
+                    target.write(block)
+            if size not in (0, temporary.stat().st_size) or not sha256(temporary).startswith(pretrained.sha256):
+                raise OSError("the download is truncated, or another file")
+    except (OSError, HTTPException) as error:
+        raise UserError(
+            f"{path}: missing, and {pretrained.url} cannot be downloaded ({error or type(error).__name__}); "
+            f"put the file there ({pretrained.digits}), or name it by {option}"
+        ) from None
+
+
 def load_tensors(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a dictionary written by torch.save, on the CPU.
+    """Load a dictionary of tensors written by torch.save, on the CPU.
 
     UserError if the file is missing or damaged, or holds anything but tensors with finite values.
     """
@@ -99,7 +117,7 @@ def load_tensors(path: Path | str) -> dict[str, Tensor]:
 
 
 def as_file(tensors: Mapping[str, Tensor]) -> BytesIO:
-    """Tensors as a file in memory, for libraries that would unpickle a file by its path."""
+    """Write tensors to a file in memory, for libraries that would unpickle a file on disk."""
     file = BytesIO()
     torch.save(dict(tensors), file)
     file.seek(0)
@@ -116,35 +134,17 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _download(pretrained: Pretrained, path: Path, option: str) -> None:
-    try:
-        with atomic_file(path) as temporary:
-            opener = urllib.request.build_opener()  # unlike urlopen, does not keep the proxies of an earlier call
-            with opener.open(pretrained.url, timeout=TIMEOUT) as source, open(temporary, "wb") as target:
-                size = int(source.headers.get("Content-Length") or 0)
-                blocks = iter(partial(source.read, MEBIBYTE), b"")
-                for block in track(blocks, size // MEBIBYTE, f"MiB of {path.name}"):
-                    target.write(block)
-            if size not in (0, temporary.stat().st_size) or not sha256(temporary).startswith(pretrained.sha256):
-                raise OSError("the download is truncated, or another file")
-    except (OSError, HTTPException) as error:
-        raise UserError(
-            f"{path}: missing, and {pretrained.url} cannot be downloaded ({error or type(error).__name__}); "
-            f"put the file there ({pretrained.digits}), or name it by {option}"
-        ) from None
-
-
 def resize_like_tensorflow(images: Tensor, size: int) -> Tensor:
-    """Bilinear resize of float32 (B, H, W, C) -> (B, C, size, size) in channels_last format."""
+    """Bilinear resize of float32 (B, H, W, C) -> (B, C, size, size) in channels_last format, as TensorFlow 1 does."""
     batch, height, width, channels = images.shape
-    rows, columns = taps(height, size, images.device), taps(width, size, images.device)
+    rows, columns = (_bilinear_weights(side, size, images.device) for side in (height, width))
     x = images.transpose(2, 3) @ columns.T  # (B, H, C, size)
     x = rows @ x.transpose(2, 3).reshape(batch, height, size * channels)  # (B, size, size·C)
     return x.view(batch, size, size, channels).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=16)
-def taps(count: int, size: int, device: torch.device) -> Tensor:
+def _bilinear_weights(count: int, size: int, device: torch.device) -> Tensor:
     """Interpolation weights (size, count): two adjacent ones in a row, which sum to 1."""
     positions = torch.arange(size, dtype=torch.float32) * torch.tensor(count / size, dtype=torch.float32)
     low = positions.long()
@@ -157,84 +157,6 @@ def taps(count: int, size: int, device: torch.device) -> Tensor:
 
 
 Compute = Callable[[Tensor], tuple[Tensor, ...]]  # uint8 (B, H, W, 3) -> features (B, D) and, if requested, logits
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet statistics, for DINOv2
-
-
-def inception(path: Path, url: str, device: torch.device, logits: bool) -> Compute:
-    """FID's Inception network; `url`: of the official file."""
-    tensors = load_tensors(path)
-    extractor = _filled(lambda: build_extractor(as_file(tensors)), path, "inception")
-    if logits and not tensors["fc.weight"].any():
-        raise UserError(
-            f"{path}: its last layer (fc) is all zero, so Inception Score would be 1 for any images; "
-            f"leave out that metric, or use {url}"
-        )
-    return fast_inception(extractor, device, logits)
-
-
-def vgg16(path: Path, layer: str, device: torch.device) -> Compute:
-    """torch-fidelity's VGG16."""
-    source = as_file(load_tensors(path))
-    return as_compute(_filled(lambda: create("vgg16", [layer], source), path, "vgg16"), device)
-
-
-def clip(name: str, path: Path, layer: str, digests: tuple[str, str], device: torch.device) -> Compute:
-    """torch-fidelity's CLIP; `digests`: SHA-256 of the file, and of the official one."""
-    found, official = digests
-    if found != official:
-        raise UserError(
-            f"{path}: its SHA-256 is {found}, that of {name} is {official}; CLIP files can execute code, so only the "
-            f"official one is opened"
-        )
-    return as_compute(create(name, [layer], str(path)), device)
-
-
-def dinov2(name: str, path: Path, side: int, device: torch.device) -> Compute:
-    """DINOv2, from code in torch hub's cache, with torch-fidelity's preprocessing."""
-    repository = Path(torch.hub.get_dir()) / "facebookresearch_dinov2_main"
-    if not (repository / "hubconf.py").is_file():
-        raise UserError(
-            f"{name}: runs code of facebookresearch/dinov2, which is never downloaded; put a trusted copy at "
-            f"{repository}"
-        )
-    tensors = load_tensors(path)
-    os.environ["XFORMERS_DISABLED"] = "1"  # like torch-fidelity: its kernels give other features
-    model = f"dinov2_vit{name.split('-')[2]}14"
-    network: Any = torch.hub.load(str(repository), model, source="local", pretrained=False, verbose=False)
-    load_exactly(network, tensors, f"{path}: not the weights of {name}")
-    network.to(device).eval().requires_grad_(False)
-    mean, std = (torch.tensor(values, device=device) * 255 for values in (MEAN, STD))
-    return lambda images: (network(resize_like_tensorflow((images.float() - mean) / std, side)).float(),)
-
-
-def create(name: str, layers: list[str], weights: Any = None) -> Any:
-    """An extractor of torch-fidelity's registry, on the CPU, frozen and in eval mode."""
-    from torch_fidelity.utils import create_feature_extractor
-
-    options = {"feature_extractor_weights_path": weights, "verbose": False}
-    return create_feature_extractor(name, layers, cuda=False, **options)
-
-
-def as_compute(extractor: Any, device: torch.device) -> Compute:
-    """A torch-fidelity extractor as a function of images."""
-    extractor = extractor.to(device)
-    return lambda images: tuple(layer.float() for layer in extractor(images.permute(0, 3, 1, 2).contiguous()))
-
-
-def _filled(build: Callable[[], Any], path: Path, name: str) -> Any:
-    """What `build` returns; UserError with the first difference if the file is of another network."""
-    try:
-        return build()
-    except RuntimeError as error:  # of load_state_dict: a headline, then a line per kind of difference
-        difference = " ".join(str(error).splitlines()[1:2]) or str(error)
-        difference = textwrap.shorten(difference.split('", "')[0], 200)
-        raise UserError(f"{path}: not the weights of {name}: {difference}") from None
-
-
-FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download"
-CLIP = "https://openaipublic.azureedge.net/clip/models"
-DINOV2 = "https://dl.fbaipublicfiles.com/dinov2"
-NO_LOGITS = "has no class logits, which Inception Score needs; use inception"
 
 
 class Features(NamedTuple):
@@ -279,90 +201,81 @@ class Backbone:
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A network of torch-fidelity: its name and layer there, number of features, input side, weights."""
+    """A network of torch-fidelity: the layer there, number of features, input side, weights."""
 
-    registered: str
     layer: str
     dimension: int
     side: int
     pretrained: Pretrained
 
 
-def _clip(name: str, dimension: int, side: int, file: str, digest: str) -> BackboneSpec:
-    return BackboneSpec(
-        name, "clip", dimension, side, Pretrained(f"{CLIP}/{digest}/{file}.pt", digest, f"{name}-{digest}.pt")
-    )
+FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download"
+CLIP = {  # number of features, input side
+    "clip-rn50": (1024, 224), "clip-rn101": (512, 224), "clip-rn50x4": (640, 288), "clip-rn50x16": (768, 384),
+    "clip-rn50x64": (1024, 448), "clip-vit-b-32": (512, 224), "clip-vit-b-16": (512, 224), "clip-vit-l-14": (768, 224),
+    "clip-vit-l-14-336px": (768, 336),
+}  # fmt: skip
+DINOV2 = {"s": 384, "b": 768, "l": 1024, "g": 1536}  # number of features
 
 
-def _dinov2(name: str, dimension: int, model: str) -> BackboneSpec:
-    return BackboneSpec(name, "dinov2", dimension, 224, Pretrained(f"{DINOV2}/{model}/{model}_pretrain.pth"))
+def _clip_file(name: str) -> Pretrained:
+    digest = CLIP_FILES[name]["hash"]
+    return Pretrained(CLIP_URLS[name], digest, f"{name}-{digest}.pt")
 
 
-_KNOWN = (
-    _clip("clip-rn50", 1024, 224, "RN50", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
-    _clip("clip-rn101", 512, 224, "RN101", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
-    _clip("clip-rn50x4", 640, 288, "RN50x4", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
-    _clip("clip-rn50x16", 768, 384, "RN50x16", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
-    _clip("clip-rn50x64", 1024, 448, "RN50x64", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
-    _clip("clip-vit-b-32", 512, 224, "ViT-B-32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
-    _clip("clip-vit-b-16", 512, 224, "ViT-B-16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
-    _clip("clip-vit-l-14", 768, 224, "ViT-L-14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
-    _clip(
-        "clip-vit-l-14-336px", 768, 336, "ViT-L-14-336px",
-        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
-    ),
-    _dinov2("dinov2-vit-s-14", 384, "dinov2_vits14"),
-    _dinov2("dinov2-vit-b-14", 768, "dinov2_vitb14"),
-    _dinov2("dinov2-vit-l-14", 1024, "dinov2_vitl14"),
-    _dinov2("dinov2-vit-g-14", 1536, "dinov2_vitg14"),
-)  # fmt: skip
+def _dinov2_file(size: str) -> Pretrained:
+    return Pretrained(f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{size}14/dinov2_vit{size}14_pretrain.pth")
+
+
 BACKBONES = {
     "inception": BackboneSpec(
-        "inception-v3-compat", "2048", 2048, 299,
-        Pretrained(f"{FIDELITY}/v0.2.0/weights-inception-2015-12-05-6726825d.pth", "6726825d"),
+        "2048", 2048, 299, Pretrained(f"{FIDELITY}/v0.2.0/weights-inception-2015-12-05-6726825d.pth", "6726825d")
     ),
     "vgg16": BackboneSpec(
-        "vgg16", "fc2_relu", 4096, 224,
-        Pretrained("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),
+        "fc2_relu", 4096, 224, Pretrained("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
     ),
-    **{known.registered: known for known in _KNOWN},
-}  # fmt: skip
+    **{name: BackboneSpec("clip", *size, _clip_file(name)) for name, size in CLIP.items()},
+    **{f"dinov2-vit-{k}-14": BackboneSpec("dinov2", D, 224, _dinov2_file(k)) for k, D in DINOV2.items()},
+}
+NO_LOGITS = "has no class logits, which Inception Score needs; use inception"
 
 
 def load_backbone(
     name: str, weights: Path | None = None, device: torch.device | str = "cpu", logits: bool = False
 ) -> Backbone:
-    """A backbone by name: one of BACKBONES, or one that the user registered with torch-fidelity.
+    """Load a backbone by name: one of BACKBONES, or one that the user registered with torch-fidelity.
 
     `weights`: a file; None: torch hub's cache, or a download into it. `logits`: also compute class logits, for
     Inception Score; inception has them, and registered extractors with different layers for that metric and FID.
     UserError for an unknown name, for weights that are missing, damaged or of another network, and without logits.
     """
-    name = next((ours for ours, known in BACKBONES.items() if known.registered == name), name)
+    name = "inception" if name == "inception-v3-compat" else name
     device = torch.device(device)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # building initializes weights
         warnings.simplefilter("ignore")  # from torch-fidelity and code in torch hub's cache
         if name not in BACKBONES:
-            return _registered(name, weights, device, logits)
-        known = BACKBONES[name]
+            return _load_registered(name, weights, device, logits)
+        spec = BACKBONES[name]
         if logits and name != "inception":
             raise UserError(f"{name}: {NO_LOGITS}")
         option = f"--{'inception' if name == 'inception' else 'backbone'}-weights (evaluate.backbone_weights)"
-        path = find_weights(known.pretrained, weights, option)
+        path = find_weights(spec.pretrained, weights, option)
         digest = sha256(path)
-        if name == "inception":
-            compute = inception(path, known.pretrained.url, device, logits)
-        elif name == "vgg16":
-            compute = vgg16(path, known.layer, device)
-        elif name.startswith("clip-"):
-            compute = clip(name, path, known.layer, (digest, known.pretrained.sha256), device)
+        if name.startswith("clip-"):
+            if digest != spec.pretrained.sha256:
+                raise UserError(
+                    f"{path}: its SHA-256 is {digest}, that of {name} is {spec.pretrained.sha256}; CLIP files can "
+                    f"execute code, so only the official one is opened"
+                )
+            compute = _as_compute(_create(name, [spec.layer], str(path)), device)
+        elif name.startswith("dinov2-"):
+            compute = _load_dinov2(name, path, spec.side, device)
         else:
-            compute = dinov2(name, path, known.side, device)
-    shown = f"{known.side}x{known.side}, TensorFlow-1 bilinear"
-    return Backbone(name, digest, known.dimension, shown, device, compute)
+            compute = _load_convolutional(name, path, device, logits)
+    return Backbone(name, digest, spec.dimension, f"{spec.side}x{spec.side}, TensorFlow-1 bilinear", device, compute)
 
 
-def _registered(name: str, weights: Path | None, device: torch.device, logits: bool) -> Backbone:
+def _load_registered(name: str, weights: Path | None, device: torch.device, logits: bool) -> Backbone:
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
     if name not in FEATURE_EXTRACTORS_REGISTRY:
@@ -373,26 +286,76 @@ def _registered(name: str, weights: Path | None, device: torch.device, logits: b
     if len(set(layers)) < len(layers):
         raise UserError(f"{name}: {NO_LOGITS}")
     path = None if weights is None else find_weights(Pretrained(""), weights)
-    extractor = create(name, layers, None if path is None else str(path))
+    extractor = _create(name, layers, None if path is None else str(path))
     digest = tensors_sha256(extractor.state_dict()) if path is None else sha256(path)
-    compute = as_compute(extractor, device)
+    compute = _as_compute(extractor, device)
     with torch.inference_mode():
         dimension = compute(torch.zeros(1, 64, 64, 3, dtype=torch.uint8, device=device))[0].shape[1]
     return Backbone(name, digest, dimension, "as registered with torch-fidelity", device, compute)
+
+
+def _load_convolutional(name: str, path: Path, device: torch.device, logits: bool) -> Compute:
+    """FID's Inception network or torch-fidelity's VGG16. UserError if the file is of another network."""
+    tensors = load_tensors(path)
+    try:
+        if name == "vgg16":
+            return _as_compute(_create(name, [BACKBONES[name].layer], as_file(tensors)), device)
+        extractor = build_extractor(as_file(tensors))
+    except RuntimeError as error:  # of load_state_dict: a headline, then a line per kind of difference
+        difference = " ".join(str(error).splitlines()[1:2]) or str(error)
+        difference = textwrap.shorten(difference.split('", "')[0], 200)
+        raise UserError(f"{path}: not the weights of {name}: {difference}") from None
+    if logits and not tensors["fc.weight"].any():
+        raise UserError(
+            f"{path}: its last layer (fc) is all zero, so Inception Score would be 1 for any images; "
+            f"leave out that metric, or use {BACKBONES[name].pretrained.url}"
+        )
+    return fast_inception(extractor, device, logits)
+
+
+def _load_dinov2(name: str, path: Path, side: int, device: torch.device) -> Compute:
+    """DINOv2, from code in torch hub's cache, with torch-fidelity's preprocessing."""
+    repository = Path(torch.hub.get_dir()) / "facebookresearch_dinov2_main"
+    if not (repository / "hubconf.py").is_file():
+        raise UserError(
+            f"{name}: runs code of facebookresearch/dinov2, which is never downloaded; put a trusted copy at "
+            f"{repository}"
+        )
+    tensors = load_tensors(path)
+    os.environ["XFORMERS_DISABLED"] = "1"  # like torch-fidelity: its kernels give other features
+    model = f"dinov2_vit{name.split('-')[2]}14"
+    network: Any = torch.hub.load(str(repository), model, source="local", pretrained=False, verbose=False)
+    load_exactly(network, tensors, f"{path}: not the weights of {name}")
+    network.to(device).eval().requires_grad_(False)
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    mean, std = (torch.tensor(values, device=device) * 255 for values in imagenet)
+    return lambda images: (network(resize_like_tensorflow((images.float() - mean) / std, side)).float(),)
+
+
+def _create(name: str, layers: list[str], weights: Any = None) -> Any:
+    """An extractor of torch-fidelity's registry, on the CPU, frozen and in eval mode."""
+    from torch_fidelity.utils import create_feature_extractor
+
+    options = {"feature_extractor_weights_path": weights, "verbose": False}
+    return create_feature_extractor(name, layers, cuda=False, **options)
+
+
+def _as_compute(extractor: Any, device: torch.device) -> Compute:
+    """A torch-fidelity extractor as a function of images."""
+    extractor = extractor.to(device)
+    return lambda images: tuple(layer.float() for layer in extractor(images.permute(0, 3, 1, 2).contiguous()))
 
 
 IMAGES_AT_ONCE = {"cpu": 32, "cuda": 128}  # the largest feature map takes 5.5 MB per image
 
 
 def build_extractor(weights: BytesIO) -> FeatureExtractorInceptionV3:
-    """torch-fidelity's extractor with these weights; RuntimeError if they are another network's."""
+    """torch-fidelity's Inception extractor with these weights; RuntimeError if they are another network's."""
     return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
 
 
-def fast_inception(
-    extractor: FeatureExtractorInceptionV3, device: torch.device, logits: bool
-) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A function from uint8 (B, H, W, 3) on `device` to features (B, 2048) and, if requested, logits (B, 1008).
+def fast_inception(extractor: FeatureExtractorInceptionV3, device: torch.device, logits: bool) -> Compute:
+    """Return a function from uint8 (B, H, W, 3) on `device` to features (B, 2048) and, if requested, logits (B, 1008).
 
     These are the layers "2048" and "logits_unbiased" of `extractor`, whose batch norms are folded in place.
     """

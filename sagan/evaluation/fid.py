@@ -1,4 +1,4 @@
-"""Fréchet distance of features, from their mean and covariance, and files of these statistics.
+"""Fréchet distance between two sets of features, from means and covariances, and files of these statistics.
 
 GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium. Heusel, Ramsauer, Unterthiner,
 Nessler, Hochreiter. 2017, arXiv:1706.08500. All sums and factorizations are in float64.
@@ -7,7 +7,6 @@ Nessler, Hochreiter. 2017, arXiv:1706.08500. All sums and factorizations are in 
 import hashlib
 import json
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
 from sagan.utils.errors import UserError
-from sagan.utils.io import atomic_file, read_arrays
+from sagan.utils.io import atomic_file, member_names, read_arrays
 from sagan.utils.progress import track
 
 EPS = float(np.finfo(np.float64).eps)
@@ -28,7 +27,7 @@ STORED = ("mean", "covariance", "count", "about")
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Mean and covariance of `count` features; 0 if a file does not say."""
+    """Mean and covariance of `count` features; a count of 0 is unknown."""
 
     count: int
     mean: np.ndarray  # float64 (D,)
@@ -36,7 +35,7 @@ class Statistics:
 
 
 class Moments:
-    """Statistics of features that arrive in batches; keeps sums only.
+    """Streaming statistics of features that arrive in batches.
 
     Updating formulae and a pairwise algorithm for computing sample variances. Chan, Golub, LeVeque. 1979: a large mean
     costs no precision. The sums are on `device`, or on the CPU instead of MPS, which has no float64.
@@ -51,7 +50,7 @@ class Moments:
     @torch.no_grad()
     def update(self, features: Tensor) -> None:
         """Add a batch (B, D), which may be empty."""
-        if len(features) == 0:
+        if not len(features):
             return
         features = features.to(self.device).double()
         total, mean = self.count + len(features), features.mean(0)
@@ -64,7 +63,7 @@ class Moments:
 
     @torch.no_grad()
     def reduce(self) -> None:
-        """Sum over the processes, after the last batch; every process calls it, once, even without images."""
+        """Sum over the processes; each calls it once, after its last batch, even without images."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
         count = torch.tensor(float(self.count), dtype=torch.float64, device=self.device)
@@ -77,7 +76,7 @@ class Moments:
         self.count, self.mean = int(count), mean
 
     def statistics(self) -> Statistics:
-        """Statistics of all batches so far, of at least two images."""
+        """Statistics of all batches so far, which have at least two images."""
         covariance = (self.scatter + self.scatter.T) / (2 * (self.count - 1))
         return Statistics(self.count, self.mean.cpu().numpy().copy(), covariance.cpu().numpy())
 
@@ -89,31 +88,28 @@ def float64_device(device: torch.device | str) -> torch.device:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), squared as in the literature (Heusel et al. 2017, eq. 6)."""
+    """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), squared as in the literature (Heusel et al. 2017, eq. 6).
+
+    Covariances may be singular. For C_a = F Fᵀ and C_b = H Hᵀ, C_a C_b has the eigenvalues of (Fᵀ H)(Fᵀ H)ᵀ, so the
+    trace of its root is the sum of the singular values of Fᵀ H.
+    """
     apart = a.mean - b.mean
-    traces = np.trace(a.covariance) + np.trace(b.covariance)
     with np.errstate(over="ignore", invalid="ignore"):
-        distance = apart @ apart + traces - 2 * _trace_of_root(a.covariance, b.covariance)
+        product = torch.from_numpy(_factor(a.covariance).T @ _factor(b.covariance))  # (rank of C_a, rank of C_b)
+        scale = product.abs().max().item() if product.numel() else 0.0
+        trace_of_root = scale * _nuclear_norm(product / scale) if 0 < scale < math.inf else scale
+        traces = np.trace(a.covariance) + np.trace(b.covariance)
+        distance = apart @ apart + traces - 2 * trace_of_root
     if not np.isfinite(distance):
         raise UserError("fid: the features are too large for a distance in float64; did the generator diverge?")
     return max(float(distance), 0.0)  # negative only by rounding
 
 
-def _trace_of_root(a: np.ndarray, b: np.ndarray) -> float:
-    """tr (A B)^(1/2) of covariances (D, D), which may be singular.
-
-    For A = F Fᵀ, B = H Hᵀ, A B has the eigenvalues of (Fᵀ H)(Fᵀ H)ᵀ: this is the sum of the singular values of Fᵀ H.
-    """
-    product = torch.from_numpy(_factor(a).T @ _factor(b))  # (rank of A, rank of B)
-    scale = product.abs().max().item() if product.numel() else 0.0
-    return scale * _nuclear_norm(product / scale) if 0 < scale < math.inf else scale
-
-
 def _factor(covariance: np.ndarray) -> np.ndarray:
-    """F, (D, rank), with F Fᵀ = C.
+    """F (D, rank) with F Fᵀ = C.
 
-    Computed by Cholesky decomposition. If C is (nearly) singular, with pivoting, which stops at the rank and so is
-    cheap for few images. If C has eigenvalues below zero beyond rounding (statistics in float32), from eigenvectors.
+    By Cholesky decomposition; with pivoting if C is (nearly) singular, which stops at the rank and so is cheap for few
+    images; from eigenvectors if C has eigenvalues below zero beyond rounding (statistics stored in float32).
     """
     plain, failed = torch.linalg.cholesky_ex(torch.tensor(covariance))
     if not failed and plain.diagonal().min() > math.sqrt(EPS) * plain.diagonal().max():
@@ -133,8 +129,8 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
 def _nuclear_norm(matrix: Tensor) -> float:
     """Sum of the singular values, to at least 8 digits.
 
-    The square roots of the eigenvalues of MᵀM are several times faster than an SVD of M, but lose precision in small
-    values. If a bound on that error exceeds 3e-9 of the sum, uses the SVD.
+    The roots of the eigenvalues of MᵀM are several times faster than an SVD, but small ones lose precision. Falls back
+    to the SVD if a bound on that error exceeds 3e-9 of the sum.
     """
     gram = matrix.T @ matrix if matrix.shape[1] <= matrix.shape[0] else matrix @ matrix.T
     squares = torch.linalg.eigvalsh(gram)
@@ -147,66 +143,51 @@ def _nuclear_norm(matrix: Tensor) -> float:
 
 def save_statistics(path: Path, statistics: Statistics, about: dict[str, Any]) -> None:
     """Write an .npz of mean, covariance, count, `about` as JSON and a SHA-256 of the four, atomically."""
-    arrays = {
-        "mean": statistics.mean,
-        "covariance": statistics.covariance,
-        "count": np.array(statistics.count),
-        "about": np.array(json.dumps(about, sort_keys=True)),
-    }
+    text = json.dumps(about, sort_keys=True)
+    values = (statistics.mean, statistics.covariance, np.array(statistics.count), np.array(text))
+    arrays = dict(zip(STORED, values, strict=True))
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays, sha256=np.array(_digest(arrays)))  # type: ignore[arg-type]
 
 
 def load_statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
-    """Statistics and `about` of a file by `save_statistics`, or by other programs (arrays `mu` and `sigma`).
+    """Read the statistics and `about` of a file by `save_statistics`, or by other programs (arrays `mu` and `sigma`).
 
     The latter have count 0 and an empty `about`. UserError for a file that is missing, damaged, or of another kind;
     nothing is unpickled.
     """
-    arrays = _read(path)
-    if "mu" in arrays:
-        mean, covariance, count, about = arrays["mu"], arrays["sigma"], 0, {}
-    else:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such statistics file")
+    names, count, about = member_names(path), 0, {}
+    ours = names.issuperset((*STORED, "sha256"))
+    if names and not ours and not names.issuperset(("mu", "sigma")):
+        raise UserError(
+            f"{path}: holds neither `mean` and `covariance` nor `mu` and `sigma`; expected a statistics file"
+        )
+    try:
+        arrays = read_arrays(path, (*STORED, "sha256") if ours else ("mu", "sigma"))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as statistics (.npz): {error}") from None
+    if ours:
         if arrays["sha256"].tolist() != _digest(arrays):
             raise UserError(f"{path}: damaged, its checksum does not match; create or fetch it again")
-        mean, covariance = arrays["mean"], arrays["covariance"]
-        count, about = _description(path, arrays)
-    shapes = f"{mean.dtype} {mean.shape} and {covariance.dtype} {covariance.shape}"
+        try:
+            count, about = int(arrays["count"]), json.loads(str(arrays["about"]))
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            about = None
+        if count < 2 or not isinstance(about, dict) or not str(about.get("name", "")).isprintable():
+            raise UserError(f"{path}: its count or description is invalid; create it again")
+    mean, covariance = (arrays[name] for name in (("mean", "covariance") if ours else ("mu", "sigma")))
     if {mean.dtype.kind, covariance.dtype.kind} != {"f"} or mean.ndim != 1 or covariance.shape != (mean.size or 1,) * 2:
+        shapes = f"{mean.dtype} {mean.shape} and {covariance.dtype} {covariance.shape}"
         raise UserError(f"{path}: mean and covariance are {shapes}, expected floats (D,) and (D, D)")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{path}: holds values that are not finite; create it again")
     if np.abs(covariance - covariance.T).max() > 1e-4 * np.abs(covariance).max() or covariance.diagonal().min() < 0:
         raise UserError(f"{path}: its covariance is not symmetric or has a negative variance; create it again")
     return Statistics(count, mean.astype(np.float64), covariance.astype(np.float64)), about
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a statistics file in either format."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such statistics file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = {name.removesuffix(".npy") for name in archive.namelist()}
-        for names in ((*STORED, "sha256"), ("mu", "sigma")):
-            if found.issuperset(names):
-                return read_arrays(path, names)
-    except UserError:
-        raise
-    except Exception as error:  # of damaged bytes anything may come
-        raise UserError(f"{path}: not readable as statistics (.npz): {error}") from None
-    raise UserError(f"{path}: holds neither `mean` and `covariance` nor `mu` and `sigma`; expected a statistics file")
-
-
-def _description(path: Path, arrays: dict[str, np.ndarray]) -> tuple[int, dict[str, Any]]:
-    """Count and `about`."""
-    try:
-        count, about = int(arrays["count"]), json.loads(str(arrays["about"]))
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        count, about = -1, None
-    if count < 2 or not isinstance(about, dict) or not str(about.get("name", "")).isprintable():
-        raise UserError(f"{path}: its count or description is invalid; create it again")
-    return count, about
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
@@ -217,30 +198,27 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+BATCH = 1024  # features read at a time
+
+
 def intra_fid(
     features: np.ndarray, labels: np.ndarray, reference_features: np.ndarray, reference_labels: np.ndarray
 ) -> tuple[float, dict[int, float]]:
-    """Mean over the classes of the FID within each, and these (Zhang et al. 2018, section 4).
+    """FID within each class: their mean (Zhang et al. 2018, section 4), and these by class.
 
     Features (N, D) may be memory-mapped; labels are integers (N,). Both sets have at least two images of every class.
     Statistics are computed class by class: those of 1000 classes of 2048 features would fill 34 GB.
     """
+
+    def within(features: np.ndarray, labels: np.ndarray, label: int) -> Statistics:
+        moments, rows = Moments(features.shape[1], "cpu"), np.flatnonzero(labels == label)
+        for start in range(0, len(rows), BATCH):
+            moments.update(torch.from_numpy(features[rows[start : start + BATCH]]))
+        return moments.statistics()
+
     classes = np.unique(labels).tolist()
     distances = {
-        label: frechet_distance(
-            _class_statistics(features, labels, label), _class_statistics(reference_features, reference_labels, label)
-        )
-        for label in track(classes, len(classes), "FID of each class")
+        k: frechet_distance(within(features, labels, k), within(reference_features, reference_labels, k))
+        for k in track(classes, len(classes), "FID of each class")
     }
     return float(np.mean(list(distances.values()))), distances
-
-
-BATCH = 1024  # features read at a time
-
-
-def _class_statistics(features: np.ndarray, labels: np.ndarray, label: int) -> Statistics:
-    rows = np.flatnonzero(labels == label)
-    moments = Moments(features.shape[1], "cpu")
-    for start in range(0, len(rows), BATCH):
-        moments.update(torch.from_numpy(features[rows[start : start + BATCH]]))
-    return moments.statistics()

@@ -28,20 +28,10 @@ from sagan.utils.progress import Progress
 from sagan.utils.system import rank_and_count
 
 UNLABELED = -1
-
-
-class Trunk(NamedTuple):
-    """A network of torchvision."""
-
-    architecture: str
-    pretrained: Pretrained
-    smallest: int  # image side that its last layer needs
-
-
 HUB = "https://download.pytorch.org/models"
-TRUNKS = {
-    "alex": Trunk("alexnet", Pretrained(f"{HUB}/alexnet-owt-7be5be79.pth", "7be5be79"), 31),
-    "vgg": Trunk("vgg16", Pretrained(f"{HUB}/vgg16-397923af.pth", "397923af"), 16),
+TRUNKS = {  # torchvision's name, weights, and the smallest image side that the last layer takes
+    "alex": ("alexnet", Pretrained(f"{HUB}/alexnet-owt-7be5be79.pth", "7be5be79"), 31),
+    "vgg": ("vgg16", Pretrained(f"{HUB}/vgg16-397923af.pth", "397923af"), 16),
 }
 
 
@@ -68,13 +58,12 @@ class Perceptual:
         """
         import lpips
 
-        (height, width), least = images.shape[1:3], TRUNKS[self.name].smallest
+        (height, width), least = images.shape[1:3], TRUNKS[self.name][2]
         if min(height, width) < least:
             raise UserError(f"LPIPS {self.name}: images are {height}x{width}, it needs at least {least}x{least}")
         x = images.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W) in [-1, 1]
-        with torch.backends.cudnn.flags(
-            enabled=True, allow_tf32=False
-        ):  # TF32: equal images in different batches differ
+        # With TF32, embeddings of an image in different batches would differ.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             layers = self.network.net(self.network.scaling_layer(x))
         parts = []
         for features, head in zip(layers, self.network.lins, strict=True):
@@ -89,18 +78,26 @@ class Perceptual:
 
 
 def load_perceptual(net: str, weights: Path | None = None, device: torch.device | str = "cpu") -> Perceptual:
-    """LPIPS on a trunk of TRUNKS.
+    """Load LPIPS on a trunk of TRUNKS. Consumes no random numbers.
 
     `weights`: a file in torchvision's format (`features.0.weight`, …); None: torch hub's cache, or a download into it.
     Nothing in it is executed. UserError if the file is missing, damaged or of another network.
     """
-    path = find_weights(TRUNKS[net].pretrained, weights, "--lpips-weights")
+    import lpips
+
+    architecture, pretrained, _ = TRUNKS[net]
+    path = find_weights(pretrained, weights, "--lpips-weights")
     trunk = {name: tensor.float() for name, tensor in load_tensors(path).items() if name.startswith("features.")}
-    network = _network(net)
+    with torch.device("meta"), warnings.catch_warnings():  # on meta, the trunk is not initialized
+        warnings.simplefilter("ignore")  # lpips calls torchvision in a deprecated way
+        network: Any = lpips.LPIPS(pretrained=False, net=net, pnet_rand=True, verbose=False)
+    network.to_empty(device="cpu").requires_grad_(False)
+    network.scaling_layer = lpips.ScalingLayer()
+    heads = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+    network.load_state_dict(load_tensors(heads), strict=False)
     slices = [getattr(network.net, f"slice{i + 1}") for i in range(network.net.N_slices)]
     layers = nn.ModuleDict({name: layer for part in slices for name, layer in part.named_children()})
-    where = f"{path}: not the weights of torchvision's {TRUNKS[net].architecture}"
-    load_exactly(nn.ModuleDict({"features": layers}), trunk, where)
+    load_exactly(nn.ModuleDict({"features": layers}), trunk, f"{path}: not the weights of torchvision's {architecture}")
     return Perceptual(net, sha256(path), torch.device(device), network.to(device, memory_format=torch.channels_last))
 
 
@@ -126,15 +123,14 @@ def lpips_diversity(images: ImageSet, perceptual: Perceptual, batch_size: int) -
     return sums.result() if rank == 0 else {}
 
 
-@dataclass(frozen=True, eq=False)
-class _Spread:
+class _Spread(NamedTuple):
     """Count and mean (E,) of some vectors, and the sum of their squared distances to the mean."""
 
     count: int
     mean: Tensor
     squares: float
 
-    def __add__(self, other: "_Spread") -> "_Spread":
+    def merged(self, other: "_Spread") -> "_Spread":
         """Of both together (Chan, Golub, LeVeque 1979), from differences to avoid cancellation."""
         count, step = self.count + other.count, other.mean - self.mean  # (E,)
         share = other.count / max(count, 1)
@@ -158,72 +154,51 @@ class DiversitySums:
         self._nothing = _Spread(0, torch.zeros(embedding_size, dtype=torch.float64, device=self.device), 0.0)
         self._classes: dict[int, _Spread] = {}
 
-    def update(self, embeddings: Tensor, labels: np.ndarray | Tensor | None = None) -> None:
+    def update(self, embeddings: Tensor, labels: np.ndarray | None = None) -> None:
         """Add embeddings (B, E) and their classes (B,), each at least 0, with every batch or with none."""
-        classes = [UNLABELED] * len(embeddings) if labels is None else labels.tolist()
-        for label in sorted(set(classes)):
-            rows = torch.tensor([i for i, other in enumerate(classes) if other == label], device=embeddings.device)
+        classes = np.full(len(embeddings), UNLABELED) if labels is None else labels
+        for label in np.unique(classes).tolist():
+            rows = torch.from_numpy(np.flatnonzero(classes == label)).to(embeddings.device)
             chosen = embeddings[rows].to(self.device).double()  # (b, E)
             mean = chosen.mean(0)
             spread = _Spread(len(chosen), mean, float((chosen - mean).square().sum()))
-            self._classes[label] = self._classes.get(label, self._nothing) + spread
+            self._classes[label] = self._classes.get(label, self._nothing).merged(spread)
 
     def reduce(self) -> None:
-        """Sum over the processes; every process calls it, once."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        """Sum over the processes; each calls it once, after its last batch."""
+        if rank_and_count()[1] == 1:
             return
         last = torch.tensor(max(self._classes, default=UNLABELED), device=self.device)
         dist.all_reduce(last, dist.ReduceOp.MAX)
         for label in range(UNLABELED, int(last) + 1):
-            if total := _reduced(self._classes.get(label, self._nothing)):
-                self._classes[label] = total
+            mine = self._classes.get(label, self._nothing)
+            count = torch.tensor(mine.count, device=self.device)
+            dist.all_reduce(count)
+            if count:
+                mean = mine.mean * (mine.count / int(count))
+                dist.all_reduce(mean)
+                squares = mine.squares + mine.count * (mine.mean - mean).square().sum()
+                dist.all_reduce(squares)
+                self._classes[label] = _Spread(int(count), mean, float(squares))
 
     def result(self) -> dict[str, float]:
         """Mean LPIPS of two different images: of any two, and of two of one class, averaged over the classes.
 
         The latter ignores classes with a single image, and is missing if no class has two.
         """
-        overall = sum(self._classes.values(), self._nothing).mean_of_pairs()
+        whole = self._nothing
+        for spread in self._classes.values():
+            whole = whole.merged(spread)
         labeled = [spread for label, spread in sorted(self._classes.items()) if label != UNLABELED]
         within = [spread.mean_of_pairs() for spread in labeled if spread.count > 1]
-        scores = {"lpips_diversity": overall}
+        scores = {"lpips_diversity": whole.mean_of_pairs()}
         return scores | ({"lpips_diversity_within": sum(within) / len(within)} if within else {})
 
 
-def _reduced(mine: _Spread) -> _Spread | None:
-    """The sum over all processes; None if none has an image."""
-    count = torch.tensor(mine.count, device=mine.mean.device)
-    dist.all_reduce(count)
-    if not count:
-        return None
-    mean = mine.mean * (mine.count / int(count))
-    dist.all_reduce(mean)
-    squares = mine.squares + mine.count * (mine.mean - mean).square().sum()
-    dist.all_reduce(squares)
-    return _Spread(int(count), mean, float(squares))
-
-
-def _network(net: str) -> Any:
-    """lpips.LPIPS with the package's layer weights and an uninitialized trunk; consumes no random numbers."""
-    import lpips
-
-    with torch.device("meta"), warnings.catch_warnings():  # lpips calls torchvision in a deprecated way
-        warnings.simplefilter("ignore")
-        network = lpips.LPIPS(pretrained=False, net=net, version="0.1", pnet_rand=True, verbose=False)
-    network.to_empty(device="cpu").requires_grad_(False).eval()
-    network.scaling_layer = lpips.ScalingLayer()
-    heads = nn.ModuleDict({f"lin{i}": head for i, head in enumerate(network.lins)})
-    path = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
-    load_exactly(heads, load_tensors(path), str(path))
-    return network
-
-
 CHUNK = 1 << 22  # numbers in a block of differences
-SMALLEST, MARGIN, GAP, PITCH, CAPTION, HEADING, TEXT = 64, 12, 20, 6, 18, 22, 12  # pixels
 
 
-@dataclass(frozen=True, eq=False)
-class Nearest:
+class Nearest(NamedTuple):
     """The k nearest images of each of S samples, nearest first; ties go to the lower index."""
 
     indices: np.ndarray  # int64 (S, k), in the order in which the images were given
@@ -277,17 +252,17 @@ def nearest_grid(samples: np.ndarray, neighbors: np.ndarray, distances: np.ndarr
     Samples (S, H, W, 3) and neighbors (S, k, H, W, 3) are uint8, distances (S, k). Small images are enlarged by a
     whole factor to at least 64 pixels.
     """
-    scale = max(1, -(-SMALLEST // min(samples.shape[1:3])))
+    scale = max(1, -(-64 // min(samples.shape[1:3])))
     (height, width), k = (scale * side for side in samples.shape[1:3]), neighbors.shape[1]
-    lefts = [MARGIN, *(MARGIN + width + GAP + i * (width + PITCH) for i in range(k))]
-    top, pitch = MARGIN + 2 * HEADING, height + CAPTION + PITCH
-    font, larger = ImageFont.load_default(size=TEXT), ImageFont.load_default(size=TEXT + 3)
-    right = max(lefts[-1] + width, MARGIN + int(larger.getlength(title)) + 1)
-    canvas = Image.new("RGB", (right + MARGIN, top + len(samples) * pitch - PITCH + MARGIN), WHITE)
+    margin, top, pitch = 12, 56, height + 24  # pixels
+    lefts = [margin, *(margin + width + 20 + i * (width + 6) for i in range(k))]
+    font, larger = ImageFont.load_default(size=12), ImageFont.load_default(size=15)
+    right = max(lefts[-1] + width, margin + int(larger.getlength(title)) + 1)
+    canvas = Image.new("RGB", (right + margin, top + len(samples) * pitch + 6), WHITE)
     draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, MARGIN), title, fill=BLACK, font=larger)
+    draw.text((margin, margin), title, fill=BLACK, font=larger)
     for left, heading in zip(lefts, ("sample", "nearest first" if k > 1 else "nearest"), strict=False):
-        draw.text((left, MARGIN + HEADING), heading, fill=BLACK, font=font)
+        draw.text((left, 34), heading, fill=BLACK, font=font)
     for row, (sample, near) in enumerate(zip(samples, neighbors, strict=True)):
         y = top + row * pitch
         for left, image in zip(lefts, enlarge(np.stack([sample, *near]), scale), strict=True):

@@ -1,12 +1,12 @@
 """The metrics. A new metric is one entry of METRICS: command, JSON, tables and training find it there.
 
-Imports no torch: a metric imports what it computes with when it is computed.
+Imports no torch: a metric imports what it needs when it is computed.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from sagan.utils.errors import UserError, suggestion
 
@@ -17,8 +17,16 @@ if TYPE_CHECKING:
     from sagan.evaluation.features import Extraction, ImageSet, Reference
     from sagan.evaluation.lpips import Perceptual
 
+T = TypeVar("T")
 MANIFOLD = ("precision", "recall", "density", "coverage")
+KID_SUBSET = 1000
 NEAREST_SAMPLES, NEIGHBORS = 16, 6
+
+
+def present(value: T | None) -> T:
+    """`value`, which the caller knows not to be None."""
+    assert value is not None
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +49,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What metrics are computed from. `generated`, `real`: features of samples and reference, on the first process."""
+    """Inputs of a metric. `generated`, `real`: features of samples and reference, on the first process."""
 
     samples: "ImageSet"
     reference: "Reference | None"
@@ -53,30 +61,18 @@ class Inputs:
     @property
     def features(self) -> "tuple[np.ndarray, np.ndarray]":
         """Of samples (N, D) and reference (M, D)."""
-        assert self.generated is not None
-        assert self.generated.features is not None
-        assert self.real is not None
-        assert self.real.features is not None
-        return self.generated.features, self.real.features
+        return present(present(self.generated).features), present(present(self.real).features)
 
     @property
     def reference_images(self) -> "ImageSet":
-        assert self.reference is not None
-        assert self.reference.images is not None
-        return self.reference.images
-
-    @property
-    def perceptual(self) -> "Perceptual":
-        assert self.networks.perceptual is not None
-        return self.networks.perceptual
+        return present(present(self.reference).images)
 
     @cached_property
     def manifold(self) -> dict[str, float]:
         """Precision, recall, density and coverage, which share their distances."""
         from sagan.evaluation.feature_metrics import manifold
 
-        assert self.networks.backbone is not None
-        return manifold(*self.features, device=self.networks.backbone.device)._asdict()
+        return manifold(*self.features, device=present(self.networks.backbone).device)._asdict()
 
 
 @dataclass(frozen=True)
@@ -85,14 +81,13 @@ class Metric:
 
     Attributes:
         direction: +1 if higher is better, -1 if lower, 0 if it does not rank generators.
-        needs: "logits", "statistics" (mean and covariance) or "features" of the backbone, "lpips", or images alone.
-            Features are computed before and for the first process only, which alone computes such a metric.
-        compute: the scores; every process calls it, unless it needs features.
+        needs: "logits", "statistics" (mean and covariance) or "features" of the backbone, "lpips", or only images.
+        compute: the scores. Metrics on the backbone are computed by the first process only, others by every process.
         compares: whether it needs a reference. Statistics of the reference are enough for "statistics" only.
-        least: images of each set that it is defined on.
+        least: minimum number of images in each set.
         decimals: in tables.
         protocol: fields of the protocol with its parameters.
-        parts: directions of the other scores that it reports and that rank generators.
+        parts: directions of its other scores that rank generators.
     """
 
     name: str
@@ -116,44 +111,33 @@ class Metric:
 
     @property
     def protocol_fields(self) -> tuple[str, ...]:
-        """Fields of the protocol that decide this metric and not every other."""
-        networks = BACKBONE_FIELDS if self.on_features else LPIPS_FIELDS if self.needs == "lpips" else ()
-        return (*networks, *self.protocol)
-
-
-BACKBONE_FIELDS = ("backbone", "backbone_sha256", "backbone_input")
-LPIPS_FIELDS = ("lpips", "lpips_sha256")
+        """Fields of the protocol that affect this metric, but not all metrics."""
+        backbone, lpips = ("backbone", "backbone_sha256", "backbone_input"), ("lpips", "lpips_sha256")
+        return (*(backbone if self.on_features else lpips if self.needs == "lpips" else ()), *self.protocol)
 
 
 def _fid(inputs: Inputs) -> Scores:
     from sagan.evaluation.fid import frechet_distance
 
-    assert inputs.generated is not None
-    assert inputs.real is not None
-    return Scores({"fid": frechet_distance(inputs.generated.statistics, inputs.real.statistics)})
+    return Scores({"fid": frechet_distance(present(inputs.generated).statistics, present(inputs.real).statistics)})
 
 
 def _kid(inputs: Inputs) -> Scores:
     from sagan.evaluation.feature_metrics import kid
 
-    mean, deviation = kid(*inputs.features)
-    return Scores({"kid": mean, "kid_std": deviation})
+    return Scores(dict(zip(("kid", "kid_std"), kid(*inputs.features, subset_size=KID_SUBSET), strict=True)))
 
 
 def _kid_parameters(inputs: Inputs) -> str:
-    from sagan.evaluation.feature_metrics import kid_subset_size
-
-    size = kid_subset_size(inputs.samples.count, inputs.reference_images.count)
+    size = min(inputs.samples.count, inputs.reference_images.count, KID_SUBSET)
     return f"100 subsets of {size}, (x·y/D + 1)^3, subsets from seed 2020"
 
 
 def _inception_score(inputs: Inputs) -> Scores:
     from sagan.evaluation.feature_metrics import inception_score
 
-    assert inputs.generated is not None
-    assert inputs.generated.logits is not None
-    mean, deviation = inception_score(inputs.generated.logits)
-    return Scores({"is": mean, "is_std": deviation})
+    logits = present(present(inputs.generated).logits)
+    return Scores(dict(zip(("is", "is_std"), inception_score(logits), strict=True)))
 
 
 def _manifold(name: str) -> Metric:
@@ -172,18 +156,16 @@ def _manifold_parameters(inputs: Inputs) -> str:
 def _intra_fid(inputs: Inputs) -> Scores:
     from sagan.evaluation.fid import intra_fid
 
-    features, reference_features = inputs.features
-    labels, reference_labels = inputs.samples.labels, inputs.reference_images.labels
-    assert labels is not None
-    assert reference_labels is not None
-    mean, per_class = intra_fid(features, labels, reference_features, reference_labels)
+    features, real_features = inputs.features
+    labels, real_labels = present(inputs.samples.labels), present(inputs.reference_images.labels)
+    mean, per_class = intra_fid(features, labels, real_features, real_labels)
     return Scores({"intra_fid": mean}, per_class)
 
 
 def _lpips_diversity(inputs: Inputs) -> Scores:
     from sagan.evaluation.lpips import lpips_diversity
 
-    return Scores(lpips_diversity(inputs.samples, inputs.perceptual, inputs.batch_size))
+    return Scores(lpips_diversity(inputs.samples, present(inputs.networks.perceptual), inputs.batch_size))
 
 
 def _nearest(inputs: Inputs) -> Scores:
@@ -194,7 +176,7 @@ def _nearest(inputs: Inputs) -> Scores:
 
     if rank_and_count()[0] > 0:
         return Scores({})
-    reference, perceptual = inputs.reference_images, inputs.perceptual
+    reference, perceptual = inputs.reference_images, present(inputs.networks.perceptual)
     first = inputs.samples.read(np.arange(min(NEAREST_SAMPLES, inputs.samples.count)))
     others = embeddings(reference, perceptual, inputs.batch_size)
     found = nearest(perceptual.embed(first), others, min(NEIGHBORS, reference.count))
@@ -235,17 +217,18 @@ METRICS = {
     )
 }  # fmt: skip
 
-# Of every score that ranks generators: its direction, in the order of tables.
+# The direction of every score that ranks generators, in the order of tables.
 DIRECTION = {score: sign for metric in METRICS.values() for score, sign in metric.directions.items()}
 
 
 def decides(field: str, score: str) -> bool:
-    """Whether a field of the protocol decides a score: it does unless it only belongs to other metrics."""
+    """Whether a field of the protocol affects a score: yes, unless it only belongs to other metrics."""
     owners = [metric for metric in METRICS.values() if field in metric.protocol_fields]
     return not owners or any(score in metric.directions for metric in owners)
 
 
 def score_decimals(score: str) -> int:
+    """Decimals of a score in tables."""
     return METRICS[score].decimals if score in METRICS else 3
 
 
@@ -255,7 +238,7 @@ def parse_metrics(text: str) -> tuple[str, ...]:
 
 
 def check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """The names. UserError for an unknown metric (suggesting the closest one) or a repeated one."""
+    """Return the names. UserError for an unknown metric (suggesting the closest one) or a repeated one."""
     for name in names:
         if name not in METRICS:
             raise UserError(f"{where}: unknown metric {name!r}; {suggestion(name, METRICS)}")
@@ -265,6 +248,6 @@ def check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def check_count(name: str, count: int, images: str) -> None:
-    """UserError for fewer images than a metric is defined on; `images`: name of the set."""
+    """UserError if a set has too few images for a metric; `images`: name of the set."""
     if count < METRICS[name].least:
         raise UserError(f"{name}: needs at least {METRICS[name].least} images, {images} has {count}")

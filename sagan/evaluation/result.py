@@ -1,7 +1,7 @@
-"""Evaluation results: scores, the protocol stored with them, spread over repeats, and caveats."""
+"""Evaluation results: scores, the protocol stored with them, their spread over repeats, and warnings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -11,21 +11,21 @@ from pydantic import ConfigDict, Field
 from sagan.config.schema import Count, Positive, Settings
 
 RECORDED = ("sagan", "torch", "torchvision", "torch-fidelity", "lpips", "numpy")
-NOT_COMPARED = ("versions", "seeds", "checkpoint_step")  # they change scores by chance or rounding only
+NOT_COMPARED = ("versions", "seeds", "checkpoint_step")  # change scores by chance or rounding only
 
 
 class Protocol(Settings):
-    """How scores were measured; None: does not apply. A metric may add fields for its parameters.
+    """How scores were computed; None: does not apply. A metric may add fields for its parameters.
 
     Attributes:
         images: "generated", or "files" for a folder or an .npz.
         num: number of images; size: their height and width.
         lossy: whether the images were stored with loss.
-        seeds: inclusive ranges, one for each repeat.
+        seeds: inclusive ranges, one per repeat.
         labels: "reference" (its exact class frequencies), "uniform", "as stored" or "none".
         weights: "averaged" or "raw"; batch_norm: "running" or "standing" statistics.
         reference, reference_hash, reference_count: display name, content hash and number of the real images.
-        reference_resize: "crop" or "squash", how they were resized to `size`; "as is" if they were not.
+        reference_resize: how they were resized to `size`, "crop" or "squash"; "as is" if they were not.
         backbone, backbone_sha256: network of the features and its weights; backbone_input: its input.
         kid, inception_score, manifold: their parameters, in words.
         lpips, lpips_sha256: trunk and weights of LPIPS.
@@ -58,7 +58,7 @@ class Protocol(Settings):
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that scores depend on."""
+    """Versions of the libraries that affect scores."""
     return {name: version(name) for name in RECORDED}
 
 
@@ -67,12 +67,7 @@ def protocol_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str
 
     Both are dictionaries as in metrics.jsonl. A missing field counts as None.
     """
-    names = dict.fromkeys([*one, *other])
-    return [name for name in names if name not in NOT_COMPARED and _plain(one.get(name)) != _plain(other.get(name))]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return [name for name in {**one, **other} if name not in NOT_COMPARED and one.get(name) != other.get(name)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +76,7 @@ class EvaluationResult:
 
     Attributes:
         values: scores by name; means over the repeats.
-        spread: standard deviations over the repeats (divisor n - 1), {} for one.
+        spread: standard deviations over the repeats (divisor n - 1), {} for a single one.
         per_class: FID of each class by its name.
         step: of the generator, if known.
         grid: samples beside their nearest reference images, uint8 (H, W, 3); not part of the line.
@@ -101,53 +96,49 @@ class EvaluationResult:
         return f"{self.protocol.weights} weights, {self.protocol.batch_norm} statistics"
 
     def to_dict(self) -> dict[str, Any]:
-        """Scores at the top level, without empty fields."""
-        step = {} if self.step is None else {"step": self.step}
+        """The line, with scores at the top level and without empty fields."""
         others = {"spread": self.spread, "per_class": self.per_class, "warnings": list(self.warnings)}
-        protocol = self.protocol.model_dump(mode="json", exclude_none=True)
-        return {**step, **self.values, **{name: value for name, value in others.items() if value}, "protocol": protocol}
+        return {
+            **({} if self.step is None else {"step": self.step}),
+            **self.values,
+            **{name: value for name, value in others.items() if value},
+            "protocol": self.protocol.model_dump(mode="json", exclude_none=True),
+        }
 
     def to_table(self) -> str:
         """One line per score, then classes, protocol and warnings."""
-        lines = [f"{name:24} {_number(value)}{self._plus_minus(name)}" for name, value in self.values.items()]
+        lines = []
+        for name, value in self.values.items():
+            spread = f" ± {_number(self.spread[name]).strip()}" if name in self.spread else ""
+            lines.append(f"{name:24} {_number(value)}{spread}")
         if self.per_class:
             lines += ["", "FID by class", *(f"  {name:22} {value:8.2f}" for name, value in self.per_class.items())]
-        shown = self.protocol.model_dump(exclude_none=True, exclude={"versions"})
-        lines += ["", *(f"{name:24} {_words(value)}" for name, value in shown.items() if value is not False)]
+        lines.append("")
+        for name, value in self.protocol.model_dump(exclude_none=True, exclude={"versions"}).items():
+            text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            if value is not False:
+                lines.append(f"{name:24} {text if len(text) != 64 else text[:16] + '…'}")
         return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
-
-    def _plus_minus(self, name: str) -> str:
-        return f" ± {_number(self.spread[name]).strip()}" if name in self.spread else ""
-
-
-def over_repeats(results: Sequence[EvaluationResult]) -> EvaluationResult:
-    """Mean and spread of results that differ in their seeds only."""
-    if len(results) == 1:
-        return results[0]
-    first = results[0]
-    columns = {name: [one.values[name] for one in results] for name in first.values}
-    classes = {name: float(np.mean([one.per_class[name] for one in results])) for name in first.per_class}
-    seeds = ",".join(str(one.protocol.seeds) for one in results)
-    return EvaluationResult(
-        {name: float(np.mean(column)) for name, column in columns.items()},
-        first.protocol.model_copy(update={"seeds": seeds}),
-        {name: float(np.std(column, ddof=1)) for name, column in columns.items()},
-        classes,
-        tuple(dict.fromkeys(line for one in results for line in one.warnings)),
-        first.step,
-        first.grid,
-    )
 
 
 def _number(value: float) -> str:
     return f"{value:10.2f}" if abs(value) >= 100 else f"{value:10.4f}" if abs(value) >= 0.01 else f"{value:10.3g}"
 
 
-def _words(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    text = str(value)
-    return f"{text[:16]}…" if len(text) == 64 else text
+def over_repeats(results: Sequence[EvaluationResult]) -> EvaluationResult:
+    """Mean and spread of results that differ in their seeds only."""
+    first = results[0]
+    if len(results) == 1:
+        return first
+    columns = {name: [one.values[name] for one in results] for name in first.values}
+    return replace(
+        first,
+        values={name: float(np.mean(column)) for name, column in columns.items()},
+        protocol=first.protocol.model_copy(update={"seeds": ",".join(str(one.protocol.seeds) for one in results)}),
+        spread={name: float(np.std(column, ddof=1)) for name, column in columns.items()},
+        per_class={name: float(np.mean([one.per_class[name] for one in results])) for name in first.per_class},
+        warnings=tuple(dict.fromkeys(line for one in results for line in one.warnings)),
+    )
 
 
 def labels_by_frequency(class_counts: np.ndarray, count: int) -> np.ndarray:
@@ -157,9 +148,8 @@ def labels_by_frequency(class_counts: np.ndarray, count: int) -> np.ndarray:
     not depend on `count`, every prefix is as balanced as possible, sum(class_counts) samples have exactly these
     counts, and equal counts give i mod K.
     """
-    shares = class_counts.astype(np.int64)
+    shares, labels = class_counts.astype(np.int64), np.empty(count, np.int64)
     lags = np.zeros_like(shares)
-    labels = np.empty(count, np.int64)
     for i in range(count):
         lags += shares
         labels[i] = chosen = lags.argmax()

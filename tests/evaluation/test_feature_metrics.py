@@ -1,4 +1,4 @@
-"""KID, inception score, precision, recall, density and coverage: against torch-fidelity and against literal loops."""
+"""KID, Inception Score, precision, recall, density and coverage: against torch-fidelity and against literal loops."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +11,12 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from sagan.evaluation import feature_metrics
-from sagan.evaluation.feature_metrics import Manifold, inception_score, kid, kid_subset_size, manifold
+from sagan.evaluation.feature_metrics import Manifold, inception_score, kid, manifold
 from sagan.utils.errors import UserError
 
 
 def clouds(n: int, m: int, dimension: int, apart: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
-    """Features of samples and reference: on curved sheets a little apart, of different width."""
+    """Features of samples and reference: on curved sheets `apart`, of different width."""
     rng = np.random.default_rng(n + m)
     mixing = rng.normal(size=(8, dimension))
     x, y = rng.normal(apart, 0.9, (n, 8)), rng.normal(0, 1, (m, 8))
@@ -45,23 +45,22 @@ def literal_manifold(samples: np.ndarray, reference: np.ndarray, k_precision: in
     )
 
 
-def torch_fidelity_kid(x: np.ndarray, y: np.ndarray, subsets: int, size: int, seed: int) -> tuple[float, float]:
-    found = kid_features_to_metric(
+@pytest.mark.parametrize(
+    ("n", "subsets", "size", "seed"), [(300, 10, 100, 2020), (300, 3, 250, 5), (60, 4, 1000, 2020)]
+)
+def test_kid_is_torch_fidelitys(tmp_path: Path, n: int, subsets: int, size: int, seed: int) -> None:
+    """Features may be memory-mapped; subsets are at most as large as a set."""
+    x, y = clouds(n, 400, 64)
+    np.save(tmp_path / "x.npy", x)
+    expected = kid_features_to_metric(
         torch.from_numpy(x), torch.from_numpy(y),
-        kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False,
+        kid_subsets=subsets, kid_subset_size=min(size, n), rng_seed=seed, verbose=False,
     )  # fmt: skip
-    return found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]
-
-
-@pytest.mark.parametrize(("subsets", "size", "seed"), [(10, 100, 2020), (3, 250, 5)])
-def test_kid_is_torch_fidelitys(subsets: int, size: int, seed: int) -> None:
-    """Breaks when the kernel, the unbiased estimate or the drawn subsets are others."""
-    x, y = clouds(300, 400, 64)
-    assert kid(x, y, subsets, size, seed) == pytest.approx(torch_fidelity_kid(x, y, subsets, size, seed), rel=1e-3)
+    found = kid(np.load(tmp_path / "x.npy", mmap_mode="r"), y, subsets, size, seed)
+    assert found == pytest.approx(tuple(expected.values()), rel=1e-3)
 
 
 def test_kid_of_one_distribution_is_about_zero() -> None:
-    """Breaks when the estimate is biased: with the diagonal of the kernel it would be far above its deviation."""
     x, y = clouds(2000, 2000, 32, apart=0)
     x[:1000], y[:1000] = y[:1000].copy(), x[:1000].copy()  # now of one distribution
     mean, deviation = kid(x, y, subsets=20, subset_size=200)
@@ -69,27 +68,15 @@ def test_kid_of_one_distribution_is_about_zero() -> None:
     assert kid(x, x + 1, subsets=5, subset_size=200)[0] > 5 * deviation
 
 
-def test_kid_draws_as_many_as_there_are(tmp_path: Path) -> None:
-    """Breaks when subsets are larger than a set, or memory-mapped features are not read."""
-    x, y = clouds(60, 80, 16)
-    np.save(tmp_path / "x.npy", x)
-    assert kid_subset_size(60, 80) == 60
-    assert kid_subset_size(80, 2000, 50) == 50
-    found = kid(np.load(tmp_path / "x.npy", mmap_mode="r"), y, subsets=4)
-    assert found == pytest.approx(torch_fidelity_kid(x, y, 4, 60, 2020), rel=1e-3)
-
-
 @pytest.mark.parametrize(("count", "splits"), [(1000, 10), (103, 10), (7, 7), (40, 1)])
 def test_inception_score_is_torch_fidelitys(count: int, splits: int) -> None:
-    """Breaks when the order, the parts (not all of one size) or the score are others."""
     logits = np.random.default_rng(0).normal(0, 3, (count, 20)).astype(np.float32)
     expected = isc_features_to_metric(torch.from_numpy(logits), splits)
-    found = inception_score(logits, splits)
-    assert found == pytest.approx(tuple(expected.values()), rel=1e-9)
+    assert inception_score(logits, splits) == pytest.approx(tuple(expected.values()), rel=1e-9)
 
 
 def test_inception_score_of_known_predictions() -> None:
-    """Breaks when certain predictions give NaN (0 · log 0), or the score is not the number of classes."""
+    """Certain predictions score the number of classes; torch-fidelity gives NaN if some class is never predicted."""
     certain = np.eye(10, dtype=np.float32)[np.arange(5000) % 10] * 2000
     assert inception_score(certain, splits=1) == pytest.approx((10.0, 0.0))
     never = np.eye(10, dtype=np.float32)[np.arange(5000) % 5] * 2000
@@ -97,49 +84,44 @@ def test_inception_score_of_known_predictions() -> None:
     assert inception_score(np.ones((50, 10), np.float32)) == pytest.approx((1.0, 0.0))
 
 
-@pytest.mark.parametrize(("n", "m", "block"), [(300, 410, 2048), (110, 150, 40), (101, 64, 10)])
+@pytest.mark.parametrize(("n", "m", "block"), [(300, 410, 2048), (110, 90, 40), (61, 34, 10)])
 def test_manifold_is_torch_fidelitys_and_the_definition(
     monkeypatch: pytest.MonkeyPatch, n: int, m: int, block: int
 ) -> None:
-    """Breaks when a radius, a side or a block (the last ones are smaller) is wrong."""
     monkeypatch.setattr(feature_metrics, "BLOCK", block)
     x, y = clouds(n, m, 48)
     expected = prc_features_to_metric(torch.from_numpy(x), torch.from_numpy(y), verbose=False)
     found = manifold(x, y)
-    assert 0.2 < found.precision < 1
-    assert 0.2 < found.recall < 1
+    assert 0 < found.precision < 1
+    assert 0 < found.recall < 1
     assert found.precision == pytest.approx(expected["precision"], abs=1e-6)
     assert found.recall == pytest.approx(expected["recall"], abs=1e-6)
     if block < 2048:
         assert found == literal_manifold(x, y, 3, 5)
 
 
-@pytest.mark.parametrize(("k_precision", "k_density"), [(1, 1), (5, 2), (2, 9)])
-def test_manifold_with_other_neighbours(k_precision: int, k_density: int) -> None:
-    """Breaks when the two k are mixed up, or one stands for both."""
-    x, y = clouds(60, 50, 12)
+@pytest.mark.parametrize(("n", "m", "k_precision", "k_density"), [(60, 50, 1, 1), (60, 50, 5, 2), (6, 6, 3, 5)])
+def test_manifold_with_other_neighbors(n: int, m: int, k_precision: int, k_density: int) -> None:
+    x, y = clouds(n, m, 12)
     assert manifold(x, y, k_precision, k_density) == literal_manifold(x, y, k_precision, k_density)
 
 
 def test_ties_are_as_in_the_definition() -> None:
-    """Breaks when balls of precision and recall are open, or those of density and coverage closed: features on a grid,
-    where many are equal and many just as far apart as a radius."""
+    """On a grid, many features are equal, and many lie exactly on a radius."""
     x, y = (np.random.default_rng(i).integers(0, 3, (60 + i, 6)).astype(np.float32) for i in range(2))
     assert manifold(x, y) == literal_manifold(x, y, 3, 5)
     assert manifold(x, y, 1, 1) == literal_manifold(x, y, 1, 1)
 
 
 def test_a_set_is_its_own_manifold() -> None:
-    """Breaks when ties are decided by rounding: every k-th neighbour lies exactly on the border of its ball. With an
-    offset of 1000, products in float32 know no distance below 1."""
+    """Every k-th neighbor lies on the border of its ball. At 1000, float32 products resolve no distance below 1."""
     x = clouds(500, 1, 64)[0] + 1000
     assert manifold(x, x) == (1.0, 1.0, 1.0, 1.0)
     assert manifold(x, np.random.default_rng(0).permutation(x)) == (1.0, 1.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("offset", [0, 100, 3000])
-def test_near_copies_and_large_offsets_are_told_apart(offset: float) -> None:
-    """Breaks when distances are taken from the matrix product alone: repeated and nearly equal images."""
+@pytest.mark.parametrize("offset", [0, 3000])
+def test_near_copies_and_large_offsets_are_resolved(offset: float) -> None:
     x, y = clouds(60, 70, 32)
     x[:20], x[20:25] = y[:20], x[30]
     y[30:34] = y[35]
@@ -148,8 +130,8 @@ def test_near_copies_and_large_offsets_are_told_apart(offset: float) -> None:
     assert manifold(x, y) == literal_manifold(x, y, 3, 5)
 
 
-def test_products_of_low_precision_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks when pairs near a radius are trusted to a matrix product that is much less exact (TF32)."""
+def test_low_precision_products_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrix products may be in TF32."""
     x, y = clouds(200, 210, 64)
     expected, exact = manifold(x, y), feature_metrics._rough
 
@@ -162,8 +144,7 @@ def test_products_of_low_precision_change_nothing(monkeypatch: pytest.MonkeyPatc
     assert manifold(x, y) == expected
 
 
-def test_a_collapsed_generator_is_seen() -> None:
-    """Breaks when one image, repeated, passes for diversity, or radii of 0 for an error."""
+def test_collapse_is_detected() -> None:
     x, y = clouds(100, 300, 32)
     found = manifold(np.repeat(y[:1], 100, axis=0), y)
     assert found.precision == 1
@@ -179,9 +160,3 @@ def test_huge_features_are_refused(score: Callable) -> None:
         score(x * np.float32(1e30), y)
     with pytest.raises(UserError, match=r"^the reference: features are above 1e"):
         score(x, y * np.float32(1e30))
-
-
-def test_the_smallest_sets() -> None:
-    """One image more than neighbors."""
-    x, y = clouds(6, 6, 8)
-    assert manifold(x, y) == literal_manifold(x, y, 3, 5)

@@ -1,4 +1,4 @@
-"""Ways to damage a file that leave most of it sound, drawn by hypothesis; and what any reader must do then."""
+"""Random damage to files that leaves most of them intact, and what any reader must do then."""
 
 import copy
 import json
@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from sagan.utils.errors import UserError
 
-FAST, SOAK = 100, 2_000  # inputs a kind of file: in every test run, and in `make soak`
+LENGTHS = pytest.mark.parametrize("examples", [100, pytest.param(2_000, marks=pytest.mark.soak)])
 SECONDS = 5.0
 TOKENS = [
     b"", b"\0" * 8, b"\xff" * 8, b"\xff\xff\xff\x7f", b"\xff" * 4, b"\x00\x00\x00\x80", b"-1", b"1e400", b"NaN",

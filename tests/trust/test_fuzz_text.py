@@ -1,11 +1,11 @@
-"""What is written on the command line or into a config, drawn at random: a value or one line, in seconds."""
+"""Random options and configs give a value or one line, in seconds."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from damage import FAST, HOSTILE, SOAK, fuzzing, taken_or_refused
+from damage import HOSTILE, LENGTHS, fuzzing, taken_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ TEXTS = (
 
 
 def usable(config: Config) -> None:
-    """A config that was taken must survive being written as config.yaml and read again."""
+    """A valid config must survive being written as config.yaml and read again."""
     try:
         again = make_config(yaml.safe_load(config.to_yaml()))
     except UserError as error:
@@ -68,7 +68,9 @@ LINES = st.builds("{}{}: {}".format, st.sampled_from(["", "  ", "- ", "? ", "&a 
                        "---"]))  # fmt: skip
 
 
-def fuzz_text(name: str, examples: int) -> None:
+@LENGTHS
+@pytest.mark.parametrize("name", READERS)
+def test_any_text_is_taken_or_refused(name: str, examples: int) -> None:
     @fuzzing(examples)
     @given(TEXTS)
     def run(text: str) -> None:
@@ -77,11 +79,15 @@ def fuzz_text(name: str, examples: int) -> None:
     run()
 
 
-def fuzz_config(path: Path, examples: int) -> None:
-    """A file of some text, or of what is YAML for sure."""
+@LENGTHS
+def test_any_config_is_taken_or_refused(tmp_path: Path, examples: int) -> None:
+    """Files of some text, and files that are certainly YAML."""
+    path = tmp_path / "a.yaml"
 
     @fuzzing(examples)
-    @given(st.lists(LINES, max_size=6).map("\n".join) | TREES.map(written))
+    @given(
+        st.lists(LINES, max_size=6).map("\n".join) | TREES.map(lambda tree: yaml.safe_dump(tree, allow_unicode=True))
+    )
     def run(text: str) -> None:
         path.write_bytes(text.encode(errors="surrogatepass"))
         taken_or_refused(lambda: usable(load_config(path)))
@@ -89,7 +95,8 @@ def fuzz_config(path: Path, examples: int) -> None:
     run()
 
 
-def fuzz_numbers(examples: int) -> None:
+@LENGTHS
+def test_any_numbers_are_taken_or_refused(examples: int) -> None:
     @fuzzing(examples)
     @given(st.floats() | st.none(), st.tuples(st.integers(), st.integers()), st.integers())
     def run(truncation: float | None, ends: tuple[int, int], frames: int) -> None:
@@ -97,31 +104,3 @@ def fuzz_numbers(examples: int) -> None:
         taken_or_refused(lambda: check_interpolation(ends, frames, []))
 
     run()
-
-
-def written(tree: Any) -> str:
-    return yaml.safe_dump(tree, allow_unicode=True)
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_any_text_is_taken_or_refused(name: str) -> None:
-    fuzz_text(name, FAST)
-
-
-def test_any_config_is_taken_or_refused(tmp_path: Path) -> None:
-    fuzz_config(tmp_path / "a.yaml", FAST)
-
-
-def test_any_numbers_are_taken_or_refused() -> None:
-    fuzz_numbers(FAST)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("name", READERS)
-def test_any_text_at_length(name: str) -> None:
-    fuzz_text(name, SOAK)
-
-
-@pytest.mark.soak
-def test_any_config_at_length(tmp_path: Path) -> None:
-    fuzz_config(tmp_path / "a.yaml", SOAK)

@@ -1,4 +1,4 @@
-"""A run's folder: made once, resumed by what gives the same results, refused to anything else."""
+"""The folder of a run: created once, resumed only by what gives the same results, locked by one process."""
 
 import shutil
 import subprocess
@@ -18,14 +18,14 @@ ABOUT = {"content_hash": "ab" * 32, "images": 3}
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run that has something to lose."""
+    """A run with a checkpoint."""
     open_run(tmp_path / "run", tiny_config(), ABOUT)
     (tmp_path / "run" / "checkpoints" / "00000001").mkdir(parents=True)
     return tmp_path / "run"
 
 
 def refusal(run: Path, *overrides: str, about: dict | None = None) -> str:
-    """What is said to other settings; they must not get into the run."""
+    """The message for other settings, which must not get into the run."""
     before = (run / "config.yaml").read_bytes()
     with pytest.raises(UserError) as caught:
         open_run(run, tiny_config(*overrides), about or ABOUT)
@@ -44,26 +44,12 @@ def test_the_same_settings_open_it_again(run: Path) -> None:
     assert (run / "config.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "optim.generator.lr=0.5",
-        "seed=1",
-        "data.flip=true",
-        "data.resolution=64",
-        "data.resize=squash",
-        "generator.channels=4",
-        "generator.attention={}",
-        "generator.attention.8.pool=false",
-        "optim.d_steps=2",
-        "loss.r1=1.0",
-        "augment.policy=[color]",
-        "ema.half_life=10",
-        "training.batch_size=16",
-        "training.precision=bf16",
-        "training.steps=5",
-    ],
-)
+@pytest.mark.parametrize("override", [
+    "optim.generator.lr=0.5", "seed=1", "data.flip=true", "data.resolution=64", "data.resize=squash",
+    "generator.channels=4", "generator.attention={}", "generator.attention.8.pool=false", "optim.d_steps=2",
+    "loss.r1=1.0", "augment.policy=[color]", "ema.half_life=10", "training.batch_size=16", "training.precision=bf16",
+    "training.steps=5",
+])  # fmt: skip
 def test_settings_that_change_results_are_refused(run: Path, override: str) -> None:
     message = refusal(run, override)
     assert len(message.splitlines()) <= 5
@@ -79,20 +65,11 @@ def test_the_difference_is_shown(run: Path) -> None:
     assert max(map(len, many.splitlines()[1:])) < 120
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "training.steps=7",
-        "training.log_every=3",
-        "training.sample_every=3",
-        "training.checkpoint_every=3",
-        "training.keep_checkpoints=9",
-        "training.trackers=[tensorboard]",
-        "training.device=auto",
-        "evaluate.every=5",
-        "data.source=elsewhere",
-    ],
-)
+@pytest.mark.parametrize("override", [
+    "training.steps=7", "training.log_every=3", "training.sample_every=3", "training.checkpoint_every=3",
+    "training.keep_checkpoints=9", "training.trackers=[tensorboard]", "training.device=auto", "evaluate.every=5",
+    "data.source=elsewhere",
+])  # fmt: skip
 def test_harmless_settings_may_change(run: Path, override: str) -> None:
     open_run(run, tiny_config(override), ABOUT)
     assert load_config(run / "config.yaml") == tiny_config(override)

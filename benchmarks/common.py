@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as OutOfTime
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from sagan.config.load import load_config
 from sagan.config.schema import Config
 from sagan.utils.errors import UserError
 
@@ -42,10 +43,19 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 rounds = partial(click.option, "--rounds", type=click.IntRange(1), show_default=True, help="Interleaved rounds.")
 
 
-def of_config(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add CONFIG and --set."""
-    change = click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting.")
-    return click.argument("config", required=False)(change(command))
+def of_config(*default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add CONFIG and --set; the command gets the Config as `settings`. `default`: overrides used without CONFIG."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @click.argument("config", required=False)
+        @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting.")
+        @wraps(command)
+        def with_settings(config: str | None, overrides: tuple[str, ...], **options: Any) -> object:
+            return command(settings=load_config(config, [*(() if config else default), *overrides]), **options)
+
+        return with_settings
+
+    return decorate
 
 
 class CommaSeparated(click.ParamType):
@@ -61,7 +71,7 @@ class CommaSeparated(click.ParamType):
 
 
 def run(command: click.Command) -> None:
-    """Run a benchmark; a user's mistake is one line on stderr and exit code 2."""
+    """Run a benchmark; a UserError is one line on stderr and exit code 2."""
     try:
         command()
     except UserError as error:
@@ -70,7 +80,7 @@ def run(command: click.Command) -> None:
 
 
 def pick_device(config: Config | None = None) -> torch.device:
-    """A CUDA device where there is one, unless the config asks for the CPU."""
+    """A CUDA device if available, unless the config asks for the CPU."""
     wanted = config is None or config.training.device != "cpu"
     return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
 
@@ -85,7 +95,7 @@ def about(device: torch.device) -> Row:
 
 
 def timed(step: Step, count: int = 1) -> float:
-    """Seconds of `count` steps, until the GPU, if any, is done."""
+    """Seconds of `count` steps, including queued GPU work."""
     start = time.perf_counter()
     for _ in range(count):
         step()
@@ -110,7 +120,7 @@ def interleaved(
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """How many times as fast `fast` is: the median over the rounds."""
+    """The speedup of `fast`: the median over the rounds."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
@@ -136,7 +146,7 @@ def flops_of(step: Step) -> int:
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Step, int]:
-    """A large matrix product and its number of operations: what the machine can do at best."""
+    """A large matrix product, close to the machine's peak, and its number of operations."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return lambda: torch.mm(a, b), 2 * side**3
@@ -151,7 +161,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def peak_mib(step: Step, device: torch.device) -> float:
-    """Peak MiB that a step allocates: by CUDA's allocator, else by counting tensors (the same on every machine)."""
+    """Peak MiB that a step allocates: from CUDA's allocator, else by counting tensors (the same on every machine)."""
     if device.type != "cuda":
         with _LiveBytes() as live:
             step()

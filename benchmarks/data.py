@@ -13,7 +13,6 @@ import psutil
 from PIL import Image
 from step import STUDIO32, TrainingStep, Variant
 
-from sagan.config.load import load_config
 from sagan.config.schema import Config
 from sagan.data.dataset import Manifest, Prefetcher, PreparedData, indices
 from sagan.data.prepare import prepare
@@ -103,19 +102,17 @@ def _resident() -> tuple[float, float]:
 
 
 @click.command()
-@common.of_config
+@common.of_config(*STUDIO32)
 @click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="Pictures to prepare.")
 @click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Training steps to feed.")
 @click.option("--array-mib", type=click.IntRange(1), default=1024, show_default=True, help="Prepared data to read.")
 @common.as_json
-def main(config: str | None, overrides: tuple[str, ...], images: int, steps: int, array_mib: int,
-         as_json: bool) -> None:  # fmt: skip
+def main(settings: Config, images: int, steps: int, array_mib: int, as_json: bool) -> None:
     """Measure the data path.
 
     `ratio_prepare`: rate of one core over a plain decoder's; `ratio_wait`: share of training spent waiting for data;
     `ratio_resident`: growth of anonymous memory while reading over the size of the array.
     """
-    settings = load_config(config, [*([] if config else STUDIO32), *overrides])
     side, cores = settings.data.resolution, os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as name:
         anonymous, file = growth_while_reading(Path(name) / "large", array_mib, side)

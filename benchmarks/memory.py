@@ -15,7 +15,7 @@ import torch
 from common import MIB
 from step import TrainingStep, Variant
 
-from sagan.config.load import load_config, make_config, replaced
+from sagan.config.load import make_config, replaced
 from sagan.config.schema import RESOLUTIONS, Config
 from sagan.utils.system import peak_resident_mib
 
@@ -81,17 +81,16 @@ def resident_peak_mib(step: common.Step, device: torch.device) -> float:
 
 
 @click.command()
-@common.of_config
+@common.of_config(*SMALL)
 @click.option("--resolutions", type=common.CommaSeparated(click.Choice(list(map(str, RESOLUTIONS)))),
               default="32,64,128,256", show_default=True)  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), help="Batch size (default: the config's).")
 @click.option("--limit-gib", type=float, help="Skip steps estimated above this (default: 80 % of free memory).")
 @click.option("--seconds", type=float, default=300.0, show_default=True, help="Time limit for one cell.")
 @common.as_json
-def main(config: str | None, overrides: tuple[str, ...], resolutions: list[str], batch: int | None,
-         limit_gib: float | None, seconds: float, as_json: bool) -> None:  # fmt: skip
+def main(settings: Config, resolutions: list[str], batch: int | None, limit_gib: float | None, seconds: float,
+         as_json: bool) -> None:  # fmt: skip
     """Measure each cell in a process of its own. `ratio_memory_R`: peak with checkpointing over peak without."""
-    settings = load_config(config, [*([] if config else SMALL), *overrides])
     sides, size = sorted(map(int, set(resolutions))), batch or settings.training.batch_size
     work = partial(measure, settings.to_dict(), size, limit_gib)
     cells = [(side, checkpointing) for side in sides for checkpointing in (False, True)]

@@ -11,7 +11,7 @@ from statistics import median
 import click
 import common
 
-from sagan.config.load import load_config, replaced
+from sagan.config.load import replaced
 from sagan.config.schema import Config
 from sagan.utils.errors import UserError
 
@@ -42,14 +42,8 @@ def seconds_an_image(run_folder: Path) -> float:
 def train(config: Path, out: Path, processes: int, threads: int) -> float:
     """Seconds an image of `sagan train`, alone or under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--no-python"]
-    command = [
-        *([sys.executable, *launcher] if processes > 1 else []),
-        *common.SAGAN,
-        "train",
-        str(config),
-        "--out",
-        str(out),
-    ]
+    command = [sys.executable, *launcher] if processes > 1 else []
+    command += [*common.SAGAN, "train", str(config), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -59,17 +53,15 @@ def train(config: Path, out: Path, processes: int, threads: int) -> float:
 
 
 @click.command()
-@common.of_config
+@common.of_config(*SMALL)
 @click.option("--processes", type=click.IntRange(2), default=2, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each process.")
 @click.option("--steps", type=click.IntRange(2), default=12, show_default=True, help="The first quarter is not timed.")
 @common.rounds(default=3)
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
 @common.as_json
-def main(config: str | None, overrides: tuple[str, ...], processes: int, threads: int, steps: int, rounds: int,
-         device: str, as_json: bool) -> None:  # fmt: skip
+def main(settings: Config, processes: int, threads: int, steps: int, rounds: int, device: str, as_json: bool) -> None:
     """Train with the same batch in each process. `ratio_efficiency`: n processes over n times one; 1 is perfect."""
-    settings = load_config(config, [*([] if config else SMALL), *overrides])
     seconds: dict[int, list[float]] = {1: [], processes: []}
     with tempfile.TemporaryDirectory() as name:
         for i in range(rounds):

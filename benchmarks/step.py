@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 from torch import Tensor
 
-from sagan.config.load import load_config, replaced
+from sagan.config.load import replaced
 from sagan.config.schema import Config
 from sagan.layers.resampling import ResamplingConv2d
 from sagan.layers.spectral_norm import hold_state
@@ -149,29 +149,22 @@ class TrainingStep:
 
 
 @click.command()
-@common.of_config
+@common.of_config(*STUDIO32)
 @click.option("--variants", type=common.CommaSeparated(click.Choice(list(VARIANTS))), help="The first is the baseline. "
               "[default: plain,project, and compiled with a C++ compiler, cuda_graphs on a GPU]")  # fmt: skip
 @common.rounds(default=5)
 @common.as_json
-def main(config: str | None, overrides: tuple[str, ...], variants: list[str] | None, rounds: int,
-         as_json: bool) -> None:  # fmt: skip
+def main(settings: Config, variants: list[str] | None, rounds: int, as_json: bool) -> None:
     """Time a training step (default: studio32, 64 channels, batch 32) in several variants.
 
-    `ratio_step`: how many times as fast the fastest float32 form that a run can use is as the plain form.
-    `ratio_of_matmul_NAME`: its rate of operations over that of this machine's float32 matrix product.
+    `ratio_step`: speedup of the fastest float32 variant that a run can use over the plain one.
+    `ratio_of_matmul_NAME`: its FLOP/s over that of a large float32 matrix product.
     """
-    settings = load_config(config, [*([] if config else STUDIO32), *overrides])
     device = common.pick_device(settings)
     on_gpu = device.type == "cuda"
     if variants is None:
         compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-        variants = [
-            "plain",
-            "project",
-            *(["compiled"] if on_gpu or compiler else []),
-            *(["cuda_graphs"] if on_gpu else []),
-        ]
+        variants = ["plain", "project"] + ["compiled"] * bool(on_gpu or compiler) + ["cuda_graphs"] * on_gpu
     if not on_gpu and (lost := [name for name in variants if VARIANTS[name].needs_cuda]):
         raise UserError(f"--variants: {lost[0]} needs a CUDA device; leave it out")
     steps = {name: TrainingStep(settings, device, VARIANTS[name]) for name in variants}

@@ -12,7 +12,8 @@ import common
 import torch
 from step import STUDIO32, Precision, TrainingStep, Variant
 
-from sagan.config.load import load_config, make_config, replaced
+from sagan.config.load import make_config, replaced
+from sagan.config.schema import Config
 
 Form = Literal["eager", "compiled", "CUDA graphs"]
 LOSSES, CHUNKS, CHUNK_SECONDS = 5, 3, 0.5
@@ -92,7 +93,7 @@ def compared(found: dict[Cell, common.Row]) -> list[common.Row]:
 
 
 @click.command()
-@common.of_config
+@common.of_config(*STUDIO32)
 @click.option("--batch-sizes", type=common.CommaSeparated(click.IntRange(1)), default="64,128,256,512",
               show_default=True)  # fmt: skip
 @click.option("--precisions", type=common.CommaSeparated(click.Choice(get_args(Precision))), default="no,tf32,bf16",
@@ -101,10 +102,9 @@ def compared(found: dict[Cell, common.Row]) -> list[common.Row]:
 @click.option("--seconds", type=float, default=300.0, show_default=True, help="Time limit for the whole call.")
 @click.option("--cell-seconds", type=float, default=60.0, show_default=True, help="Time limit for one cell.")
 @common.as_json
-def main(config: str | None, overrides: tuple[str, ...], batch_sizes: list[int], precisions: list[Precision],
-         compiled: bool, seconds: float, cell_seconds: float, as_json: bool) -> None:  # fmt: skip
+def main(settings: Config, batch_sizes: list[int], precisions: list[Precision], compiled: bool, seconds: float,
+         cell_seconds: float, as_json: bool) -> None:  # fmt: skip
     """Measure images/s of the whole training step (default: studio32) over a grid of cells, within a time limit."""
-    settings = load_config(config, [*([] if config else STUDIO32), *overrides])
     found: dict[Cell, common.Row] = {}
     cells = [*grid(batch_sizes, precisions, compiled)]
     for cell, row in common.cells_in_processes(partial(measure, settings.to_dict()), cells, seconds, cell_seconds):

@@ -1,4 +1,4 @@
-"""SAGAN: train a generator, sample images, evaluate, look at its attention.
+"""SAGAN: train a generator, sample images, evaluate, inspect attention maps.
 
 generator = sagan.load_snapshot("runs/shapes/snapshots/00004000")
 images = generator(torch.randn(4, generator.z_dim), torch.arange(4))
@@ -15,7 +15,7 @@ __all__ = ["Generator", "load_snapshot"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when something that needs it is asked for."""
+    """Import torch only when it is needed."""
     if name == "load_snapshot":
         from sagan.runs.snapshot import load_snapshot
 

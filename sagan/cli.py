@@ -1,4 +1,4 @@
-"""The `sagan` command. A command is imported when it is called, so `sagan --help` needs no torch."""
+"""The `sagan` command. Subcommands are imported when called, so `sagan --help` does not need torch."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import click
 
 from sagan.utils.errors import UserError
 
-COMMANDS = {  # name -> the module that defines it, as `NAME_cli`, and its line in `sagan --help`
+COMMANDS = {  # name -> (module that defines NAME_cli, line in `sagan --help`)
     "train": ("sagan.training.trainer", "Train a GAN from a config, or resume a run."),
     "sample": ("sagan.sampling.writer", "Generate images from a snapshot."),
     "evaluate": ("sagan.evaluation.command", "Compute FID and other metrics."),
@@ -22,16 +22,16 @@ COMMANDS = {  # name -> the module that defines it, as `NAME_cli`, and its line 
     "configs": ("sagan.config.load", "List the configs that come with sagan."),
 }
 FULL, DENIED = "the disk is full", "no permission to read or write it"
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of the GPU, of torch's CPU allocator
-OF_THE_SYSTEM = {  # what a user can run into anywhere; every other OSError is a defect of ours
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # messages of CUDA and of torch's CPU allocator
+SYSTEM_ERRORS = {  # errors that users can cause anywhere; any other OSError is a bug
     errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: FULL,
     errno.EACCES: DENIED, errno.EPERM: DENIED, errno.EROFS: DENIED,
-    errno.ENAMETOOLONG: "a name as long as this cannot be used",
+    errno.ENAMETOOLONG: "the name is too long",
 }  # fmt: skip
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
+    """A group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -53,7 +53,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake is one message on stderr and exit code 2."""
+    """Run the command line. Mistakes of the user end in one message on stderr and exit code 2."""
     try:
         code = cli.main(arguments, prog_name="sagan", standalone_mode=False)
     except click.ClickException as error:
@@ -63,14 +63,14 @@ def main(arguments: list[str] | None = None) -> None:
         code = 130
     except UserError as error:
         code = _refuse(str(error))
-    except BrokenPipeError:  # whoever read our output has left
+    except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        if error.errno not in OF_THE_SYSTEM:
+        if error.errno not in SYSTEM_ERRORS:
             raise
-        reason = f"{error.filename or 'output'}: {OF_THE_SYSTEM[error.errno]}; nothing is half-written"
-        code = _refuse(str(UserError(reason)))  # which escapes what the name may hold
+        reason = f"{error.filename or 'output'}: {SYSTEM_ERRORS[error.errno]}; no incomplete files were left"
+        code = _refuse(str(UserError(reason)))  # escapes unprintable characters of the name
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
@@ -79,6 +79,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _refuse(message: str) -> int:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # not once for every process of torchrun
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of torchrun
         print(f"sagan: {message}", file=sys.stderr)
     return 2

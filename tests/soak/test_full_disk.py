@@ -66,7 +66,7 @@ def test_a_full_disk_at_every_kind_of_write(tmp_path: Path, disk: Path, data: Pr
         code, said = sagan_train(config, run, trackers="[tensorboard]" if tracked else "[]")
         assert code == 2, said
         (message,) = [line for line in said.splitlines() if line.startswith("sagan: ")]
-        assert message.endswith(": the disk is full; nothing is half-written")
+        assert message.endswith(": the disk is full; no incomplete files were left")
         assert tracked or "Traceback" not in said, said  # TensorBoard's own thread tells of its error too
         named.add(Path(message.removeprefix("sagan: ").partition(":")[0]).name.split("-")[-1])
         check_whole(run)

@@ -1,8 +1,8 @@
-"""How well generated `shapes` show what every real one does: two far-apart objects that agree in shape and in hue.
+"""Coherence of generated `shapes`: two far-apart objects of an image agree in shape and in hue, as in every real one.
 
-The figures are defined beside their fields below and in docs/shapes.md, which also shows what real, shuffled, blurred,
-collapsed and random images get. The claim about attention is judged on `hue_agreement`: hue is nowhere in the label,
-so far-apart objects can agree in it only if the generator, or what teaches it, looks across the image.
+The scores are defined beside their fields below and in docs/shapes.md, which also lists those of real, shuffled,
+blurred, collapsed and random images. Claims about attention rest on `hue_agreement`: the label does not determine the
+hue, so far-apart objects can agree in it only if the generator, or its training signal, looks across the image.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,18 +16,18 @@ from sagan.utils.errors import UserError
 
 WORKING_RESOLUTION = 64  # larger images are averaged down to this
 SMOOTHING = 0.02  # standard deviation of the Gaussian, as a fraction of the image side: 0.64 pixels at 32
-CHROMA = 0.3  # distance from the background's colour from which a pixel belongs to an object; rendered objects: 0.8
+CHROMA = 0.3  # distance from the background's color from which a pixel belongs to an object; rendered objects: 0.8
 SMALLEST = 0.01  # of the image's area: a smaller component is a speck and does not count (rendered objects: from 0.033)
 TEMPLATE_BLURS = (SMOOTHING, 0.037)  # of the image side: a sharp object, one that was blurred by 1 pixel at 32 besides
 TEMPLATE_SCALES = (0.9, 0.95, 1.0)  # of the radius that gives the object's area: blur inflates small objects
 WINDOW = 0.66  # side of the square around an object in which templates are compared
 CHUNK = 256  # images, or objects, worked on at a time
-IN_PLANE = np.array([np.zeros((3, 3)), [[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.zeros((3, 3))], bool)  # 4 neighbours
+IN_PLANE = np.array([np.zeros((3, 3)), [[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.zeros((3, 3))], bool)  # 4 neighbors
 
 
 @dataclass(frozen=True)
 class Objects:
-    """All objects of a batch of images, ordered by image, then from left to right (M objects)."""
+    """The M objects of a batch of images, ordered by image, then from left to right."""
 
     image: np.ndarray  # (M,) int64: which image
     center: np.ndarray  # (M, 2): centroid (x, y), fractions of the image side from the upper left corner
@@ -45,9 +45,9 @@ class Objects:
 
 
 def find_objects(images: np.ndarray) -> Objects:
-    """Segment every image: uint8 (N, R, R, 3) to the objects found in each, of any number.
+    """Segment every image, uint8 (N, R, R, 3), into any number of objects.
 
-    Raises UserError for another type or form, or a side below 16.
+    UserError for another type or shape, or a side below 16.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
         raise UserError(f"coherence: images must be uint8 (N, R, R, 3), these are {images.dtype} {images.shape}")
@@ -66,9 +66,9 @@ def _find(images: np.ndarray, first: int) -> Objects:
     core = np.flatnonzero(labels)
     which, strength = labels.flat[core], distance.flat[core]
     power = _sums(which, strength**2, count)
-    level = power / _sums(which, strength, count)  # a mean that the interior rules, not the rim
+    level = power / _sums(which, strength, count)  # a mean dominated by the interior, not the rim
     channels = rgb.reshape(-1, 3)[core].T
-    colours = np.stack([_sums(which, strength**2 * channel, count) / power for channel in channels], axis=1)
+    colors = np.stack([_sums(which, strength**2 * channel, count) / power for channel in channels], axis=1)
 
     labels = np.where(labels == 0, ndimage.maximum_filter(labels, (1, 3, 3)), labels)  # with the soft rim
     covered = np.where(labels > 0, np.minimum(distance / np.append(1, level)[labels], 1), 0).astype(np.float32)
@@ -83,7 +83,7 @@ def _find(images: np.ndarray, first: int) -> Objects:
         image=owner + first,
         center=center / side,
         area=mass / side**2,
-        hue=rgb_to_hue(colours),
+        hue=rgb_to_hue(colors),
         scores=_overlaps(covered, labels, owner, center, mass),
     )
     return objects[np.lexsort((objects.center[:, 0], objects.image))]
@@ -99,7 +99,7 @@ def _reduce(images: np.ndarray) -> np.ndarray:
 
 
 def _distance_to_background(rgb: np.ndarray) -> np.ndarray:
-    """(N, R, R): how far a pixel lies from the image's median colour in the plane of hue and chroma, smoothed.
+    """Distance (N, R, R) of a pixel to the image's median color in the plane of hue and chroma, smoothed.
 
     The objects cover less than half of an image, so the median is the background's.
     """
@@ -112,7 +112,7 @@ def _distance_to_background(rgb: np.ndarray) -> np.ndarray:
 
 
 def _components(distance: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the connected components of each image that are no specks: labels (N, R, R) from 1, their count."""
+    """Number the connected components that are not specks: labels (N, R, R) from 1, and their count."""
     labels = np.empty(distance.shape, np.int32)
     count = int(ndimage.label(distance > CHROMA, IN_PLANE, output=labels))  # type: ignore[arg-type]
     kept = np.bincount(labels.ravel(), minlength=count + 1) >= SMALLEST * distance[0].size
@@ -154,7 +154,7 @@ def _overlaps(
 
 
 def _templates(label: int, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray, side: int) -> list[np.ndarray]:
-    """One shape as it looks after drawing, each blur, and the levelling of `_find`: soft masks (M, window, window)."""
+    """Soft masks (M, window, window) of one shape after drawing, each blur, and the leveling of `_find`."""
     drawn = coverage(list(SHAPES.values())[label](dx, dy, radius), resolution=1)
     templates = []
     for blur in TEMPLATE_BLURS:
@@ -182,20 +182,10 @@ PAIRINGS = 100  # with other images, for the hue difference that chance would gi
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Relative frequencies over the objects of the data; `objects` is how many were counted, None for exact ones."""
-
-    hues: np.ndarray  # (HUE_BINS,) of equal width from 0 degrees
-    positions: np.ndarray  # (ROWS * COLUMNS,) of centroids on a grid, row by row
-    classes: np.ndarray  # (classes,)
-    objects: int | None = None
-
-
-@dataclass(frozen=True)
 class Coherence:
-    """Every figure but `two_objects` and `coherence` is taken over the images with exactly two objects.
+    """Every score but `two_objects` and `coherence` is computed over the images with exactly two objects.
 
-    Without such an image the agreements are 0, the hue difference 90 and the distances 1.
+    Without such images the agreements are 0, the hue difference 90 and the distances 1.
     """
 
     coherence: float  # two_objects * hue_agreement * shape agreement above chance * (1 - d) for each distance, 0 to 1
@@ -209,19 +199,17 @@ class Coherence:
     label_agreement: float | None = None  # share of images both of whose objects have the class of the label
 
     def to_dict(self) -> dict[str, float]:
-        """The figures by name, without those that were not measured."""
+        """The scores by name, without missing ones."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def coherence(images: np.ndarray, labels: np.ndarray | None = None, reference: Reference | None = None) -> Coherence:
-    """Score images, uint8 (N, R, R, 3), that should look like `shapes`; `labels` (N,): the classes asked for.
+def coherence(images: np.ndarray, labels: np.ndarray | None = None) -> Coherence:
+    """Score images, uint8 (N, R, R, 3), that should look like `shapes`; `labels` (N,): the requested classes.
 
-    `reference` replaces the histograms of the data set. Raises UserError for images of another form, or labels that
-    are not one per image.
+    UserError for images of another shape, or labels that are not one per image.
     """
     if labels is not None and np.shape(labels) != (len(images),):
         raise UserError(f"coherence: {len(images)} images need as many labels, got {np.shape(labels)}")
-    reference = data_reference() if reference is None else reference
     chosen, pairs = clear_pairs(find_objects(images))
     two_objects = len(chosen) / len(images)
     if not len(chosen):
@@ -232,10 +220,12 @@ def coherence(images: np.ndarray, labels: np.ndarray | None = None, reference: R
     expected = _difference_by_chance(hues, wanted)
     hue_agreement = 1 - difference / expected if expected > 1 else 0.0  # one hue only: nothing to agree about
     shape_agreement = float((shapes[:, 0] == shapes[:, 1]).mean())
+    uniform_hues, uniform_classes = (np.full(count, 1 / count) for count in (HUE_BINS, len(CLASSES)))
+    bins = (pairs.hue * (HUE_BINS / 360)).astype(int) % HUE_BINS
     distances = [
-        _distance(_hue_counts(pairs.hue), reference.hues, len(chosen), reference.objects),
-        _distance(_position_counts(pairs.center), reference.positions, len(pairs.hue), reference.objects),
-        _distance(_class_counts(pairs.shape), reference.classes, len(chosen), reference.objects),
+        _distance(bins, uniform_hues, len(chosen)),
+        _distance(_cells(pairs.center), position_frequencies(), len(pairs.hue)),
+        _distance(pairs.shape, uniform_classes, len(chosen)),
     ]
     above_chance = max(0.0, (shape_agreement - 1 / len(CLASSES)) / (1 - 1 / len(CLASSES)))
     return Coherence(
@@ -250,7 +240,7 @@ def coherence(images: np.ndarray, labels: np.ndarray | None = None, reference: R
 
 
 def clear_pairs(objects: Objects) -> tuple[np.ndarray, Objects]:
-    """The images with exactly two objects, both clear: their numbers (P,) and their objects (2P): left, right, left…"""
+    """The images with exactly two objects, both clear: their indices (P,) and objects (2P): left, right, left, …"""
     clear = (objects.area >= AREAS[0]) & (objects.area <= AREAS[1]) & (objects.scores.max(1, initial=0) >= CLEAR)
     image, counts = np.unique(objects.image, return_counts=True)
     clear_counts = np.bincount(objects.image, weights=clear, minlength=1)[image]
@@ -259,11 +249,10 @@ def clear_pairs(objects: Objects) -> tuple[np.ndarray, Objects]:
 
 
 @lru_cache
-def data_reference() -> Reference:
-    """The data's histograms: hue and class are uniform by definition, positions are counted over many scenes."""
-    centers = scenes(range(REFERENCE_SCENES)).centers.reshape(-1, 2)
-    positions = _position_counts(centers) / len(centers)
-    return Reference(np.full(HUE_BINS, 1 / HUE_BINS), positions, np.full(len(CLASSES), 1 / len(CLASSES)), len(centers))
+def position_frequencies() -> np.ndarray:
+    """Relative frequencies (ROWS * COLUMNS,) of object centers in the data, counted over many scenes."""
+    cells = _cells(scenes(range(REFERENCE_SCENES)).centers.reshape(-1, 2))
+    return np.bincount(cells, minlength=ROWS * COLUMNS) / len(cells)
 
 
 def _angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -274,8 +263,8 @@ def _angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _difference_by_chance(hues: np.ndarray, classes: np.ndarray) -> float:
     """Mean angle between the left object of one image and the right one of another image of the same class.
 
-    Within a class, because a generator that ties the hue to the label agrees without looking; and from the images
-    themselves, because few hues agree by chance. Zero when no class has two images.
+    Within a class, because a generator that ties the hue to the label agrees without looking across the image; from
+    the images themselves, because few hues agree by chance. 0 if no class has two images.
     """
     total, count = 0.0, 0
     for label in np.unique(classes):
@@ -287,25 +276,19 @@ def _difference_by_chance(hues: np.ndarray, classes: np.ndarray) -> float:
     return float(total / count) if count else 0.0
 
 
-def _hue_counts(hues: np.ndarray) -> np.ndarray:
-    return np.bincount((hues * (HUE_BINS / 360)).astype(int) % HUE_BINS, minlength=HUE_BINS)
-
-
-def _position_counts(centers: np.ndarray) -> np.ndarray:
+def _cells(centers: np.ndarray) -> np.ndarray:
+    """The cell (M,) of each center (M, 2) in a grid, numbered row by row."""
     column, row = np.minimum((centers * (COLUMNS, ROWS)).astype(int), (COLUMNS - 1, ROWS - 1)).T
-    return np.bincount(row * COLUMNS + column, minlength=ROWS * COLUMNS)
+    return row * COLUMNS + column
 
 
-def _class_counts(shapes: np.ndarray) -> np.ndarray:
-    return np.bincount(shapes, minlength=len(CLASSES))
-
-
-def _distance(counts: np.ndarray, frequencies: np.ndarray, drawn: int, reference_drawn: int | None) -> float:
-    """Total variation distance of a histogram to the data's, less what as many draws from the data would show.
+def _distance(values: np.ndarray, frequencies: np.ndarray, drawn: int) -> float:
+    """Total variation distance of a histogram to the data's, corrected for the expected distance of real samples.
 
     Sampling alone moves each bin by sqrt(2 p (1 - p) / (pi n)) on average; the rest is scaled so that 1 stays 1.
     """
+    counts = np.bincount(values, minlength=len(frequencies))
     variation = 0.5 * float(np.abs(counts / counts.sum() - frequencies).sum())
-    variance = frequencies * (1 - frequencies) * (1 / drawn + (1 / reference_drawn if reference_drawn else 0))
+    variance = frequencies * (1 - frequencies) * (1 / drawn + 1 / (2 * REFERENCE_SCENES))
     by_chance = 0.5 * float(np.sqrt(2 * variance / np.pi).sum())
     return (variation - by_chance) / (1 - by_chance) if variation > by_chance else 0.0

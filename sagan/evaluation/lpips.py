@@ -101,12 +101,14 @@ def load_perceptual(net: str, weights: Path | None = None, device: torch.device 
     return Perceptual(net, sha256(path), torch.device(device), network.to(device, memory_format=torch.channels_last))
 
 
-def embeddings(images: ImageSet, perceptual: Perceptual, batch_size: int) -> Iterator[Tensor]:
-    """Embeddings (B, E) of all images, in batches."""
-    with Progress(images.count, f"LPIPS of {images.name}") as progress:
-        for indices in images.batches(batch_size):
-            yield perceptual.embed(images.read(indices))
-            progress.advance(len(indices))
+def embeddings(
+    images: ImageSet, perceptual: Perceptual, batch_size: int, rank: int = 0, processes: int = 1
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Indices and embeddings (B, E) of this process's share of the images, in batches."""
+    with Progress(images.count, f"LPIPS of {images.name}", quiet=rank > 0) as progress:
+        for indices in images.batches(batch_size)[rank::processes]:
+            yield indices, perceptual.embed(images.read(indices))
+            progress.advance(len(indices) * processes)
 
 
 def lpips_diversity(images: ImageSet, perceptual: Perceptual, batch_size: int) -> dict[str, float]:
@@ -114,11 +116,8 @@ def lpips_diversity(images: ImageSet, perceptual: Perceptual, batch_size: int) -
     rank, processes = rank_and_count()
     first = perceptual.embed(images.read(np.arange(1)))
     sums = DiversitySums(first.shape[1], first.device)
-    with Progress(images.count, f"LPIPS of {images.name}", quiet=rank > 0) as progress:
-        for indices in images.batches(batch_size)[rank::processes]:
-            labels = None if images.labels is None else images.labels[indices]
-            sums.update(perceptual.embed(images.read(indices)), labels)
-            progress.advance(len(indices) * processes)
+    for indices, embedded in embeddings(images, perceptual, batch_size, rank, processes):
+        sums.update(embedded, None if images.labels is None else images.labels[indices])
     sums.reduce()
     return sums.result() if rank == 0 else {}
 
@@ -195,9 +194,6 @@ class DiversitySums:
         return scores | ({"lpips_diversity_within": sum(within) / len(within)} if within else {})
 
 
-CHUNK = 1 << 22  # numbers in a block of differences
-
-
 class Nearest(NamedTuple):
     """The k nearest images of each of S samples, nearest first; ties go to the lower index."""
 
@@ -209,41 +205,20 @@ class Nearest(NamedTuple):
 def nearest(samples: Tensor, batches: Iterable[Tensor], k: int) -> Nearest:
     """Compare embeddings (S, E) with those of at least k images in `batches`, (B, E) each, in one exact pass.
 
-    Distances are squared Euclidean ones, which are LPIPS for embeddings of `Perceptual`, and exactly 0 for equal
-    embeddings. Memory: 8·S·E bytes and a batch.
+    Distances are squared Euclidean ones, which are LPIPS for embeddings of `Perceptual`. They are computed from
+    differences in float64, and so are exactly 0 for equal embeddings.
     """
     points = samples.to(float64_device(samples.device)).double()  # (S, E)
     distances = torch.empty(len(points), 0, device=points.device)
     indices = torch.empty(len(points), 0, dtype=torch.long, device=points.device)
     seen = 0
     for batch in batches:
-        kept = distances[:, -1] if distances.shape[1] == k else None
-        found = _near_distances(points, batch.to(points), k, kept)  # (S, B)
+        found = torch.cdist(points, batch.to(points), compute_mode="donot_use_mm_for_euclid_dist")  # (S, B)
         places = torch.arange(seen, seen + len(batch), device=points.device).expand_as(found)
-        distances, order = torch.cat([distances, found], 1).sort(dim=1, stable=True)
+        distances, order = torch.cat([distances, found.square().float()], 1).sort(dim=1, stable=True)
         distances, indices = distances[:, :k], torch.cat([indices, places], 1).gather(1, order[:, :k])
         seen += len(batch)
     return Nearest(indices.cpu().numpy(), distances.cpu().numpy())
-
-
-def _near_distances(points: Tensor, batch: Tensor, k: int, kept: Tensor | None) -> Tensor:
-    """Squared distances float32 (S, B); infinite if k others, here or in `kept` (S,), are certainly nearer.
-
-    ‖a‖² + ‖b‖² − 2ab, with a bound on its rounding, selects the candidates; their distances come from differences.
-    """
-    ours, theirs = points.square().sum(1)[:, None], batch.square().sum(1)  # (S, 1), (B,)
-    rounding = 4 * points.shape[1] * torch.finfo(torch.float64).eps * (ours + theirs)  # (S, B)
-    rough = ours + theirs - 2 * (points @ batch.T)
-    limit = torch.full_like(ours, torch.inf) if kept is None else kept[:, None].double()
-    if len(batch) >= k:
-        limit = limit.minimum((rough + rounding).kthvalue(k, dim=1, keepdim=True).values)  # (S, 1)
-    limit = limit * (1 + 2 * torch.finfo(torch.float32).eps)  # ties in float32 count as ties
-    sample, image = (rough - rounding <= limit).nonzero(as_tuple=True)
-    found = torch.full(rough.shape, torch.inf, device=points.device)
-    step = max(1, CHUNK // points.shape[1])
-    for s, i in zip(sample.split(step), image.split(step), strict=True):
-        found[s, i] = (points[s] - batch[i]).square().sum(1).float()
-    return found
 
 
 def nearest_grid(samples: np.ndarray, neighbors: np.ndarray, distances: np.ndarray, title: str) -> np.ndarray:

@@ -178,7 +178,7 @@ def _nearest(inputs: Inputs) -> Scores:
         return Scores({})
     reference, perceptual = inputs.reference_images, present(inputs.networks.perceptual)
     first = inputs.samples.read(np.arange(min(NEAREST_SAMPLES, inputs.samples.count)))
-    others = embeddings(reference, perceptual, inputs.batch_size)
+    others = (embedded for _, embedded in embeddings(reference, perceptual, inputs.batch_size))
     found = nearest(perceptual.embed(first), others, min(NEIGHBORS, reference.count))
     neighbors = np.stack([reference.read(row).cpu().numpy() for row in found.indices])
     grid = nearest_grid(first.cpu().numpy(), neighbors, found.distances, f"nearest of {reference.name}, LPIPS")

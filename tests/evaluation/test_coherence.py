@@ -1,11 +1,11 @@
-"""The score on images whose answer is known: real, shuffled, degraded, collapsed, random."""
+"""Coherence of images with known scores: real, shuffled, degraded, collapsed, random."""
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
 from sagan.data.shapes import CLASSES, render_many, scenes
-from sagan.evaluation.coherence import Coherence, coherence, data_reference, find_objects
+from sagan.evaluation.coherence import Coherence, coherence, find_objects
 from sagan.utils.errors import UserError
 
 COUNT = 400
@@ -31,7 +31,7 @@ def exchange_right_halves(images: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def degrade(images: np.ndarray, blur: float, noise: float) -> np.ndarray:
-    """Blur by `blur` pixels and add Gaussian noise of `noise` grey levels."""
+    """Blur by `blur` pixels and add Gaussian noise of `noise` gray levels."""
     blurred = gaussian_filter(images.astype(np.float32), (0, blur, blur, 0))
     noisy = blurred + np.random.default_rng(0).normal(0, noise, blurred.shape)
     return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
@@ -43,7 +43,6 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("resolution", [32, 64, 128])
 def test_real_images_score_about_one(resolution: int) -> None:
-    """Fails when segmentation, hue or shape go wrong on the data itself, at any working resolution."""
     images, labels = render_many(200, resolution, seed=1)
     score = coherence(images, labels)
     assert score.two_objects == 1
@@ -55,8 +54,7 @@ def test_real_images_score_about_one(resolution: int) -> None:
     assert score.coherence > 0.93
 
 
-def test_right_halves_of_other_images_are_chance(real: tuple[np.ndarray, np.ndarray]) -> None:
-    """Fails when agreement is reported that the images do not have; everything but agreement stays as it was."""
+def test_shuffled_halves_agree_by_chance_only(real: tuple[np.ndarray, np.ndarray]) -> None:
     images, labels = real
     score = coherence(exchange_right_halves(images, np.zeros(COUNT)), labels)
     assert score.two_objects == 1
@@ -67,8 +65,7 @@ def test_right_halves_of_other_images_are_chance(real: tuple[np.ndarray, np.ndar
     assert score.coherence < 0.02
 
 
-def test_shape_agreement_does_not_buy_hue_agreement(real: tuple[np.ndarray, np.ndarray]) -> None:
-    """Fails when a generator that follows its label, and nothing else, scores on hue."""
+def test_shape_agreement_does_not_imply_hue_agreement(real: tuple[np.ndarray, np.ndarray]) -> None:
     images, labels = real
     score = coherence(exchange_right_halves(images, labels), labels)
     assert score.shape_agreement == 1
@@ -78,9 +75,9 @@ def test_shape_agreement_does_not_buy_hue_agreement(real: tuple[np.ndarray, np.n
 
 
 def test_a_hue_tied_to_the_class_is_no_agreement() -> None:
-    """Fails when the chance level is taken over all images: each class in one narrow hue would then agree for free."""
-    images, labels = render_many(6000, 32, seed=1)
-    kept = np.abs(scenes(range(6000), seed=1).hues - 90 * labels - 45) < 15
+    """Each class has one narrow hue, which a chance level over all images would count as agreement."""
+    images, labels = render_many(3000, 32, seed=1)
+    kept = np.abs(scenes(range(3000), seed=1).hues - 90 * labels - 45) < 15
     images, labels = images[kept], labels[kept]
     score = coherence(exchange_right_halves(images, labels), labels)
     assert score.hue_difference < 15
@@ -89,32 +86,19 @@ def test_a_hue_tied_to_the_class_is_no_agreement() -> None:
 
 
 def test_hue_agreement_is_the_share_of_agreeing_images(real: tuple[np.ndarray, np.ndarray]) -> None:
-    """Fails when the scale between chance and real is not linear in the share of images that agree."""
     images, labels = real
     mixed = np.where(np.arange(COUNT)[:, None, None, None] < COUNT / 3, exchange_right_halves(images, labels), images)
     assert coherence(mixed, labels).hue_agreement == pytest.approx(2 / 3, abs=0.08)
 
 
-def test_mirrored_images_score_the_same(real: tuple[np.ndarray, np.ndarray]) -> None:
-    """Fails when left and right are treated differently."""
-    plain, mirrored = coherence(real[0]), coherence(real[0][:, :, ::-1])
-    assert mirrored.coherence == pytest.approx(plain.coherence, abs=0.02)
-
-
 @pytest.mark.parametrize(("blur", "noise"), [(1.0, 12), (0.0, 25), (0.5, 16)])
-def test_blur_and_noise_are_forgiven(real: tuple[np.ndarray, np.ndarray], blur: float, noise: float) -> None:
-    """Fails when images in which anyone sees two clear objects do not count."""
+def test_blur_and_noise_are_tolerated(real: tuple[np.ndarray, np.ndarray], blur: float, noise: float) -> None:
     score = coherence(degrade(real[0], blur, noise), real[1])
     assert score.two_objects > 0.98
     assert score.shape_agreement > 0.97
     assert score.hue_agreement > 0.95
     assert score.coherence > 0.88
-
-
-def test_pale_objects_count(real: tuple[np.ndarray, np.ndarray]) -> None:
-    """Fails when the threshold only fits the renderer's saturation."""
-    images = real[0].astype(float)
-    pale = to_uint8(0.4 * images.mean(3, keepdims=True) + 0.6 * images)
+    pale = to_uint8(0.4 * real[0].mean(3, keepdims=True) + 0.6 * real[0])
     assert coherence(pale).coherence > 0.9
 
 
@@ -123,16 +107,14 @@ def test_pale_objects_count(real: tuple[np.ndarray, np.ndarray]) -> None:
     to_uint8(np.random.default_rng(0).uniform(0, 256, (300, 32, 32, 3))),
     to_uint8(128 + 900 * gaussian_filter(np.random.default_rng(0).normal(size=(300, 32, 32, 3)), (0, 2, 2, 0))),
     np.full((300, 32, 32, 3), 128, np.uint8),
-], ids=["gaussian", "uniform", "smooth", "grey"])  # fmt: skip
+], ids=["gaussian", "uniform", "smooth", "gray"])  # fmt: skip
 def test_noise_and_nothing_score_zero(images: np.ndarray) -> None:
-    """Fails when random blobs pass for two clear objects, or an image without any breaks the score."""
     score = coherence(images)
     assert score.two_objects < 0.08
     assert score.coherence < 0.01
 
 
 def test_a_collapsed_generator_scores_zero(real: tuple[np.ndarray, np.ndarray]) -> None:
-    """Fails when one perfect image, repeated, scores; and when few images score like many."""
     one = coherence(np.repeat(real[0][:1], COUNT, axis=0))
     assert one.two_objects == 1
     assert one.coherence < 0.01
@@ -143,7 +125,6 @@ def test_a_collapsed_generator_scores_zero(real: tuple[np.ndarray, np.ndarray]) 
 
 
 def test_images_without_two_objects_are_failures(real: tuple[np.ndarray, np.ndarray]) -> None:
-    """Fails when merged, missing or additional objects still count as two, or are left out of the overall score."""
     images = real[0][:200]
     missing, merged, third = images.copy(), images.copy(), images.copy()
     missing[:, :, 16:] = images[:, :1, :1]
@@ -152,19 +133,14 @@ def test_images_without_two_objects_are_failures(real: tuple[np.ndarray, np.ndar
     assert coherence(missing).two_objects == 0
     assert coherence(merged).two_objects < 0.02
     assert coherence(third).two_objects < 0.05
+    speck = images.copy()
+    speck[:, 0, 15:17] = (0, 255, 0)
+    assert coherence(speck).two_objects > 0.98
     half = np.concatenate([missing[:100], images[100:]])
     assert coherence(half).coherence == pytest.approx(0.5, abs=0.08)
 
 
-def test_specks_are_ignored(real: tuple[np.ndarray, np.ndarray]) -> None:
-    """Fails when a wrong pixel makes a third object."""
-    images = real[0].copy()
-    images[:, 0, 15:17] = (0, 255, 0)
-    assert coherence(images).two_objects > 0.98
-
-
-def test_a_class_that_is_not_shown_is_missed(real: tuple[np.ndarray, np.ndarray]) -> None:
-    """Fails when the class histogram or the label is not compared."""
+def test_missing_classes_lower_the_score(real: tuple[np.ndarray, np.ndarray]) -> None:
     images, labels = real
     discs = images[labels == 0]
     assert coherence(discs).class_distance == pytest.approx(0.75, abs=0.05)
@@ -173,7 +149,6 @@ def test_a_class_that_is_not_shown_is_missed(real: tuple[np.ndarray, np.ndarray]
 
 @pytest.mark.parametrize("resolution", [32, 128])
 def test_objects_are_found_where_they_are(resolution: int) -> None:
-    """Fails when centroid, area, hue or class of an object are off: pictures and ablations show them."""
     images, _ = render_many(100, resolution, seed=2)
     truth, found = scenes(range(100), seed=2), find_objects(images)
     assert found.image.tolist() == np.repeat(np.arange(100), 2).tolist()
@@ -185,24 +160,13 @@ def test_objects_are_found_where_they_are(resolution: int) -> None:
 
 
 def test_the_record_is_flat_numbers(real: tuple[np.ndarray, np.ndarray]) -> None:
-    """Fails when a figure cannot be written to a metrics file, or an absent one is written."""
     with_labels, without = coherence(real[0], real[1]).to_dict(), coherence(real[0]).to_dict()
     assert all(type(value) is float for value in with_labels.values())
     assert set(with_labels) - set(without) == {"label_agreement"}
     assert set(with_labels) == set(Coherence.__dataclass_fields__)
 
 
-def test_another_reference_is_used(real: tuple[np.ndarray, np.ndarray]) -> None:
-    """Fails when the given histograms are ignored."""
-    reds = data_reference()
-    hues = np.zeros_like(reds.hues)
-    hues[0] = 1
-    other = type(reds)(hues, reds.positions, reds.classes)
-    assert coherence(real[0], reference=other).hue_distance > 0.8
-
-
 def test_wrong_input_is_refused() -> None:
-    """Fails when floats, odd forms or labels of another length give a score."""
     good = render_many(4, 32)[0]
     for images in (good.astype(np.float32), good[..., 0], good[:, :20], good[:0], good[:, ::4, ::4]):
         with pytest.raises(UserError, match="coherence: "):

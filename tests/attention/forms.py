@@ -1,12 +1,14 @@
 """The mechanisms and options of the contract tests, and helpers of all tests of mechanisms."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sagan.attention import ATTENTION, AttentionModule, make_attention
+from sagan.attention import ATTENTION, KINDS, AttentionModule, make_attention
 
 CHANNELS = 64
 FORMS: dict[str, list[dict]] = {
@@ -50,9 +52,11 @@ def make(
     return module
 
 
-def draw(size: tuple[int, int] = (6, 8), batch: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
+def draw(
+    size: tuple[int, int] = (6, 8), batch: int = 2, dtype: torch.dtype = torch.float64, channels: int = CHANNELS
+) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, CHANNELS, *size, generator=generator, dtype=dtype).requires_grad_()
+    return torch.randn(batch, channels, *size, generator=generator, dtype=dtype).requires_grad_()
 
 
 def randomized(
@@ -74,6 +78,31 @@ def assert_same_with_gradients(found: Tensor, expected: Tensor, inputs: list[Ten
     gradients = torch.autograd.grad((found * weight).sum(), inputs)
     for gradient, by_loop in zip(gradients, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
         torch.testing.assert_close(gradient, by_loop, rtol=atol, atol=atol)
+
+
+def assert_maps(module: AttentionModule, x: Tensor, maps: Mapping[str, Tensor]) -> None:
+    """The rows of some cells are those of the full maps (B, h, N, H', W'), and maps without rows are the whole maps."""
+    assert module.map_kinds.keys() == maps.keys()
+    height, width = x.shape[2:]
+    cells = torch.tensor([[0, 0], [height - 1, 0], [1, width - 1]]).clamp(max=height - 1)
+    found = module.attention_rows(x, cells)
+    for name, full in maps.items():
+        rows = full[:, :, cells @ torch.tensor([width, 1])] if KINDS[module.map_kinds[name]].per_query else full
+        torch.testing.assert_close(found[name], rows, rtol=0, atol=1e-10)
+
+
+def projected(x: Tensor, name: str, state: Mapping[str, Tensor]) -> Tensor:
+    """A 1×1 convolution as a product: (B, C, …) -> (B, D, …)."""
+    y = torch.einsum("oc,bcn->bon", state[f"{name}.weight"].flatten(1), x.flatten(2)).unflatten(2, x.shape[2:])
+    bias = state.get(f"{name}.bias")
+    return y if bias is None else y + bias.view(-1, *[1] * (x.ndim - 2))
+
+
+def layer_normed(t: Tensor, name: str, state: Mapping[str, Tensor], eps: float = 1e-6) -> Tensor:
+    """Layer norm over the last dimension."""
+    centered = t - t.mean(-1, keepdim=True)
+    scaled = centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt()
+    return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
 class Sizes(TorchDispatchMode):

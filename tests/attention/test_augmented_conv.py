@@ -1,32 +1,30 @@
-"""Attention-augmented convolution against its equations, one query at a time, in float64."""
+"""Attention-augmented convolution against its equations, one query at a time."""
 
 from collections.abc import Mapping
 
 import pytest
 import torch
 import torch.nn.functional as F
-from forms import assert_same_with_gradients, randomized
+from forms import assert_maps, assert_same_with_gradients, draw, projected, randomized
 from torch import Tensor
 
 from sagan.attention import AttentionModule, make_attention
 
 FORMS = [
-    pytest.param({"heads": 2}, id="two-heads"),
-    pytest.param({"heads": 2, "value_ratio": 1.0, "key_ratio": 0.25}, id="attention-only"),
-    pytest.param({"heads": 4, "relative": False}, id="no-positions"),
-    pytest.param({"heads": 2, "pool": True}, id="pooled"),
-    pytest.param({"gain": "none"}, id="no-gain"),
+    {"heads": 2},
+    {"heads": 2, "value_ratio": 1.0, "key_ratio": 0.25},
+    {"heads": 4, "relative": False},
+    {"heads": 2, "pool": True},
+    {"gain": "none"},
 ]
-SIZES = [(4, 4), (5, 3), (2, 7)]
 
 
-def make(size: tuple[int, int], channels: int = 16, dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
-    """A module with random parameters, gamma not 0."""
-    return randomized("augmented_conv", channels, size, 0.4, dtype, **options)
+def make(size: tuple[int, int], **options) -> AttentionModule:
+    return randomized("augmented_conv", 16, size, 0.4, **options)
 
 
-def reference_rows(q: Tensor, k: Tensor, p: Mapping[str, Tensor], mutant: str = "") -> Tensor:
-    """Softmax rows of one head, query by query: q, k (B, d, H, W) -> (B, N, N), both cells row by row."""
+def rows_of_head(q: Tensor, k: Tensor, p: Mapping[str, Tensor], mutant: str = "") -> Tensor:
+    """Softmax rows, query by query: q, k (B, d, H, W) -> (B, N, N), both cells row by row."""
     height, width = q.shape[2:]
     scale = q.shape[1] ** -0.5
     rows = []
@@ -42,92 +40,57 @@ def reference_rows(q: Tensor, k: Tensor, p: Mapping[str, Tensor], mutant: str = 
     return torch.stack(rows, 1)
 
 
-def reference_heads(x: Tensor, p: Mapping[str, Tensor], options: dict, mutant: str = "") -> tuple[Tensor, Tensor]:
-    """Rows (B, h, N, N) and values (B, h, N, dv/h)."""
-    channels = x.shape[1]
-    heads, keys = options.get("heads", 1), round(channels * options.get("key_ratio", 0.5))
-    values = round(channels * options.get("value_ratio", 0.25))
+def reference(x: Tensor, p: Mapping[str, Tensor], options: dict, mutant: str = "") -> tuple[Tensor, Tensor]:
+    """y, and the rows of all query cells (B, h, N, H', W')."""
+    heads, keys = options.get("heads", 1), round(16 * options.get("key_ratio", 0.5))
     seen = F.avg_pool2d(x, 2) if options.get("pool") else x
-    qkv = torch.einsum("oc,bchw->bohw", p["qkv.weight"][:, :, 0, 0], seen) + p["qkv.bias"][:, None, None]
-    q, k, v = qkv[:, :keys], qkv[:, keys : 2 * keys], qkv[:, 2 * keys :]
-    d, e = keys // heads, values // heads
-    each = [slice(h * d, h * d + d) for h in range(heads)]
-    rows = torch.stack([reference_rows(q[:, part], k[:, part], p, mutant) for part in each], 1)
-    value = torch.stack([v[:, h * e : h * e + e].flatten(2).mT for h in range(heads)], 1)
-    return rows, value
-
-
-def reference(x: Tensor, p: Mapping[str, Tensor], options: dict, mutant: str = "") -> Tensor:
-    rows, value = reference_heads(x, p, options, mutant)
-    shape = F.avg_pool2d(x, 2).shape[2:] if options.get("pool") else x.shape[2:]
-    heads = [(rows[:, h] @ value[:, h]).mT for h in range(rows.shape[1])]  # (B, dv/h, N) each
+    q, k, v = projected(seen, "qkv", p).split([keys, keys, round(16 * options.get("value_ratio", 0.25))], dim=1)
+    rows = [rows_of_head(*pair, p, mutant) for pair in zip(q.chunk(heads, 1), k.chunk(heads, 1), strict=True)]
+    values = [part.flatten(2).mT for part in v.chunk(heads, 1)]  # (B, N, dv/h)
+    parts = [row @ value for row, value in zip(rows, values, strict=True)]
     if mutant == "reshaped without transposing":
-        attended = (rows @ value).reshape(len(x), -1, *shape)
+        attended = torch.stack(parts, 1).reshape(v.shape)
     else:
-        attended = torch.cat(heads, 1).unflatten(2, shape)
-    attended = torch.einsum("oc,bchw->bohw", p["out.weight"][:, :, 0, 0], attended) + p["out.bias"][:, None, None]
+        attended = torch.cat(parts, 2).mT.reshape(v.shape)
+    attended, full = projected(attended, "out", p), torch.stack(rows, 1).unflatten(3, seen.shape[2:])
     if options.get("pool"):
         attended = F.interpolate(attended, x.shape[2:], mode="bilinear", align_corners=False)
+        by_key = full.flatten(3).mT.flatten(1, 2).unflatten(2, seen.shape[2:])  # (B, h·M, H', W')
+        by_key = F.interpolate(by_key, x.shape[2:], mode="bilinear").flatten(2).unflatten(1, (heads, -1))
+        full = by_key.mT.unflatten(3, seen.shape[2:])
     if "conv.weight" in p:
         attended = torch.cat([F.conv2d(x, p["conv.weight"], p["conv.bias"], padding=1), attended], 1)
-    return x + p["gamma"] * (attended - x) if "gamma" in p else attended
+    return (x + p["gamma"] * (attended - x) if "gamma" in p else attended), full
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("options", FORMS)
+@pytest.mark.parametrize("size", [(4, 4), (5, 3), (2, 7)])
+@pytest.mark.parametrize("options", FORMS, ids=str)
 def test_equals_the_equations(options: dict, size: tuple[int, int]):
-    """Values and gradients equal the equations."""
-    module = make(size, **options)
-    x = torch.randn(2, 16, *size, dtype=torch.float64, requires_grad=True)
-    expected = reference(x, dict(module.named_parameters()), options)
+    module, x = make(size, **options), draw(size, channels=16)
+    expected, rows = reference(x, dict(module.named_parameters()), options)
     assert_same_with_gradients(module(x), expected, [x, *module.parameters()])
+    assert_maps(module, x, {"attention": rows})
 
 
 @pytest.mark.parametrize("mutant", ["query - key", "place not scaled", "reshaped without transposing"])
 def test_differs_from_known_mistakes(mutant: str):
-    """The module differs from wrong re-implementations."""
-    module, options = make((4, 5), heads=2), {"heads": 2}
-    x = torch.randn(2, 16, 4, 5, dtype=torch.float64)
-    wrong = reference(x, dict(module.named_parameters()), options, mutant)
+    module, x = make((4, 5), heads=2), draw((4, 5), channels=16)
+    wrong, _ = reference(x, dict(module.named_parameters()), {"heads": 2}, mutant)
     assert (module(x) - wrong).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("size", [(4, 4), (7, 5)])
-@pytest.mark.parametrize("options", FORMS)
-def test_attention_rows_equal_the_full_matrix(options: dict, size: tuple[int, int]):
-    """Rows belong to their cell, head and image; pooled rows are bilinear mixtures."""
-    module = make(size, **options)
-    x = torch.randn(2, 16, *size, dtype=torch.float64)
-    full, _ = reference_heads(x, dict(module.named_parameters()), options)  # (B, h, N, M)
-    shape = F.avg_pool2d(x, 2).shape[2:] if options.get("pool") else x.shape[2:]
-    if options.get("pool"):
-        full = F.interpolate(full.transpose(2, 3).flatten(1, 2).unflatten(2, shape), size, mode="bilinear")
-        full = full.flatten(2).unflatten(1, (-1, shape.numel())).transpose(2, 3)  # (B, h, N, M) of every query cell
-    points = torch.tensor([[0, 0], [size[0] - 1, 0], [1, size[1] - 1], [2, 3]])
-    rows = module.attention_rows(x, points)["attention"]
-    torch.testing.assert_close(
-        rows, full[:, :, points @ torch.tensor([size[1], 1])].unflatten(3, shape), atol=1e-10, rtol=0
-    )
-    moved = module.attention_rows(x, torch.stack([points, points.flip(0)]))["attention"]
-    torch.testing.assert_close(moved[1], rows[1].flip(1), atol=1e-12, rtol=0)
-
-
 def test_without_positions_any_size_serves():
-    """Without relative tables any map size works."""
-    module = make((4, 4), relative=False)
-    assert module(torch.randn(1, 16, 3, 6, dtype=torch.float64)).shape == (1, 16, 3, 6)
+    assert make((4, 4), relative=False)(draw((3, 6), channels=16)).shape == (2, 16, 3, 6)
 
 
 @pytest.mark.parametrize(("channels", "heads"), [(16, 1), (64, 1), (128, 2), (256, 4), (512, 8), (1024, 8)])
-def test_default_heads(channels: int, heads: int):
-    """The default is the most heads, up to 8, with at least 20 key channels each."""
+def test_default_heads_have_20_key_channels_each(channels: int, heads: int):
     assert make_attention("augmented_conv", channels, 4).heads == heads
 
 
-def test_tables_start_as_the_paper_says():
-    """Tables are N(0, 1/d), of shape (2L - 1, d)."""
-    module = make_attention("augmented_conv", 256, (32, 64), pool=True)
-    tables = dict(module.named_parameters(recurse=False))
+def test_tables_start_at_the_papers_scale():
+    """N(0, 1/d), of shape (2L - 1, d)."""
+    tables = dict(make_attention("augmented_conv", 256, (32, 64), pool=True).named_parameters(recurse=False))
     assert tables["row_table"].shape == (31, 32)
     assert tables["column_table"].shape == (63, 32)
     assert 0.9 < tables["column_table"].std() * 32**0.5 < 1.1

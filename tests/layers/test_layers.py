@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sagan.layers.resampling
-from sagan.layers.normalization import BatchNorm, ConditionalBatchNorm
+from sagan.layers.normalization import BatchNorm, ClassEmbedding, ConditionalBatchNorm
 from sagan.layers.resampling import DownsampleConv2d, UpsampleConv2d
 from sagan.layers.spectral_norm import (
     Projection,
@@ -49,31 +49,25 @@ def test_resampling_convolutions_equal_the_plain_form(kind: type, size: tuple[in
     found, expected = layer(x), plain(layer, x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     weight = torch.randn_like(expected)
-    found = torch.autograd.grad((found.tanh() * weight).sum(), inputs, create_graph=True)
-    expected = torch.autograd.grad((expected.tanh() * weight).sum(), inputs, create_graph=True)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
-    found = torch.autograd.grad(found[0].square().sum(), inputs)
-    expected = torch.autograd.grad(expected[0].square().sum(), inputs)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    found, expected = (
+        torch.autograd.grad((y.tanh() * weight).sum(), inputs, create_graph=True) for y in (found, expected)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    found, expected = (torch.autograd.grad(y[0].square().sum(), inputs) for y in (found, expected))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", [UpsampleConv2d, DownsampleConv2d])
-def test_folding_starts_at_its_size(kind: type):
-    """Convolutions fold from FOLD_FROM_PIXELS on, and never with `folding=False`."""
-    layer = kind(3, 4)
-    side = int(sagan.layers.resampling.FOLD_FROM_PIXELS**0.5) + 1
-    assert layer.folds(1, side, side)
-    assert not layer.folds(1, 1, sagan.layers.resampling.FOLD_FROM_PIXELS - 1)
+def test_folding_starts_at_its_size():
+    layer, pixels = UpsampleConv2d(3, 4), sagan.layers.resampling.FOLD_FROM_PIXELS
+    assert layer.folds(1, 1, pixels)
+    assert not layer.folds(1, 1, pixels - 1)
     layer.folding = False
-    assert not layer.folds(1, side, side)
+    assert not layer.folds(1, 1, pixels)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("eps", "momentum"), [(1e-5, 0.1), (1e-4, 0.001)])
 def test_batch_norm_equals_torch(training: bool, eps: float, momentum: float):
-    """Values, gradients and running statistics equal torch.nn.BatchNorm2d."""
     torch.manual_seed(0)
     ours, theirs = BatchNorm(4, eps, momentum).double(), nn.BatchNorm2d(4, eps, momentum).double()
     with torch.no_grad():
@@ -88,8 +82,7 @@ def test_batch_norm_equals_torch(training: bool, eps: float, momentum: float):
         y = norm(x)
         gradients = torch.autograd.grad(y.exp().sum(), [x, norm.weight, norm.bias])
         results.append([y, *gradients, norm.running_mean, norm.running_var])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -112,7 +105,6 @@ def test_conditional_batch_norm_equals_torch_and_a_lookup(training: bool, class_
 
 @pytest.mark.parametrize("class_norm", ["table", "linear"])
 def test_class_weights_mix_the_classes(class_norm: str):
-    """Labels given as weights (B, K) mix the gains and biases of the classes."""
     torch.manual_seed(0)
     norm = ConditionalBatchNorm(4, 3, class_norm).eval()
     for parameter in norm.parameters():
@@ -129,23 +121,19 @@ def test_class_tables_begin_at_one_and_zero():
     initialize(table, "xavier")
     assert torch.equal(table.gain.weight, torch.ones(3, 4))
     assert torch.equal(table.bias.weight, torch.zeros(3, 4))
-    linear = ConditionalBatchNorm(4, 3, "linear")
-    assert {name: tuple(p.shape) for name, p in linear.named_parameters()} == {
-        "gain.weight": (4, 3),
-        "bias.weight": (4, 3),
-    }
+    linear = {name: tuple(p.shape) for name, p in ConditionalBatchNorm(4, 3, "linear").named_parameters()}
+    assert linear == {"gain.weight": (4, 3), "bias.weight": (4, 3)}
 
 
-def test_initialization_draws_as_it_says():
-    """Each scheme draws its distribution for every layer, and biases are 0."""
-    network = nn.Sequential(nn.Conv2d(8, 6, 3), nn.Linear(64, 32), Projection(10, 16))
+def test_initialization_of_each_scheme():
+    network = nn.Sequential(nn.Conv2d(8, 6, 3), nn.Linear(64, 32), Projection(10, 16), ClassEmbedding(10, 16))
     torch.manual_seed(0)
     initialize(network, "orthogonal")
     for module in network:
         matrix = module.weight.flatten(1)
         torch.testing.assert_close(matrix @ matrix.T, torch.eye(len(matrix)), rtol=0, atol=1e-5)
     initialize(network, "xavier")
-    for module, fans in zip(network, [(8 + 6) * 9, 64 + 32, 10 + 16], strict=True):
+    for module, fans in zip(network, [(8 + 6) * 9, 64 + 32, 10 + 16, 10 + 16], strict=True):
         bound = (6 / fans) ** 0.5
         assert 0.9 * bound < module.weight.abs().max() <= bound
     assert not network[0].bias.any()
@@ -155,15 +143,9 @@ def test_initialization_draws_as_it_says():
 def normalized_layers() -> list[tuple[nn.Module, Tensor]]:
     """Each kind of normalized layer with an input."""
     torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 5, 3), nn.Conv2d(3, 5, 1), nn.Linear(8, 7), UpsampleConv2d(3, 5), DownsampleConv2d(3, 5)]
     maps = torch.randn(2, 3, 8, 8)
-    return [
-        (nn.Conv2d(3, 5, 3), maps),
-        (nn.Conv2d(3, 5, 1), maps),
-        (nn.Linear(8, 7), maps),
-        (UpsampleConv2d(3, 5), maps),
-        (DownsampleConv2d(3, 5), maps),
-        (Projection(6, 4), torch.tensor([0, 5, 5])),
-    ]
+    return [*((layer, maps) for layer in layers), (Projection(6, 4), torch.tensor([0, 5, 5]))]
 
 
 @pytest.mark.parametrize("index", range(6))
@@ -194,14 +176,12 @@ def test_one_power_iteration_per_training_forward(index: int, fold_from: int, mo
 
 
 def test_two_training_forwards_share_one_backward():
-    """The power iteration of a second forward leaves the graph of the first intact."""
     layer, x = normalized_layers()[0]
     spectral_normalize(layer)
     (layer(x) + layer(x)).sum().backward()
 
 
 def test_spectral_norm_brings_the_largest_singular_value_to_one():
-    """After many iterations the largest singular value (SVD) is 1."""
     for layer, x in normalized_layers():
         spectral_normalize(layer)
         for _ in range(200):
@@ -212,16 +192,14 @@ def test_spectral_norm_brings_the_largest_singular_value_to_one():
 
 
 def test_what_is_normalized():
-    """All layers with weights are normalized, gain tables are not; eps is passed on."""
-    network = nn.ModuleDict(
-        {
-            "conv": nn.Conv2d(2, 2, 3),
-            "linear": nn.Linear(2, 2),
-            "projection": Projection(3, 2),
-            "table": ConditionalBatchNorm(2, 3, "table"),
-            "classes": ConditionalBatchNorm(2, 3, "linear"),
-        }
-    )
+    network = nn.ModuleDict({
+        "conv": nn.Conv2d(2, 2, 3),
+        "linear": nn.Linear(2, 2),
+        "projection": Projection(3, 2),
+        "table": ConditionalBatchNorm(2, 3, "table"),
+        "shared": ClassEmbedding(3, 2),
+        "classes": ConditionalBatchNorm(2, 3, "linear"),
+    })  # fmt: skip
     spectral_normalize(network, eps=1e-6)
     norms = {name: module for name, module in network.named_modules() if isinstance(module, SpectralNorm)}
     layers = ("conv", "linear", "projection", "classes.gain", "classes.bias")

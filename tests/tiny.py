@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -81,10 +82,14 @@ def tiny_batches(
     def augmentation() -> torch.Tensor:
         return draw_augmentation(policy, size, rng).to(dtype)
 
+    def draws(count: int) -> torch.Tensor:
+        return torch.rand(size, count, generator=rng, dtype=dtype)
+
     def micro_batch() -> tuple[RealBatch, LatentBatch]:
         images = torch.rand(size, 3, resolution, resolution, generator=rng, dtype=dtype) * 2 - 1
         z = torch.randn(size, config.generator.z_dim, generator=rng, dtype=dtype)
-        return RealBatch(images, labels(), augmentation()), LatentBatch(z, labels(), augmentation())
+        reals, fakes = RealBatch(images, labels(), augmentation()), LatentBatch(z, labels(), augmentation())
+        return replace(reals, transform=draws(3)), replace(fakes, transform=draws(3), noise=torch.randn_like(z))
 
     return [micro_batch() for _ in range(count)]
 

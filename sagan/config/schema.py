@@ -213,21 +213,31 @@ class OptimSettings(Settings):
 
 
 class ConsistencySettings(Settings):
-    """Weights of consistency regularization: E(D(x) - D(T(x)))², T a random horizontal flip and shift.
+    """Weights of consistency regularization; 0: none.
 
-    On reals: CR (Zhang et al. 2020, arXiv:1910.12027); on both: bCR (Zhao et al. 2020, arXiv:2002.04724).
+    On reals: CR (Zhang et al. 2020, arXiv:1910.12027); on both: bCR, with `latents` and `diversity`: ICR (Zhao et al.
+    2020, arXiv:2002.04724).
     """
 
-    reals: Weight = 0.0
-    fakes: Weight = 0.0
+    reals: Weight = 0.0  # of E(D(x) - D(T(x)))², T a random horizontal flip and shift
+    fakes: Weight = 0.0  # of the same on fakes
+    latents: Weight = 0.0  # of E(D(G(z)) - D(G(z + noise·ε)))², ε standard normal, in the discriminator's loss
+    diversity: Weight = 0.0  # of -E(G(z) - G(z + noise·ε))² in the generator's loss
+    noise: AboveZero = 0.03
 
 
 class LossSettings(Settings):
-    """`r1`: weight γ of γ/2·E‖∇D(x)‖² on reals (Mescheder et al. 2018, eq. 9); 0: none."""
+    """The adversarial loss and its regularization; a weight of 0 is none."""
 
-    name: Literal["hinge", "non_saturating", "wasserstein"] = "hinge"
-    r1: Weight = 0.0
+    name: Literal["hinge", "non_saturating", "wasserstein", "relativistic"] = "hinge"
+    r1: Weight = 0.0  # γ of γ/2·E‖∇D(x)‖² on reals (Mescheder et al. 2018, eq. 9)
+    r1_every: Positive = 1  # only in every n-th discriminator update, n times as strong (lazy, arXiv:1912.04958)
+    r2: Weight = 0.0  # the same on fakes
+    r2_every: Positive = 1
     consistency: ConsistencySettings = ConsistencySettings()
+    lecam: Weight = 0.0  # LeCam regularization (Tseng et al. 2021, arXiv:2104.03310)
+    lecam_decay: Decay = 0.99  # of the moving averages of the logits
+    orthogonal: Weight = 0.0  # orthogonal regularization of the generator (BigGAN, arXiv:1809.11096, eq. 3)
 
 
 class AugmentSettings(Settings):
@@ -379,8 +389,9 @@ class Config(Settings):
              f"{max(1, round(z_dim / chunks)) * chunks}"),
             (hierarchical and not shared and self.data.num_classes != 0,
              "generator.hierarchical needs generator.class_norm shared, or data.num_classes 0"),
-            (training.compile and self.loss.r1,
-             "training.compile and loss.r1 exclude each other: torch.compile has no double backward"),
+            (training.compile and (self.loss.r1 or self.loss.r2),
+             f"training.compile and loss.{'r1' if self.loss.r1 else 'r2'} exclude each other: torch.compile has no "
+             "double backward"),
             (training.cuda_graphs and not training.compile,
              "training.cuda_graphs records compiled code; set training.compile to true as well"),
             (training.compile and training.activation_checkpointing,

@@ -79,6 +79,8 @@ class Discriminator(nn.Module):
     Logits (B,); with the front-end zoom (B, S), one column per scale. Only front-ends use `reals`, in their penalties.
     """
 
+    anchors: Tensor  # only with LeCam regularization: moving averages of the logits, (2,)
+
     def __init__(self, settings: DiscriminatorSettings, resolution: int, num_classes: int):
         super().__init__()
         self.settings, self.resolution, self.num_classes = settings, resolution, num_classes

@@ -169,6 +169,8 @@ def build_discriminator(config: "Config", num_classes: int) -> "Discriminator":
     for module in discriminator.modules():
         if isinstance(module, Trunk):
             module.activation_checkpointing = config.training.activation_checkpointing
+    if config.loss.lecam:
+        discriminator.register_buffer("anchors", torch.zeros(2))  # of sagan.training.losses.lecam
     return discriminator
 
 

@@ -35,7 +35,8 @@ class Batches:
     flips: bool
     channels_last: bool
     rollbacks: int = 0
-    transforms: bool = False  # whether to draw for consistency regularization
+    transforms: bool = False  # whether to draw the transforms of consistency regularization
+    noise: bool = False  # whether to draw its noise on z
 
     def fetch(self, data: PreparedData) -> Callable[[int], Raw]:
         """A function from the number of a discriminator update to this process's images (b, R, R, 3), labels (b,)."""
@@ -69,7 +70,11 @@ class Batches:
         augmentation = draw_augmentation(self.policy, self.batch_size, rng)
         mine = (None if x is None else x[self._mine].to(self.device) for x in (z, labels, augmentation))
         transform = self._transform("fakes", update) if player == "discriminator" else None
-        return [LatentBatch(*parts) for parts in self._split(*mine, transform)]
+        noise = None
+        if self.noise:
+            rng = torch_generator(self._seed, f"{player} noise", update)
+            noise = torch.randn(self.batch_size, self.z_dim, generator=rng)[self._mine].to(self.device)
+        return [LatentBatch(*parts) for parts in self._split(*mine, transform, noise)]
 
     def _transform(self, images: str, update: int) -> Tensor | None:
         """Draws of the consistency regularization for this process, from a separate stream."""

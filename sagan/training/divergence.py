@@ -16,7 +16,7 @@ from sagan.config.schema import Config, DivergenceSettings
 from sagan.evaluation.registry import DIRECTION
 from sagan.models.gan import GAN
 from sagan.runs.checkpoint import NETWORKS, OPTIMIZERS, Progress
-from sagan.training.losses import Objective
+from sagan.training.losses import LOSSES
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def in_state(step: int, gan: GAN) -> Divergence | None:
 
 
 def in_discriminator(
-    config: Config, objective: Objective, progress: Progress, values: Mapping[str, Tensor | float]
+    config: Config, progress: Progress, values: Mapping[str, Tensor | float]
 ) -> tuple[Progress, Divergence | None]:
     """A discriminator that has separated reals from fakes too well for `divergence.patience` steps.
 
@@ -65,8 +65,8 @@ def in_discriminator(
     if settings.saturation is None:
         return progress, None
     found = {name: float(value) for name, value in values.items()}
-    undecided = float(objective.loss.discriminator(torch.zeros(1), torch.zeros(1)))
-    share = (found["d_loss"] - objective.regularization(found)) / undecided
+    undecided = float(LOSSES[config.loss.name].discriminator(torch.zeros(1), torch.zeros(1)))
+    share = found.get("d_adversarial", found["d_loss"]) / undecided
     if share > settings.saturation:
         return replace(progress, saturated_since=None), None
     since = step if progress.saturated_since is None else progress.saturated_since

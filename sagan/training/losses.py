@@ -4,13 +4,14 @@ Logits are (B,), or (B, S) with one column per scale of the discriminator. Every
 so the mean over micro-batches is the term of the whole batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sagan.config.schema import Config, ConsistencySettings
 
@@ -40,6 +41,10 @@ def _critic(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return fake_logits.mean() - real_logits.mean()
 
 
+def _relativistic(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    return F.softplus(fake_logits - real_logits).mean()
+
+
 def _raise_logits(fake_logits: Tensor, _: Tensor | None) -> Tensor:
     return -fake_logits.mean()
 
@@ -48,10 +53,17 @@ def _non_saturating(fake_logits: Tensor, _: Tensor | None) -> Tensor:
     return F.softplus(-fake_logits).mean()
 
 
+def _relativistic_generator(fake_logits: Tensor, real_logits: Tensor | None) -> Tensor:
+    assert real_logits is not None
+    return F.softplus(real_logits - fake_logits).mean()
+
+
 LOSSES: dict[str, AdversarialLoss] = {
     "hinge": AdversarialLoss(_hinge, _raise_logits),  # Lim & Ye 2017; SAGAN eq. 4
     "non_saturating": AdversarialLoss(_logistic, _non_saturating),  # Goodfellow et al. 2014
     "wasserstein": AdversarialLoss(_critic, _raise_logits),  # Arjovsky et al. 2017
+    # Pairs of a real and a fake (Jolicoeur-Martineau 2018; R3GAN: Huang et al. 2025, arXiv:2501.05441, eq. 2)
+    "relativistic": AdversarialLoss(_relativistic, _relativistic_generator, needs_reals=True),
 }
 
 
@@ -67,38 +79,66 @@ def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GradientPenalty:
-    """weight · ½·E‖∇D(x)‖² on reals (R1) or fakes (R2). `name` is its key in the log, where it is unweighted."""
+    """weight · ½·E‖∇D(x)‖² on reals (R1) or fakes (R2). `name` is its key in the log, where it is unweighted.
+
+    `every`: n > 1 applies it in every n-th discriminator update only, n times as strong (lazy regularization, Karras et
+    al. 2020, arXiv:1912.04958, appendix B).
+    """
 
     name: str
     weight: float
     images: Literal["reals", "fakes"]
+    every: int = 1
+
+
+def lecam(real_logits: Tensor, fake_logits: Tensor, anchors: Tensor) -> Tensor:
+    """E(D(x) - α_F)² + E(D(G(z)) - α_R)² (Tseng et al. 2021, arXiv:2104.03310, eq. 6).
+
+    `anchors` (2,): α_R and α_F, moving averages of the logits of reals and of fakes. Differs from the paper: they start
+    at 0 and the term is active from the first step.
+    """
+    return (real_logits - anchors[1]).square().mean() + (fake_logits - anchors[0]).square().mean()
+
+
+def orthogonal_penalty(network: nn.Module) -> Tensor:
+    """Σ‖WᵀW ⊙ (1 - I)‖² over the network's convolutions and linear layers (Brock et al. 2019, arXiv:1809.11096, eq. 3).
+
+    The columns of Wᵀ are the filters, one per output channel; with spectral norm, W is the raw weight, as in the
+    authors' code. Class embeddings are left out.
+    """
+    terms = []
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            weight: Any = module.parametrizations.weight.original if is_parametrized(module) else module.weight  # type: ignore[union-attr]
+            gram = weight.flatten(1) @ weight.flatten(1).T  # (out, out)
+            terms.append((gram - torch.diag(gram.diag())).square().sum())
+    return torch.stack(terms).sum()
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The adversarial loss and the regularization of the discriminator.
+    """The adversarial loss and its regularization.
 
-    `policy`: DiffAugment's policies, applied to every input of the discriminator. `consistency`: weights of the
-    consistency regularization.
+    `policy`: DiffAugment's policies, applied to every input of the discriminator. `consistency`, `lecam`,
+    `orthogonal`: weights of these terms.
     """
 
     loss: AdversarialLoss
     penalties: Sequence[GradientPenalty] = ()
     policy: Sequence[str] = ()
     consistency: ConsistencySettings = field(default_factory=ConsistencySettings)
-
-    def regularization(self, values: Mapping[str, float]) -> float:
-        """The part of d_loss that is not adversarial, from the values that a discriminator step returns."""
-        weights = {penalty.name: penalty.weight for penalty in self.penalties}
-        weights |= {f"consistency_{name}": weight for name, weight in self.consistency}
-        return sum(weights.get(name, 1.0) * value for name, value in values.items() if name not in ADVERSARIAL)
-
-
-# Values of a step that are not regularization terms
-ADVERSARIAL = ("d_loss", "g_loss", "real_logits", "fake_logits")
+    lecam: float = 0.0
+    lecam_decay: float = 0.99
+    orthogonal: float = 0.0
 
 
 def make_objective(config: Config) -> Objective:
     """The objective of a config's `loss` and `augment`."""
-    penalties = [GradientPenalty("r1", config.loss.r1, "reals")] if config.loss.r1 else []
-    return Objective(LOSSES[config.loss.name], penalties, config.augment.policy, config.loss.consistency)
+    loss = config.loss
+    penalties = (
+        GradientPenalty("r1", loss.r1, "reals", loss.r1_every),
+        GradientPenalty("r2", loss.r2, "fakes", loss.r2_every),
+    )
+    penalties = [penalty for penalty in penalties if penalty.weight]
+    return Objective(LOSSES[loss.name], penalties, config.augment.policy, loss.consistency, loss.lecam,
+                     loss.lecam_decay, loss.orthogonal)  # fmt: skip

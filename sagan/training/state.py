@@ -123,10 +123,12 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
         compile_networks(generator, discriminator, cuda_graphs=config.training.cuda_graphs)
     prepared: Any = accelerator.prepare(generator, discriminator, *optimizers)
     gan = GAN(generator, discriminator, *prepared, ema=ema)
+    consistency = config.loss.consistency
     batches = Batches(
         config.seed, batch, config.optim.accumulation, accelerator.process_index, world, accelerator.device,
         generator.z_dim, classes, config.augment.policy, config.data.flip, config.training.channels_last,
-        transforms=any(weight for _, weight in config.loss.consistency),
+        transforms=bool(consistency.reals or consistency.fakes),
+        noise=bool(consistency.latents or consistency.diversity),
     )  # fmt: skip
     progress = Progress(0, scored=_scored(config))
     return Run(folder, config, data, accelerator, gan, make_objective(config), batches, progress)

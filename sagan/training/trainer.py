@@ -183,7 +183,7 @@ def _train_until(run: Run, log: RunLog, received: list[int]) -> Divergence | int
                 batches = list(zip(reals, latents, strict=True))
                 if settings.cuda_graphs:
                     begin_update()
-                values |= discriminator_step(run.gan, run.objective, batches, run.accelerator)
+                values |= discriminator_step(run.gan, run.objective, batches, run.accelerator, update)
             latents = run.batches.latents("generator", step)
             values |= generator_step(run.gan, run.objective, latents, run.accelerator, reals)
             decay = decay_at(run.config.ema, step + 1, settings.batch_size)
@@ -250,7 +250,7 @@ def _log(run: Run, log: RunLog, values: dict[str, torch.Tensor]) -> Divergence |
         log.say(warning)
     if step % settings.log_every:  # the last step, where a longer run would not log
         return None
-    run.progress, diverged = divergence.in_discriminator(run.config, run.objective, run.progress, values)
+    run.progress, diverged = divergence.in_discriminator(run.config, run.progress, values)
     return diverged
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sagan.training.augment import DRAWS, augment, draw_augmentation, flip
+from sagan.training.augment import DRAWS, augment, consistency_transform, draw_augmentation, flip
 
 POLICIES = [("color",), ("translation",), ("cutout",), ("cutout", "color"), ("color", "translation", "cutout")]
 
@@ -35,12 +35,12 @@ def slow_translation(image: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 def slow_cutout(image: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """A hole of half the side, its centre anywhere, cut off at the border."""
+    """A hole of half the side, its center anywhere, cut off at the border."""
     out, spans = image.copy(), []
     for side, number in zip(image.shape[1:], u, strict=True):
         length = int(side / 2 + 0.5)
-        centre = int(number * (side + (1 - length % 2)))
-        spans.append((centre - length // 2, centre - length // 2 + length))
+        center = int(number * (side + (1 - length % 2)))
+        spans.append((center - length // 2, center - length // 2 + length))
     for row, column in np.ndindex(image.shape[1:]):
         if spans[0][0] <= row < spans[0][1] and spans[1][0] <= column < spans[1][1]:
             out[:, row, column] = 0
@@ -68,6 +68,21 @@ def test_against_a_loop(policy: tuple[str, ...], size: tuple[int, int]) -> None:
         for name in policy:
             expected[image], left = SLOW[name](expected[image], left[: DRAWS[name]]), left[DRAWS[name] :]
     torch.testing.assert_close(augment(images, policy, draws), torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_consistency_transform_against_a_loop() -> None:
+    images, draws = inputs(("color",), count=8)  # three numbers each
+    moved = consistency_transform(images, draws).numpy()
+    height, width = images.shape[2:]
+    for image, u, found in zip(images.numpy(), draws.tolist(), moved, strict=True):
+        image = image[:, :, ::-1] if u[0] < 0.5 else image
+        shifts = []
+        for side, number in ((height, u[1]), (width, u[2])):
+            reach = int(side / 8 + 0.5)
+            shifts.append(range(-reach, reach + 1)[int(number * (2 * reach + 1))])
+        wide = np.pad(image, ((0, 0), (4, 4), (4, 4)), mode="reflect")
+        rows, columns = 4 + shifts[0], 4 + shifts[1]
+        np.testing.assert_array_equal(found, wide[:, rows : rows + height, columns : columns + width])
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids="+".join)
@@ -99,7 +114,7 @@ def test_draws_follow_from_the_seed() -> None:
 
 
 @pytest.mark.parametrize("resolution", [32, 64, 128, 256])
-def test_every_shift_and_centre_is_reached(resolution: int) -> None:
+def test_every_shift_and_center_is_reached(resolution: int) -> None:
     reach = resolution // 8
     image = torch.zeros(1, 3, resolution, resolution)
     image[:, :, resolution // 2] = 1

@@ -12,7 +12,7 @@ from sagan.layers.spectral_norm import hold_state
 from sagan.models.discriminator import Discriminator
 from sagan.training.losses import LOSSES, gradient_penalty
 
-REAL, FAKE = [2.0, 0.5, -1.5], [-3.0, 0.25, 1.5, 0.0]
+REAL, FAKE = [2.0, 0.5, -1.5, 1.0], [-3.0, 0.25, 1.5, 0.0]
 
 
 def softplus(x: float) -> float:
@@ -28,20 +28,22 @@ CLOSED_FORMS = {
     "non_saturating": (mean([softplus(-x) for x in REAL]) + mean(list(map(softplus, FAKE))),
                        mean([softplus(-x) for x in FAKE])),
     "wasserstein": (mean(FAKE) - mean(REAL), -mean(FAKE)),
+    "relativistic": (mean([softplus(f - r) for r, f in zip(REAL, FAKE, strict=True)]),
+                     mean([softplus(r - f) for r, f in zip(REAL, FAKE, strict=True)])),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_closed_form(name: str) -> None:
     real, fake = torch.tensor(REAL, dtype=torch.float64), torch.tensor(FAKE, dtype=torch.float64)
-    found = LOSSES[name].discriminator(real, fake).item(), LOSSES[name].generator(fake, None).item()
+    found = LOSSES[name].discriminator(real, fake).item(), LOSSES[name].generator(fake, real).item()
     assert found == pytest.approx(CLOSED_FORMS[name], rel=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_large_logits_stay_finite(name: str) -> None:
     logits = torch.tensor([-1e4, 1e4], requires_grad=True)
-    loss = LOSSES[name].discriminator(logits, logits) + LOSSES[name].generator(logits, None)
+    loss = LOSSES[name].discriminator(logits, logits.flip(0)) + LOSSES[name].generator(logits, logits.flip(0))
     (gradient,) = torch.autograd.grad(loss, logits)
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()

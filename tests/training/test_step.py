@@ -7,25 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from reference import Reference
 from tiny import one_process, tiny_batches, tiny_config, tiny_gan
 from torch import Tensor, nn
 
+from sagan.config.schema import ConsistencySettings
 from sagan.models.gan import GAN
-from sagan.training.augment import augment
-from sagan.training.losses import LOSSES, AdversarialLoss, GradientPenalty, Objective
+from sagan.training.augment import augment, consistency_transform
+from sagan.training.losses import LOSSES, GradientPenalty, Objective
 from sagan.training.step import LatentBatch, RealBatch, discriminator_step, generator_step
 
 MicroBatches = list[tuple[RealBatch, LatentBatch]]
 State = dict[str, Tensor]
 HINGE = Objective(LOSSES["hinge"])
-PAIRED = AdversarialLoss(  # relativistic, as in R3GAN (arXiv:2501.05441)
-    discriminator=lambda real_logits, fake_logits: F.softplus(fake_logits - real_logits).mean(),
-    generator=lambda fake_logits, real_logits: F.softplus(real_logits - fake_logits).mean(),
-    needs_reals=True,
-)
+R3GAN = [GradientPenalty("r1", 0.5, "reals"), GradientPenalty("r2", 2.0, "fakes")]
+ICR = ConsistencySettings(reals=2.0, fakes=3.0, latents=5.0, diversity=0.5, noise=0.1)
 
 
 def literal(network: nn.Module, moved: State, hold: bool) -> Reference:
@@ -48,10 +45,29 @@ def literal_d_update(gan: GAN, objective: Objective, batches: MicroBatches) -> t
         real_logits = critic.discriminator(augment(images, objective.policy, reals.augmentation), reals.labels)
         fake_logits = critic.discriminator(augment(fakes, objective.policy, draws.augmentation), draws.labels)
         loss = objective.loss.discriminator(real_logits, fake_logits)
+        regular = objective.consistency
+        for weight, logits, inputs, batch in (
+            (regular.reals, real_logits, images, reals), (regular.fakes, fake_logits, fakes, draws)
+        ):  # fmt: skip
+            if weight:
+                moved_images = augment(consistency_transform(inputs, batch.transform), objective.policy,
+                                       batch.augmentation)  # fmt: skip
+                again = critic.discriminator(moved_images, batch.labels)
+                loss = loss + weight * sum((a - b) ** 2 for a, b in zip(logits, again, strict=True)) / len(logits)
+        if regular.latents:
+            z = draws.z + regular.noise * draws.noise
+            near = literal(gan.generator, {}, hold=True).generator(z, draws.labels).detach()
+            again = critic.discriminator(augment(near, objective.policy, draws.augmentation), draws.labels)
+            loss = loss + regular.latents * ((fake_logits - again) ** 2).mean()
+        if objective.lecam:
+            mean_real, mean_fake = gan.discriminator.anchors.tolist()
+            loss = loss + objective.lecam * (
+                ((real_logits - mean_fake) ** 2).mean() + ((fake_logits - mean_real) ** 2).mean()
+            )
         for penalty in objective.penalties:
             logits, inputs = (real_logits, images) if penalty.images == "reals" else (fake_logits, fakes)
             (slope,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
-            loss = loss + penalty.weight / 2 * sum(image.square().sum() for image in slope) / len(slope)
+            loss = loss + penalty.every * penalty.weight / 2 * sum(image.square().sum() for image in slope) / len(slope)
         mean += loss.item() / len(batches)
         add_gradients(gradients, gan.discriminator, critic.state, loss / len(batches))
         moved = moved or critic.moved
@@ -75,6 +91,18 @@ def literal_g_update(
             images = augment(reals[index].images, objective.policy, reals[index].augmentation)
             real_logits = critic.discriminator(images, reals[index].labels)
         loss = objective.loss.generator(logits, real_logits)
+        if weight := objective.consistency.diversity:
+            still = literal(gan.generator, {n: t for n, t in moved.items() if n.endswith(("_u", "_v"))}, hold=True)
+            still.state = generator.state | {n: t for n, t in generator.moved.items() if n.endswith(("_u", "_v"))}
+            near = still.generator(draws.z + objective.consistency.noise * draws.noise, draws.labels)
+            loss = loss - weight * ((fakes - near) ** 2).mean()
+        for name, tensor in generator.state.items():
+            if objective.orthogonal and tensor.dim() in (2, 4) and "original" in name:
+                rows = tensor.flatten(1)
+                for i in range(len(rows)):
+                    for j in range(len(rows)):
+                        if i != j:
+                            loss = loss + objective.orthogonal * (rows[i] @ rows[j]) ** 2
         mean += loss.item() / len(batches)
         add_gradients(gradients, gan.generator, generator.state, loss / len(batches))
         moved = moved or generator.moved
@@ -147,15 +175,35 @@ def test_updates_are_the_literal_ones(d_steps: int, accumulation: int) -> None:
         (0, Objective(LOSSES["wasserstein"])),
         (4, Objective(LOSSES["hinge"], policy=("color", "translation", "cutout"))),
         (0, Objective(LOSSES["non_saturating"], [GradientPenalty("r1", 0.5, "reals")], ("translation", "color"))),
-        (4, Objective(PAIRED, [GradientPenalty("r1", 0.5, "reals"), GradientPenalty("r2", 2.0, "fakes")], ("color",))),
+        (4, Objective(LOSSES["relativistic"], R3GAN, ("color",))),
+        (4, Objective(LOSSES["hinge"], [GradientPenalty("r1", 0.5, "reals", every=4)])),
+        (4, Objective(LOSSES["hinge"], consistency=ConsistencySettings(reals=10.0))),
+        (4, Objective(LOSSES["hinge"], policy=("color",), consistency=ICR)),
+        (0, Objective(LOSSES["hinge"], R3GAN, consistency=ICR)),
+        (4, Objective(LOSSES["hinge"], lecam=0.3, lecam_decay=0.9)),
+        (4, Objective(LOSSES["hinge"], orthogonal=1e-2)),
     ],
-    ids=["r1", "unconditional", "augmented", "unconditional-r1-augmented", "relativistic"],
+    ids=[
+        "r1",
+        "unconditional",
+        "augmented",
+        "unconditional-r1-augmented",
+        "relativistic",
+        "lazy",
+        "consistency",
+        "icr",
+        "unconditional-icr-r1",
+        "lecam",
+        "orthogonal",
+    ],
 )
 def test_objectives_are_the_literal_ones(num_classes: int, objective: Objective) -> None:
     """Losses, gradient penalties, DiffAugment and missing labels enter an update as in the equations. Penalties are
     taken with respect to images before augmentation, and need second derivatives of attention."""
     config = tiny_config(f"augment.policy={list(objective.policy)}")
     gan = tiny_gan(config, num_classes)
+    if objective.lecam:
+        gan.discriminator.register_buffer("anchors", torch.tensor([0.7, -0.4], dtype=torch.float64))
     batches = tiny_batches(config, 2, 3, num_classes=num_classes)
     seen = steps_of(gan.discriminator, gan.discriminator_optimizer)
     gradients, _, loss = literal_d_update(gan, objective, batches)
@@ -165,9 +213,31 @@ def test_objectives_are_the_literal_ones(num_classes: int, objective: Objective)
     assert {penalty.name for penalty in objective.penalties} == logs.keys() & {"r1", "r2"}
     seen = steps_of(gan.generator, gan.generator_optimizer)
     reals, draws = (list(parts) for parts in zip(*batches, strict=True))
-    gradients, _, _ = literal_g_update(gan, objective, draws, reals if objective.loss.needs_reals else None)
-    generator_step(gan, objective, draws, one_process(), reals)
+    gradients, moved, loss = literal_g_update(gan, objective, draws, reals if objective.loss.needs_reals else None)
+    before = buffers(gan.generator)
+    logs = generator_step(gan, objective, draws, one_process(), reals)
+    assert logs["g_loss"].item() == pytest.approx(loss, rel=1e-10)
     assert_equal(seen[0], gradients, "gradient of G")
+    assert_equal(buffers(gan.generator), before | moved, "state of G")
+
+
+def test_lazy_penalties_are_left_out_between() -> None:
+    config = tiny_config()
+    gan, batches = tiny_gan(config), tiny_batches(config, 1, 2)
+    lazy = Objective(LOSSES["hinge"], [GradientPenalty("r1", 1.0, "reals", every=3)])
+    logs = [discriminator_step(gan, lazy, batches, one_process(), update) for update in range(4)]
+    assert ["r1" in values for values in logs] == [True, False, False, True]
+    assert all("d_adversarial" in values for values in logs)
+    assert logs[1]["d_loss"] == logs[1]["d_adversarial"]
+
+
+def test_anchors_of_lecam_follow_the_mean_logits() -> None:
+    gan, config = tiny_gan(tiny_config()), tiny_config()
+    gan.discriminator.register_buffer("anchors", torch.tensor([1.0, -1.0], dtype=torch.float64))
+    logs = discriminator_step(gan, Objective(LOSSES["hinge"], lecam=1.0, lecam_decay=0.9), tiny_batches(config, 2, 3),
+                              one_process())  # fmt: skip
+    expected = [0.9 + 0.1 * logs["real_logits"], -0.9 + 0.1 * logs["fake_logits"]]
+    torch.testing.assert_close(gan.discriminator.anchors, torch.stack(expected))
 
 
 def test_one_discriminator_forward_a_micro_batch() -> None:
@@ -253,7 +323,7 @@ def test_logs_are_means_without_graph() -> None:
     objective = Objective(LOSSES["hinge"], [GradientPenalty("r1", 1.0, "reals")])
     gan, batches = tiny_gan(config), tiny_batches(config, 3, 2)
     logs = discriminator_step(copy.deepcopy(gan), objective, batches, one_process())
-    assert set(logs) == {"d_loss", "real_logits", "fake_logits", "r1"}
+    assert set(logs) == {"d_loss", "d_adversarial", "real_logits", "fake_logits", "r1"}
     assert not any(value.requires_grad for value in logs.values())
     assert all(value.shape == () for value in logs.values())
     first = discriminator_step(gan, objective, batches[:1], one_process())

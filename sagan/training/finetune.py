@@ -1,16 +1,18 @@
 """Fine-tuning: start a run from the weights of another one of the same architecture, possibly with other classes."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.config.load import load_config
-from sagan.layers.normalization import BatchNorm, ConditionalBatchNorm
+from sagan.layers.normalization import BatchNorm, ClassEmbedding, ConditionalBatchNorm
 from sagan.layers.spectral_norm import refresh_spectral_norm
 from sagan.models.discriminator import Head
 from sagan.models.gan import GAN
+from sagan.models.generator import Generator
 from sagan.models.hub import load_exactly, read_snapshot, read_tensors
 from sagan.runs.checkpoint import require_whole_checkpoint
 from sagan.utils.errors import UserError
@@ -30,22 +32,34 @@ def initialize_from(gan: GAN, source: str) -> str:
     """
     if (Path(source) / "checkpoints").is_dir():
         checkpoint = require_whole_checkpoint(Path(source))
-        class_norm = load_config(Path(source) / "config.yaml").generator.class_norm
-        _load(gan.generator, read_tensors(checkpoint / "average.safetensors"), class_norm, source)
-        _load(gan.discriminator, read_tensors(checkpoint / "discriminator.safetensors"), class_norm, source)
+        settings = load_config(Path(source) / "config.yaml").generator.model_dump()
+        _load(gan.generator, read_tensors(checkpoint / "average.safetensors"), settings, source)
+        _load(gan.discriminator, read_tensors(checkpoint / "discriminator.safetensors"), settings, source)
         said = f"weights of both networks from {checkpoint}"
     else:
         config, state = read_snapshot(source)
         settings = config.get("generator")
-        _load(gan.generator, state, settings.get("class_norm", "") if isinstance(settings, dict) else "", source)
+        _load(gan.generator, state, settings if isinstance(settings, dict) else {}, source)
         said = f"generator weights from {source}; the discriminator starts from scratch (only a run holds one)"
     gan.ema.load_state_dict(gan.generator.state_dict())
     return said
 
 
-def _load(network: nn.Module, state: State, class_norm: str, source: str) -> None:
-    """Load the state of a network of the same architecture, with or without spectral norm, with any classes."""
+def _load(network: nn.Module, state: State, settings: dict[str, Any], source: str) -> None:
+    """Load the state of a network of the same architecture, with or without spectral norm, with any classes.
+
+    `settings`: of the generator in the source.
+    """
     plain = _plain(state)
+    shared, hierarchical = "shared.weight" in state, bool(settings.get("hierarchical"))
+    if isinstance(network, Generator) and (shared, hierarchical) != (
+        network.shared is not None,
+        network.settings.hierarchical,
+    ):
+        raise UserError(
+            f"{source}: its generator is of another architecture; generator.class_norm shared with classes, and "
+            "generator.hierarchical, must be as in the source"
+        )
     new: State = {}
     for name, own in network.state_dict().items():
         plain_name = name.replace(ORIGINAL, ".weight")
@@ -55,10 +69,14 @@ def _load(network: nn.Module, state: State, class_norm: str, source: str) -> Non
             new[name] = own  # refreshed below
         elif plain_name in plain:
             new[name] = plain[plain_name]
-    used = {name.replace(ORIGINAL, ".weight") for name in new}
+    if (anchors := network.state_dict().get("anchors")) is not None:  # of LeCam regularization
+        new.setdefault("anchors", anchors)
+    used = {"anchors", *(name.replace(ORIGINAL, ".weight") for name in new)}
     for prefix, module in network.named_modules():
-        if isinstance(module, BatchNorm | ConditionalBatchNorm):
-            new |= _class_tables(prefix, module, plain, class_norm == "linear", source)
+        if isinstance(module, ClassEmbedding):
+            new |= _embeddings(prefix, network.state_dict(), state)
+        elif isinstance(module, BatchNorm | ConditionalBatchNorm) and not (shared or hierarchical):
+            new |= _class_tables(prefix, module, plain, settings.get("class_norm") == "linear", source)
             used |= {f"{prefix}.{part}" for part in ("weight", "bias", "gain.weight", "bias.weight")}
         elif isinstance(module, Head):
             new |= _embeddings(f"{prefix}.embedding", network.state_dict(), state)

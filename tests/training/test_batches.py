@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 def batches(rank: int = 0, world: int = 1, accumulation: int = 1, **changes: object) -> Batches:
     whole = Batches(
         seed=3, batch_size=BATCH, accumulation=accumulation, rank=rank, world=world, device=torch.device("cpu"),
-        z_dim=5, num_classes=4, policy=("color", "cutout"), flips=True, channels_last=True,
+        z_dim=5, num_classes=4, policy=("color", "cutout"), flips=True, channels_last=True, transforms=True, noise=True,
     )  # fmt: skip
     return replace(whole, **changes)
 
@@ -107,6 +107,19 @@ def test_without_classes_there_are_no_labels(data: PreparedData) -> None:
     reals = without.reals(0, without.fetch(data)(0))
     assert all(m.labels is None for m in reals)
     assert torch.equal(reals[1].images, with_labels.reals(0, with_labels.fetch(data)(0))[1].images)
+
+
+def test_consistency_draws_leave_the_others_alone(data: PreparedData) -> None:
+    mine, without = batches(), batches(transforms=False, noise=False)
+    (full,), (plain,) = mine.latents("discriminator", 3), without.latents("discriminator", 3)
+    assert torch.equal(full.z, plain.z)
+    assert plain.transform is plain.noise is None
+    (reals,) = mine.reals(3, mine.fetch(data)(3))
+    (later,) = mine.latents("discriminator", 4)
+    (other,) = mine.latents("generator", 3)
+    assert len(torch.cat([full.transform, later.transform, reals.transform]).unique(dim=0)) == 3 * BATCH
+    assert len(torch.cat([full.noise, later.noise, other.noise]).unique(dim=0)) == 3 * BATCH
+    assert other.transform is None
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -22,7 +22,6 @@ from sagan.runs.checkpoint import Progress, list_checkpoints, newest_whole_check
 from sagan.training.batches import Batches
 from sagan.training.divergence import Divergence, in_discriminator, in_samples, in_state
 from sagan.training.logging import RunLog
-from sagan.training.losses import make_objective
 from sagan.training.rollback import recover
 from sagan.training.state import Run, resume
 from sagan.training.trainer import train
@@ -171,17 +170,14 @@ def test_a_saturated_discriminator_is_noticed(tmp_path: Path, data: PreparedData
 
 
 def test_saturation_is_of_the_adversarial_loss() -> None:
-    config = tiny_config("divergence.saturation=0.1", "divergence.patience=2", "loss.name=non_saturating", "loss.r1=2",
-                         "loss.consistency.reals=10")  # fmt: skip
-    objective = make_objective(config)
-    values = {"d_loss": 0.1 + 2 * 5.0 + 3.0 + 10 * 0.2, "r1": 5.0, "bases": 3.0, "consistency_reals": 0.2,
-              "real_logits": 9.0, "fake_logits": -9.0}  # fmt: skip
-    progress, divergence = in_discriminator(config, objective, Progress(7), values)
+    config = tiny_config("divergence.saturation=0.1", "divergence.patience=2", "loss.name=non_saturating", "loss.r1=2")
+    values = {"d_loss": 10.1, "d_adversarial": 0.1, "r1": 5.0, "real_logits": 9.0, "fake_logits": -9.0}
+    progress, divergence = in_discriminator(config, Progress(7), values)
     assert (progress.saturated_since, divergence) == (7, None)
-    assert in_discriminator(config, objective, replace(progress, step=9), values)[1] is not None
-    better, divergence = in_discriminator(config, objective, replace(progress, step=9), values | {"d_loss": 15.2})
+    assert in_discriminator(config, replace(progress, step=9), values)[1] is not None
+    better, divergence = in_discriminator(config, replace(progress, step=9), values | {"d_adversarial": 0.2})
     assert (better.saturated_since, divergence) == (None, None)
-    assert in_discriminator(tiny_config(), objective, Progress(7), values) == (Progress(7), None)
+    assert in_discriminator(tiny_config(), Progress(7), values) == (Progress(7), None)
 
 
 def silence(run: Run) -> None:

@@ -18,9 +18,13 @@ from sagan.utils.errors import UserError
 
 TABLE: tuple[str, ...] = ()
 LINEAR = ("generator.class_norm=linear",)
+SHARED = ("generator.class_norm=shared", "generator.shared_dim=6")
+BIGGAN = (*SHARED, "generator.hierarchical=true", "loss.lecam=1")
 BARE = ("generator.spectral_norm=false", "discriminator.spectral_norm=false")
 NORMS = pytest.mark.parametrize(
-    "norm", [TABLE, LINEAR, BARE, LINEAR + BARE], ids=["table", "linear", "bare", "bare-linear"]
+    "norm",
+    [TABLE, LINEAR, BARE, LINEAR + BARE, SHARED, BIGGAN],
+    ids=["table", "linear", "bare", "bare-linear", "shared", "biggan"],
 )
 KINDS = pytest.mark.parametrize("kind", ["run", "snapshot"])
 
@@ -112,6 +116,32 @@ def test_new_classes_start_at_the_mean_of_the_old(
     for label in range(max(after, 1)):
         labels = torch.full((3,), label) if after else None
         torch.testing.assert_close(images(ema_generator(gan.ema), labels), expected, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("norm", [SHARED, BIGGAN], ids=["shared", "biggan"])
+def test_new_classes_of_a_shared_embedding_start_at_the_mean(tmp_path: Path, norm: tuple[str, ...]) -> None:
+    old, source = source_of(tmp_path, "run", 4, norm)
+    gan = fresh(7, *norm)
+    initialize_from(gan, source)
+    expected = images(ema_generator(old.ema), evenly(4))
+    for label in (0, 6):
+        found = images(ema_generator(gan.ema), torch.full((3,), label))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+    assert gan.generator.shared is not None
+    assert not torch.equal(gan.generator.shared.weight.mean(0), torch.zeros(6))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "classes"),
+    [(SHARED, TABLE, 4), (LINEAR, SHARED, 4), (SHARED, BIGGAN, 4), (BIGGAN, SHARED, 7), (BIGGAN, BIGGAN, 0)],
+    ids=["shared-table", "linear-shared", "shared-biggan", "biggan-shared", "no-classes"],
+)
+def test_another_conditioning_is_refused(
+    tmp_path: Path, before: tuple[str, ...], after: tuple[str, ...], classes: int
+) -> None:
+    _, source = source_of(tmp_path, "snapshot", 4, before)
+    with pytest.raises(UserError, match="must be as in the source"):
+        initialize_from(fresh(classes, *after), source)
 
 
 @KINDS

@@ -30,6 +30,13 @@ RICH = ("optim.d_steps=2", "optim.accumulation=2", "data.flip=true", "augment.po
         "loss.r1=0.5", "loss.name=non_saturating", "ema.half_life=30", "ema.start=2")  # fmt: skip
 
 
+REGULARIZED = (
+    "generator.class_norm=shared", "generator.hierarchical=true", "loss.name=relativistic", "loss.r1=0.5",
+    "loss.r1_every=2", "loss.r2=0.1", "loss.lecam=0.1", "loss.orthogonal=1e-4",
+    "loss.consistency={reals: 5, fakes: 2, latents: 1, diversity: 0.1}",
+)  # fmt: skip
+
+
 STANDIN = register_standin()
 SCORED = ("evaluate.every=1", "evaluate.num=8", "evaluate.metrics=[coherence]")
 pytestmark = pytest.mark.usefixtures("alone")
@@ -51,13 +58,10 @@ STATEFUL = tuple(  # bases of EM attention and running statistics in both networ
 )
 
 
-BIGGAN = ("generator.class_norm=shared", "generator.hierarchical=true")
-
-
 @pytest.mark.parametrize(
     "settings",
-    [(), ("data.num_classes=0",), RICH, (*RICH, "optim.decay=linear", "optim.decay_start=1"), STATEFUL, BIGGAN],
-    ids=["plain", "unconditional", "rich", "decay", "bases", "biggan"],
+    [(), ("data.num_classes=0",), RICH, (*RICH, "optim.decay=linear", "optim.decay_start=1"), STATEFUL, REGULARIZED],
+    ids=["plain", "unconditional", "rich", "decay", "bases", "biggan-regularized"],
 )
 def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, data: PreparedData, settings: tuple[str, ...]) -> None:
     config = tiny_config(*settings, "training.steps=5")

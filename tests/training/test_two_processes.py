@@ -42,8 +42,22 @@ def test_processes_without_a_gpu_know_each_other(tmp_path: Path, data: PreparedD
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"loss": {"name": "non_saturating", "r1": 1.0}, "augment": {"policy": ["color", "translation"]}}],
-    ids=["plain", "r1-augmented"],
+    [
+        {},
+        {"loss": {"name": "non_saturating", "r1": 1.0}, "augment": {"policy": ["color", "translation"]}},
+        {
+            "loss": {
+                "name": "relativistic",
+                "r1": 0.5,
+                "r2": 0.5,
+                "r2_every": 2,
+                "lecam": 0.1,
+                "orthogonal": 1e-4,
+                "consistency": {"reals": 5, "fakes": 2, "latents": 1, "diversity": 0.1},
+            }
+        },
+    ],
+    ids=["plain", "r1-augmented", "regularized"],
 )
 def test_micro_batches_of_two_processes_are_those_of_one(
     tmp_path: Path, data: PreparedData, settings: dict[str, dict]

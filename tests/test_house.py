@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: package levels and the length of functions."""
+"""Package levels and the length of functions."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ FILES = sorted([*(ROOT / "sagan").rglob("*.py"), ROOT / "train.py", ROOT / "samp
 LONGEST_FUNCTION = 50
 
 
-def test_floors():
+def test_package_levels():
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == EXIT_STATUS_SUCCESS
 
 

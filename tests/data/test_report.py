@@ -1,4 +1,4 @@
-"""What the doctor counts, warns of and says."""
+"""Findings, warnings and the text of the report."""
 
 import numpy as np
 

@@ -73,12 +73,12 @@ def test_objects_keep_to_their_halves(resolution: int) -> None:
         assert not (right[:, ::-1] & ~inside).any()
 
 
-def test_masks_are_where_the_colour_is() -> None:
+def test_masks_are_where_the_color_is() -> None:
     for index in range(40):
         image, _, where = render(index, 64)
         masks = object_masks(where, 64)
-        coloured = chroma(image) > SATURATION * VALUE / 2
-        wrong = coloured ^ masks.any(0)
+        colored = chroma(image) > SATURATION * VALUE / 2
+        wrong = colored ^ masks.any(0)
         assert wrong.sum() < 0.05 * masks.sum()
         for mask, (x, y), radius in zip(masks, where.centers, where.radii, strict=True):
             rows, columns = np.nonzero(mask)
@@ -87,14 +87,14 @@ def test_masks_are_where_the_colour_is() -> None:
             assert RADII[0] <= radius <= RADII[1]
 
 
-def test_both_objects_have_the_hue_of_the_scene_and_the_background_is_nearly_grey() -> None:
+def test_both_objects_have_the_hue_of_the_scene_and_the_background_is_nearly_gray() -> None:
     for index in range(40):
         image, _, where = render(index, 128)
         masks = object_masks(where, 128)
         for mask in masks:
-            colour = np.median(image[mask], axis=0, keepdims=True) / 255
-            assert abs((rgb_to_hue(colour)[0] - where.hue + 180) % 360 - 180) < 1
-            assert np.ptp(colour) == pytest.approx(SATURATION * VALUE, abs=0.01)
+            color = np.median(image[mask], axis=0, keepdims=True) / 255
+            assert abs((rgb_to_hue(color)[0] - where.hue + 180) % 360 - 180) < 1
+            assert np.ptp(color) == pytest.approx(SATURATION * VALUE, abs=0.01)
         assert np.percentile(chroma(image)[~masks.any(0)], 90) < TINT + 0.01
 
 

@@ -1,7 +1,9 @@
-"""Files are whole or absent, whatever fails in between."""
+"""Atomic files and folders, JSON, checksums."""
 
 import hashlib
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -24,22 +26,6 @@ def test_atomic_file_appears_whole(tmp_path: Path) -> None:
     assert names(path.parent) == ["a.txt"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_atomic_file_that_fails_leaves_the_old_one(tmp_path: Path, error: type[BaseException]) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-
-    def write_half() -> None:
-        with atomic_file(path) as temporary:
-            temporary.write_text("half of the n")
-            raise error
-
-    with pytest.raises(error):
-        write_half()
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["a.txt"]
-
-
 def test_atomic_folder_replaces_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "00000001"
     for content in ("old", "new"):
@@ -51,19 +37,22 @@ def test_atomic_folder_replaces_the_old_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_atomic_folder_that_fails_leaves_the_old_one(tmp_path: Path, error: type[BaseException]) -> None:
+@pytest.mark.parametrize("kind", [atomic_file, atomic_folder])
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, kind: Callable[[Path], AbstractContextManager[Path]], error: type[BaseException]
+) -> None:
     path = tmp_path / "00000001"
-    with atomic_folder(path) as temporary:
-        (temporary / "a").write_text("old")
 
-    def write_half() -> None:
-        with atomic_folder(path) as temporary:
-            (temporary / "a").write_text("new")
-            raise error
+    def write(text: str, fail: bool) -> None:
+        with kind(path) as temporary:
+            (temporary / "a" if kind is atomic_folder else temporary).write_text(text)
+            if fail:
+                raise error
 
+    write("old", fail=False)
     with pytest.raises(error):
-        write_half()
-    assert (path / "a").read_text() == "old"
+        write("half of the n", fail=True)
+    assert (path / "a" if kind is atomic_folder else path).read_text() == "old"
     assert names(tmp_path) == ["00000001"]
 
 
@@ -75,7 +64,7 @@ def test_json_round_trip_and_stable_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe", b"nope"], ids=["empty", "cut", "binary", "text"])
-def test_damaged_json_is_the_users_to_know(tmp_path: Path, content: bytes) -> None:
+def test_damaged_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json"):
         read_json(tmp_path / "a.json")

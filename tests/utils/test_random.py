@@ -1,4 +1,4 @@
-"""Keyed generators: the same numbers everywhere, other ones for every purpose."""
+"""Keyed generators: the same numbers everywhere, different ones for every purpose."""
 
 from itertools import combinations
 

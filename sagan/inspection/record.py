@@ -44,12 +44,7 @@ class Recording:
 
 
 def attention_of(
-    generator: Generator,
-    z: Tensor,
-    labels: Tensor | None,
-    seeds: Sequence[int],
-    points: Points,
-    progress: bool = False,
+    generator: Generator, z: Tensor, labels: Tensor | None, seeds: Sequence[int], points: Points, progress: bool = False
 ) -> Recording:
     """Generate images of z (B, z_dim) and labels (B,) and record the attention of `points`.
 

@@ -1,4 +1,4 @@
-"""A page of four images with known maps: every way of packing and drawing them, and a hostile class name."""
+"""Known maps of four images: every way of packing and drawing them, and a hostile class name. A generator with maps."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,11 @@ import numpy as np
 import torch
 
 from sagan.attention import AttentionMap
+from sagan.config.load import load_config
 from sagan.inspection.page import Layer, pack
 from sagan.inspection.record import Recording, grid_points
+from sagan.models.generator import Generator, build_generator
+from sagan.sampling.sampler import default_labels, latents
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>&amp;"
 NAMES = ("disc", "ring", HOSTILE)
@@ -83,3 +86,20 @@ def known_recording(layers: list[Known]) -> Recording:
         resolution={k.name: k.size for k in layers},
         class_names=NAMES,
     )
+
+
+SEEDS = list(range(3, 14))  # more than one batch of 8
+
+
+def sharp_generator(num_classes: int = 4) -> Generator:
+    """Two attention modules whose maps are not uniform, gamma not 0; in training mode with spectral norm."""
+    attention = "generator.attention={8: {name: self_attention, pool: false}, 16: self_attention}"
+    generator = build_generator(load_config(None, ["generator.channels=4", attention]), num_classes)
+    for module, gamma in zip(generator.attention.values(), (0.5, -0.3), strict=True):
+        module.gamma.data.fill_(gamma)  # type: ignore[union-attr]
+        module.query.register_forward_hook(lambda _module, _inputs, output: 100 * output)  # type: ignore[union-attr]
+    return generator
+
+
+def inputs_of(generator: Generator) -> tuple[torch.Tensor, torch.Tensor | None, list[int]]:
+    return latents(SEEDS, generator.z_dim), default_labels(SEEDS, generator.num_classes), SEEDS

@@ -60,17 +60,6 @@ def test_health_equals_loops_over_every_cell(size: tuple[int, int], keys: tuple[
     assert shared == pytest.approx(map_health(rows_map(weights), points[:1].expand(2, -1, -1), size))
 
 
-def test_health_of_one_hot_rows() -> None:
-    weights = torch.zeros(1, 1, 3, 10, 10)
-    weights[0, 0, 0, 0, 0] = weights[0, 0, 1, 0, 9] = weights[0, 0, 2, 3, 3] = 1
-    point = pixel_points(torch.tensor([[0, 0]]), 10, 10)
-    each = [map_health(rows_map(weights[:, :, j : j + 1]), point, (10, 10)) for j in range(3)]
-    assert [h["distance"] for h in each] == pytest.approx([0, 0.9, 0.3 * math.sqrt(2)])
-    assert [h["far_mass"] for h in each] == [0, 1, 0]
-    assert [h["entropy"] for h in each] == [0, 0, 0]
-    assert each[0]["uniform_far_mass"] == pytest.approx(1 - 16 / 100)
-
-
 def test_variation_is_the_mean_distance_between_the_rows_of_two_points() -> None:
     weights, _ = random_map((4, 6))
     rows = weights.flatten(3)

@@ -11,19 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from page_case import HOSTILE, Known, dot_product_rows, known_layers, known_recording
+from page_case import HOSTILE, Known, dot_product_rows, inputs_of, known_layers, known_recording, sharp_generator
 
 from sagan.attention import record_attention
-from sagan.config.load import load_config
 from sagan.inspection import page
 from sagan.inspection.page import Layer, attention_page, pack, pack_layers, unpack, write_page
 from sagan.inspection.record import Recording, attention_of, grid_points
-from sagan.models.generator import Generator, build_generator
-from sagan.sampling.sampler import default_labels, latents
+from sagan.models.generator import Generator
 from sagan.utils.errors import UserError
 
 HEALTH = {"attention.16x16": {"gamma": 0.5, "entropy": 0.61, "uniform_entropy": 1.0}}
-SEEDS = list(range(2, 13))  # more than one batch of 8
 
 
 @pytest.fixture(scope="module")
@@ -41,52 +38,26 @@ def recording(known: list[Known]) -> Recording:
     return known_recording(known)
 
 
-def inputs(generator: Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return latents(SEEDS, generator.z_dim), default_labels(SEEDS, 4)
+def packed_layers(generator: Generator, count: int = 11, largest: float = 64) -> list[Layer]:
+    z, labels, seeds = inputs_of(generator)
+    assert labels is not None
+    z, labels, seeds = z[:count], labels[:count], seeds[:count]
+    return pack_layers(generator, z, labels, attention_of(generator, z, labels, seeds, grid_points(1)), largest)
 
 
-def small_generator() -> Generator:
-    attention = "generator.attention={8: {name: self_attention, pool: false}, 16: self_attention}"
-    generator = build_generator(load_config(None, ["generator.channels=4", attention]), 4)
-    for module in generator.attention.values():
-        module.gamma.data.fill_(0.5)  # type: ignore[union-attr]
-        module.query.register_forward_hook(lambda _module, _inputs, output: 100 * output)  # type: ignore[union-attr]
-    return generator
+class Page(HTMLParser):
+    """The elements of a page, each as its name and attributes, and the text of scripts and styles."""
 
-
-def packed_layers(generator: Generator, **options: float) -> list[Layer]:
-    z, labels = inputs(generator)
-    return pack_layers(generator, z, labels, attention_of(generator, z, labels, SEEDS, grid_points(1)), **options)
-
-
-class Elements(HTMLParser):
-    """Every element with its attributes, and the text in each script and style."""
-
-    def __init__(self, page: str):
+    def __init__(self, text: str):
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.inside = False
-        self.feed(page)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.scripts = dict(re.findall('<script type="[a-z/]*" id="(.*?)">(.*?)</script>', text))
+        self.code, self.style = (re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[0] for tag in ("script", "style"))
+        self.content = json.loads(self.scripts["data"])
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        self.texts.append("")
-        self.inside = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = False
-
-    def handle_data(self, data: str) -> None:
-        if self.inside:
-            self.texts[-1] += data
-
-    def named(self, tag: str) -> list[tuple[dict[str, str | None], str]]:
-        return [(attrs, text) for (name, attrs), text in zip(self.found, self.texts, strict=True) if name == tag]
-
-    def content(self) -> dict:
-        """Input of the page's script."""
-        return json.loads(next(text for attrs, text in self.named("script") if attrs.get("id") == "data"))
+        self.elements.append((tag, dict(attrs)))
 
 
 @pytest.mark.parametrize(("n", "m", "width", "spread", "form"), [
@@ -130,49 +101,36 @@ def test_underflowed_weights_do_not_affect_the_others() -> None:
 
 
 def test_packed_maps_are_those_of_the_network() -> None:
-    generator = small_generator().train()
-    z, labels = inputs(generator)
-    before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    generator = sharp_generator()
     layers = packed_layers(generator)
-    assert generator.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in generator.state_dict().items())
     with record_attention(generator.eval()) as full, torch.no_grad():
-        generator(z, labels)
+        generator(*inputs_of(generator)[:2])
     assert [layer.name for layer in layers] == list(full) == ["attention.8x8", "attention.16x16"]
     for layer in layers:
         weights = full[layer.name].weights.flatten(3).numpy()  # (B, heads, N, M)
         assert weights.max() > 3 / 64  # or rows would be alike
-        for i, heads in enumerate(layer.maps):
-            for head, packed in enumerate(heads):
-                unpacked, expected = unpack(packed), weights[i, head]
-                assert (np.abs(unpacked - expected) <= expected.max(axis=1, keepdims=True) / 250).all()
+        unpacked = np.array([[unpack(packed) for packed in heads] for heads in layer.maps])
+        assert (np.abs(unpacked - weights) <= weights.max(axis=3, keepdims=True) / 250).all()
 
 
 def test_a_page_that_would_be_too_large_names_a_number_of_images_that_fits() -> None:
-    generator = small_generator()
-    z, labels = inputs(generator)
+    generator = sharp_generator()
     with pytest.raises(UserError, match="maps of 11 images need about") as error:
         packed_layers(generator, largest=0.02)
     fitting = re.search("at most ([0-9]+)", str(error.value))
     assert fitting
-    rows = slice(int(fitting[1]))
-    assert labels is not None
-    few = attention_of(generator, z[rows], labels[rows], SEEDS[rows], grid_points(1))
-    pack_layers(generator, z[rows], labels[rows], few, largest=0.02)
+    packed_layers(generator, int(fitting[1]), largest=0.02)
 
 
 def test_maps_that_are_too_large_are_refused_before_they_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = small_generator()
-    z, labels = inputs(generator)
-    recording = attention_of(generator, z, labels, SEEDS, grid_points(1))
     monkeypatch.setattr(page, "MAX_WEIGHTS", 64 * 64 + 256 * 64 - 1)
     monkeypatch.setattr(page, "record_batch", None)
     with pytest.raises(UserError, match=r"attention\.16x16: all rows of its map"):
-        pack_layers(generator, z, labels, recording)
+        packed_layers(sharp_generator())
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
-    diverged = small_generator()
+    diverged = sharp_generator()
     for parameter in diverged.attention["8x8"].query.parameters():  # type: ignore[union-attr]
         parameter.data.fill_(torch.nan)
     with pytest.raises(UserError, match=r"attention\.8x8: its weights are not finite"):
@@ -180,23 +138,22 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 
 
 def test_the_page_holds_every_map_and_loads_nothing(recording: Recording, layers: list[Layer]) -> None:
-    elements = Elements(attention_page(recording, layers, HEALTH, "runs/shapes"))
-    scripts = {attrs.get("id"): text for attrs, text in elements.named("script")}
-    for i, layer in enumerate(layers):
-        for image, heads in enumerate(layer.maps):
-            for head, packed in enumerate(heads):
-                assert base64.b64decode(scripts.pop(f"map-{i}-{image}-{head}")) == packed.content
-    assert set(scripts) == {"data", None}
-    content = elements.content()
-    assert [layer["scale"] for layer in content["layers"]] == ["share"] * 4 + ["signed", "gate"]
-    assert all(image["source"].startswith("data:image/png;base64,") for image in content["images"])
-    linked = [a.get("src") or a.get("href") for _, a in elements.found if "src" in a or "href" in a]
+    page = Page(attention_page(recording, layers, HEALTH, "runs/shapes"))
+    expected = {
+        f"map-{i}-{image}-{head}": packed.content
+        for i, layer in enumerate(layers)
+        for image, heads in enumerate(layer.maps)
+        for head, packed in enumerate(heads)
+    }
+    assert {name: base64.b64decode(text) for name, text in page.scripts.items() if name != "data"} == expected
+    assert [layer["scale"] for layer in page.content["layers"]] == ["share"] * 4 + ["signed", "gate"]
+    assert all(image["source"].startswith("data:image/png;base64,") for image in page.content["images"])
+    linked = [a.get("src") or a.get("href") for _, a in page.elements if "src" in a or "href" in a]
     assert linked == ["data:,"]
-    style = elements.named("style")[0][1]
-    assert "://" not in scripts[None]
-    assert "url(" not in style
-    policy = next(attrs["content"] for attrs, _ in elements.named("meta") if attrs.get("http-equiv"))
-    hashes = [base64.b64encode(sha256(text.encode()).digest()).decode() for text in (scripts[None], style)]
+    assert "://" not in page.code
+    assert "url(" not in page.style
+    policy = next(attrs["content"] for tag, attrs in page.elements if tag == "meta" and attrs.get("http-equiv"))
+    hashes = [base64.b64encode(sha256(text.encode()).digest()).decode() for text in (page.code, page.style)]
     assert policy == (
         f"default-src 'none'; img-src data:; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; "
         "base-uri 'none'; form-action 'none'"
@@ -205,10 +162,10 @@ def test_the_page_holds_every_map_and_loads_nothing(recording: Recording, layers
 
 def test_class_names_and_source_are_escaped(recording: Recording, layers: list[Layer]) -> None:
     text = attention_page(recording, layers, HEALTH, HOSTILE)
-    elements, harmless = Elements(text), Elements(attention_page(recording, layers, HEALTH, "runs/shapes"))
-    assert [tag for tag, _ in elements.found] == [tag for tag, _ in harmless.found]
+    page, harmless = Page(text), Page(attention_page(recording, layers, HEALTH, "runs/shapes"))
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in harmless.elements]
     assert 'onerror="' not in text
-    assert elements.content()["images"][2]["name"] == HOSTILE
+    assert page.content["images"][2]["name"] == HOSTILE
     assert attention_page(recording, layers, {HOSTILE: {"gamma": 0.5}}, "a").count("<img") == 0
 
 
@@ -229,7 +186,7 @@ def test_the_page_shows_the_statistics_and_the_error_of_storage(recording: Recor
 def test_images_without_class_names(recording: Recording, layers: list[Layer]) -> None:
     for label, expected in ((-1, ""), (7, "class 7")):
         nameless = replace(recording, labels=np.full(4, label), class_names=())
-        content = Elements(attention_page(nameless, layers, {}, "a")).content()
+        content = Page(attention_page(nameless, layers, {}, "a")).content
         assert [image["name"] for image in content["images"]] == [expected] * 4
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 from page_case import HOSTILE, NAMES, RESOLUTION, Known, known_layers, known_recording
 from PIL import Image
 
-from sagan.inspection import figure as tiles
+from sagan.inspection import figure
 from sagan.inspection.page import write_page
 from sagan.inspection.record import Recording
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--no-first-run", "--disable-quic",
@@ -83,17 +81,20 @@ class Screen:
     def shown(self, image: int) -> np.ndarray | None:
         return self.pixels(f"figure:nth-child({image + 1}) canvas")
 
-    def expected(self, image: int, points: list[tuple[Cell, int]], side: int, smooth: bool = False) -> np.ndarray:
-        """The overlay of cells, each with the number of its color."""
-        large = self.data.images[image].repeat(side // RESOLUTION, 0).repeat(side // RESOLUTION, 1).astype(np.float32)
-        maps = [self.known.at(image, self.head, cell) for cell, _ in points]
-        alphas = [tiles.opacity(weights, self.known.size, side, smooth) for weights in maps]
-        if len(points) == 1:
-            return tiles.overlay(large, alphas[0], tiles.color_of(points[0][1]))
-        return blended(large, alphas, [tiles.COLORS[slot % len(tiles.COLORS)] for _, slot in points])
+    def check(self, image: int, *cells: Cell, slots: Sequence[int] = range(8), smooth: bool = False,
+              side: int = RESOLUTION, canvas: str = "") -> None:  # fmt: skip
+        """A canvas must show the image under the maps of these cells, in the colors of `slots`."""
+        large = figure.enlarged(self.data.images[image], side)
+        maps = [self.known.at(image, self.head, cell) for cell in cells]
+        alphas = [figure.opacity(weights, self.known.size, side, smooth) for weights in maps]
+        expected = blended(large, alphas, [figure.COLORS[slot] for slot in slots[: len(cells)]])
+        assert_close(self.pixels(canvas or f"figure:nth-child({image + 1}) canvas"), expected)
 
     def text(self, selector: str) -> str:
         return self.page.inner_text(selector)
+
+    def count(self, selector: str) -> int:
+        return self.page.locator(selector).count()
 
 
 def blended(large: np.ndarray, alphas: list[np.ndarray], colors: list[tuple[int, int, int]]) -> np.ndarray:
@@ -103,6 +104,12 @@ def blended(large: np.ndarray, alphas: list[np.ndarray], colors: list[tuple[int,
     clear = np.prod(1 - every, axis=0)
     mean = (every * np.array(colors)[:, None, None]).sum(0) / np.maximum(every.sum(0), 1e-9)
     return clear * (16 + 0.35 * gray) + (1 - clear) * mean * (0.7 + 0.3 * gray / 255)
+
+
+def assert_close(shown: np.ndarray | None, expected: np.ndarray) -> None:
+    assert shown is not None
+    assert shown.shape == expected.shape
+    assert np.abs(shown - expected).max() <= CLOSE
 
 
 @pytest.fixture(scope="module")
@@ -159,43 +166,30 @@ def screen(opened: Callable[..., Screen]) -> Screen:
     return opened()
 
 
-def assert_close(shown: np.ndarray | None, expected: np.ndarray) -> None:
-    assert shown is not None
-    assert shown.shape == expected.shape
-    assert np.abs(shown - expected).max() <= CLOSE
-
-
 @pytest.mark.parametrize(("layer", "head"), [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)])
 def test_the_map_of_the_cell_under_the_pointer(screen: Screen, layer: int, head: int) -> None:
     chosen = screen.choose(layer, head)
     height, width = chosen.known.size
     for image, cell in ((0, (0, 0)), (1, (height - 1, 1)), (2, (2, width - 1)), (3, (height // 2, 3))):
         chosen.hover(image, cell)
-        shown = chosen.shown(image)
-        assert shown is not None
-        assert_close(shown, chosen.expected(image, [(cell, 0)], len(shown)))
-    assert len(shown) == (128 if layer == 3 else RESOLUTION)  # 7 cells do not end at pixels of 32
+        chosen.check(image, cell, side=128 if layer == 3 else RESOLUTION)  # 7 cells do not end at pixels of 32
 
 
-def test_the_map_follows_the_pointer_and_leaving_restores_the_image(screen: Screen) -> None:
+def test_map_and_outline_follow_the_pointer_and_leaving_restores_the_image(screen: Screen) -> None:
     for column in range(5, 9):
         screen.hover(1, (4, column))
-        assert_close(screen.shown(1), screen.expected(1, [((4, column), 0)], RESOLUTION))
-    screen.hover(2, (4, 4))
+        screen.check(1, (4, column))
+    screen.hover(2, (3, 11))
     assert screen.shown(1) is None
-    assert screen.shown(2) is not None
-    screen.leave()
-    assert screen.shown(2) is None
-
-
-def test_the_cell_under_the_pointer_is_outlined(screen: Screen) -> None:
-    screen.hover(0, (3, 11))
-    outer, inner = (screen.page.locator(f"figure:first-child {part}").bounding_box() for part in (".image", ".cell"))
+    screen.check(2, (3, 11))
+    outer, inner = (screen.page.locator(f"figure:nth-child(3) {part}").bounding_box() for part in (".image", ".cell"))
     assert outer
     assert inner
     assert inner["x"] - outer["x"] == pytest.approx(11 / 16 * outer["width"], abs=0.1)
     assert inner["y"] - outer["y"] == pytest.approx(3 / 16 * outer["height"], abs=0.1)
     assert inner["width"] == pytest.approx(outer["width"] / 16, abs=0.1)
+    screen.leave()
+    assert screen.shown(2) is None
 
 
 def test_the_peak_is_described_and_announced(screen: Screen) -> None:
@@ -215,11 +209,10 @@ def test_the_peak_is_described_and_announced(screen: Screen) -> None:
 def test_flat_maps_stay_faint(screen: Screen) -> None:
     flat = screen.choose(2)
     flat.hover(0, (4, 4))
-    peak = flat.known.at(0, 0, (4, 4)).max() * 64
-    assert peak < 4
+    assert flat.known.at(0, 0, (4, 4)).max() * 64 < 4
     assert flat.text("#full") == "Full color: 4× uniform, more than any weight here"
     assert flat.text("#ticks").split() == ["0", "uniform", "4×"]
-    assert_close(flat.shown(0), flat.expected(0, [((4, 4), 0)], RESOLUTION))
+    flat.check(0, (4, 4))
 
 
 def test_signed_weights_have_two_colors_and_gates_are_not_stretched(screen: Screen) -> None:
@@ -228,14 +221,14 @@ def test_signed_weights_have_two_colors_and_gates_are_not_stretched(screen: Scre
     signed.hover(2, (9, 9))
     weights = signed.known.at(2, 0, (9, 9)).repeat(4, 0).repeat(4, 1)
     alpha = np.abs(weights) / np.abs(weights).max()
-    negative, positive = (blended(large, [alpha], [color]) for color in tiles.SIGNS)
+    negative, positive = (blended(large, [alpha], [color]) for color in figure.SIGNS)
     assert_close(signed.shown(2), np.where(weights[..., None] < 0, negative, positive))
     assert signed.text("#ticks").split()[1] == "0"
     assert "smallest −" in signed.text("#words")
     gate = screen.choose(5)
     gate.hover(2, (1, 2))
     opened = gate.known.at(2, 0, (1, 2))
-    assert_close(gate.shown(2), blended(large, [opened.repeat(4, 0).repeat(4, 1)], [tiles.COLORS[0]]))
+    assert_close(gate.shown(2), blended(large, [opened.repeat(4, 0).repeat(4, 1)], [figure.COLORS[0]]))
     assert gate.text("#peak").split()[0] == f"{opened.max():.2g}"
 
 
@@ -245,63 +238,61 @@ def test_pins_have_the_figures_colors_and_a_click_removes_one(screen: Screen) ->
         screen.click(0, cell)
     screen.click(3, (8, 8))
     screen.leave()
-    assert_close(screen.shown(0), screen.expected(0, [(cell, i) for i, cell in enumerate(cells)], RESOLUTION))
-    assert_close(screen.shown(3), screen.expected(3, [((8, 8), 3)], RESOLUTION))
+    screen.check(0, *cells)
+    screen.check(3, (8, 8), slots=[3])
     for i, cell in enumerate(cells):
-        assert_close(screen.pixels(f".tile:nth-child({i + 1}) canvas"), screen.expected(0, [(cell, i)], RESOLUTION))
-    colors = screen.page.eval_on_selector_all(
-        ".image .pin", "pins => pins.map(p => getComputedStyle(p).backgroundColor)"
-    )
-    assert colors == [f"rgb({r}, {g}, {b})" for r, g, b in tiles.COLORS[:4]]
+        screen.check(0, cell, slots=[i], canvas=f".tile:nth-child({i + 1}) canvas")
+    colors = "pins => pins.map(p => getComputedStyle(p).backgroundColor)"
+    found = screen.page.eval_on_selector_all(".image .pin", colors)
+    assert found == [f"rgb({r}, {g}, {b})" for r, g, b in figure.COLORS[:4]]
     screen.click(0, cells[1])
     screen.leave()
-    assert_close(screen.shown(0), screen.expected(0, [(cells[0], 0), (cells[2], 2)], RESOLUTION))
-    screen.hover(1, (5, 5))  # the free color is the next one's
-    assert_close(screen.shown(1), screen.expected(1, [((5, 5), 1)], RESOLUTION))
+    screen.check(0, cells[0], cells[2], slots=[0, 2])
+    screen.hover(1, (5, 5))
+    screen.check(1, (5, 5), slots=[1])  # the next pin takes the free color
     screen.page.locator(".tile").first.click()
     screen.leave()
-    assert_close(screen.shown(0), screen.expected(0, [(cells[2], 2)], RESOLUTION))
+    screen.check(0, cells[2], slots=[2])
     screen.page.keyboard.press("Escape")
     assert screen.shown(0) is screen.shown(3) is None
     assert not screen.page.is_visible("#pinned")
-    assert screen.page.locator(".image .pin").count() == 0
+    assert screen.count(".image .pin") == 0
 
 
 def test_a_click_on_the_dot_removes_the_pin(screen: Screen) -> None:
+    """Also on the part of the dot outside its cell."""
     fine = screen.choose(1)
-    fine.click(0, (16, 16))
-    fine.click(0, (16, 17))
-    assert fine.page.locator(".image .pin").count() == 0
-    fine.click(0, (16, 16))
-    fine.click(0, (16, 22))
-    assert fine.page.locator(".image .pin").count() == 2
+    for cells, left in ((((16, 16), (16, 17)), 0), (((16, 16), (16, 22)), 2)):
+        for cell in cells:
+            fine.click(0, cell)
+        assert fine.count(".image .pin") == left
     fine.page.click("#clear")
-    assert fine.page.locator(".image .pin").count() == 0
+    assert fine.count(".image .pin") == 0
 
 
-def test_pins_keep_their_place_when_layer_and_head_change(screen: Screen) -> None:
+def test_pins_keep_their_position_when_layer_and_head_change(screen: Screen) -> None:
     screen.click(1, (4, 6))
     screen.leave()
-    assert_close(screen.choose(0, 1).shown(1), screen.choose(0, 1).expected(1, [((4, 6), 0)], RESOLUTION))
+    screen.choose(0, 1).check(1, (4, 6))
     fine = screen.choose(1)
-    assert_close(fine.shown(1), fine.expected(1, [((9, 13), 0)], RESOLUTION))  # its center: 4.5/16, 6.5/16
+    fine.check(1, (9, 13))  # its center: 4.5/16, 6.5/16
     assert not fine.page.is_visible("#heads")
-    coarse = screen.choose(2)
-    assert_close(coarse.shown(1), coarse.expected(1, [((2, 3), 0)], RESOLUTION))
+    screen.choose(2).check(1, (2, 3))
 
 
-def test_smooth_maps_are_blended_as_the_figure_blends_them(screen: Screen) -> None:
+def test_smooth_maps_are_interpolated_as_in_the_figure(screen: Screen) -> None:
     screen.page.check("#smooth")
     for layer in (0, 1, 3):
         chosen = screen.choose(layer)
         chosen.hover(2, (1, 5))
-        assert_close(chosen.shown(2), chosen.expected(2, [((1, 5), 0)], 128, smooth=True))
+        chosen.check(2, (1, 5), side=128, smooth=True)
     screen.page.uncheck("#smooth")
     screen.choose(0).hover(2, (1, 5))
-    assert_close(screen.shown(2), screen.expected(2, [((1, 5), 0)], RESOLUTION))
+    screen.check(2, (1, 5))
 
 
 def test_the_slider_blends_the_overlay_with_the_image(screen: Screen) -> None:
+    """Compared with a screenshot."""
     screen.click(0, (15, 15))
     screen.leave()
     overlay, image = screen.shown(0), screen.data.images[0]
@@ -311,37 +302,36 @@ def test_the_slider_blends_the_overlay_with_the_image(screen: Screen) -> None:
         seen = Image.open(BytesIO(screen.page.locator(".image").first.screenshot())).convert("RGB")
         scale = seen.width // RESOLUTION
         assert seen.width == scale * RESOLUTION  # the pixels are all of one size
-        places = np.arange(0, 24) * scale + scale // 2  # away from the pin's dot
+        places = np.arange(0, 24) * scale + scale // 2  # away from the dot of the pin
         expected = (value * overlay + (100 - value) * image.astype(float))[:24, :24] / 100
         assert np.abs(np.asarray(seen)[places[:, None], places].astype(float) - expected).max() <= 2
 
 
 def test_everything_can_be_done_with_the_keyboard(screen: Screen) -> None:
-    page = screen.page
+    page, label = screen.page, "document.activeElement.getAttribute('aria-label')"
     page.focus("#smooth")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "disc, seed 0"
+    assert page.evaluate(label) == "disc, seed 0"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    assert_close(screen.shown(0), screen.expected(0, [((8, 8), 0)], RESOLUTION))
+    screen.check(0, (8, 8))
     for key in ("ArrowUp", "ArrowUp", "ArrowRight", "ArrowDown", "ArrowLeft", "ArrowLeft"):
         page.keyboard.press(key)
-    assert_close(screen.shown(0), screen.expected(0, [((7, 7), 0)], RESOLUTION))
+    screen.check(0, (7, 7))
     page.keyboard.press("Enter")
     for _ in range(20):
         page.keyboard.press("ArrowLeft")
-    assert_close(screen.shown(0), screen.expected(0, [((7, 0), 1)], RESOLUTION))
-    page.keyboard.press("Space")
-    assert page.locator(".tile").count() == 2
-    page.keyboard.press("Space")
-    assert page.locator(".tile").count() == 1
+    screen.check(0, (7, 0), slots=[1])
+    for pins in (2, 1):
+        page.keyboard.press("Space")
+        assert screen.count(".tile") == pins
     assert page.evaluate("window.scrollY") == 0
     page.wait_for_timeout(400)
     assert "cell 7, 0 attends most to" in (page.text_content("#live") or "")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "ring, seed 1"
-    assert_close(screen.shown(0), screen.expected(0, [((7, 7), 0)], RESOLUTION))  # its pin
+    assert page.evaluate(label) == "ring, seed 1"
+    screen.check(0, (7, 7))  # its pin
     page.keyboard.press("Escape")
-    assert page.locator(".tile").count() == 0
+    assert screen.count(".tile") == 0
 
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
@@ -357,7 +347,7 @@ def test_a_phone_needs_no_horizontal_scrolling(opened: Callable[..., Screen]) ->
         box = screen.page.locator(".image").nth(image).bounding_box()
         assert box
         assert box["width"] >= 256
-    assert screen.page.locator(".tile").count() == 4
+    assert screen.count(".tile") == 4
     assert screen.page.evaluate("document.documentElement.scrollWidth") == 360
     bar = screen.page.locator(".reading").bounding_box()
     assert bar
@@ -377,14 +367,14 @@ def test_a_drag_explores_and_a_tap_pins(opened: Callable[..., Screen]) -> None:
     for cell in ((3, 4), (6, 6), (9, 8)):
         touch("touchMove", screen.place(0, cell))
     touch("touchEnd")
-    assert_close(screen.shown(0), screen.expected(0, [((9, 8), 0)], RESOLUTION))
-    assert screen.page.locator(".tile").count() == 0
+    screen.check(0, (9, 8))
+    assert screen.count(".tile") == 0
     assert screen.page.evaluate("window.scrollY") == before
     screen.page.touchscreen.tap(*screen.place(0, (5, 5)))
-    assert screen.page.locator(".tile").count() == 1
+    assert screen.count(".tile") == 1
     assert screen.page.evaluate("window.scrollY") == before
     screen.page.touchscreen.tap(180, 20)  # beside the images
-    assert_close(screen.shown(0), screen.expected(0, [((5, 5), 0)], RESOLUTION))
+    screen.check(0, (5, 5))
     actions = screen.page.evaluate(
         "['.image', 'main', 'figcaption'].map(s => getComputedStyle(document.querySelector(s)).touchAction)"
     )
@@ -413,10 +403,10 @@ def test_a_class_name_is_never_html(screen: Screen) -> None:
     captions = screen.page.locator("figcaption b").all_text_contents()
     assert captions == [NAMES[int(label)] for label in screen.data.labels]
     assert HOSTILE in captions
-    assert screen.page.locator("img").count() == 4
+    assert screen.count("img") == 4
     screen.click(2, (3, 3))
     assert HOSTILE in screen.text("#words")
-    assert screen.page.locator("img").count() == 4
+    assert screen.count("img") == 4
     assert screen.page.title() == "Attention of runs/shapes"
 
 

@@ -1,13 +1,12 @@
 """Query points, and the maps recorded at them."""
 
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from page_case import SEEDS, inputs_of, sharp_generator
 
 from sagan.attention import record_attention
 from sagan.attention.base import cells_of
@@ -23,30 +22,14 @@ from sagan.inspection.record import (
     save_npz,
 )
 from sagan.layers.normalization import HeldState
-from sagan.models.generator import Generator, build_generator
-from sagan.sampling.sampler import default_labels, generate, latents
+from sagan.models.generator import build_generator
+from sagan.sampling.sampler import generate
 from sagan.utils.errors import UserError
-
-SEEDS = list(range(3, 14))  # more than one batch of 8
-
-
-def sharp_generator(num_classes: int = 4) -> Generator:
-    """Two attention modules whose maps are not uniform, gamma not 0; in training mode with spectral norm."""
-    attention = "generator.attention={8: {name: self_attention, pool: false}, 16: self_attention}"
-    generator = build_generator(load_config(None, ["generator.channels=4", attention]), num_classes)
-    for module, gamma in zip(generator.attention.values(), (0.5, -0.3), strict=True):
-        module.gamma.data.fill_(gamma)  # type: ignore[union-attr]
-        module.query.register_forward_hook(lambda _module, _inputs, output: 100 * output)  # type: ignore[union-attr]
-    return generator
-
-
-def inputs(generator: Generator) -> tuple[torch.Tensor, torch.Tensor | None, list[int]]:
-    return latents(SEEDS, generator.z_dim), default_labels(SEEDS, generator.num_classes), SEEDS
 
 
 def test_rows_are_those_of_the_full_maps_and_images_those_of_sampling() -> None:
     generator = sharp_generator()
-    z, labels, seeds = inputs(generator)
+    z, labels, seeds = inputs_of(generator)
     points = torch.stack([random_points(4, seed) for seed in seeds])
     recording = attention_of(generator, z, labels, seeds, points)
     generator.eval()
@@ -66,7 +49,7 @@ def test_rows_are_those_of_the_full_maps_and_images_those_of_sampling() -> None:
 
 def test_each_image_is_recorded_as_if_alone() -> None:
     generator = sharp_generator()
-    z, labels, seeds = inputs(generator)
+    z, labels, seeds = inputs_of(generator)
     assert labels is not None
     choose = partial(salient_points, k=3)
     recording = attention_of(generator, z, labels, seeds, choose)
@@ -82,7 +65,7 @@ def test_recording_changes_neither_the_generator_nor_the_random_state() -> None:
     generator = sharp_generator(num_classes=0).train()
     before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
     state = torch.get_rng_state()
-    recording = attention_of(generator, *inputs(generator), grid_points(2))
+    recording = attention_of(generator, *inputs_of(generator), grid_points(2))
     assert generator.training
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(tensor, before[name]) for name, tensor in generator.state_dict().items())
@@ -93,7 +76,7 @@ def test_recording_changes_neither_the_generator_nor_the_random_state() -> None:
 
 def test_npz_holds_everything_and_needs_no_pickle(tmp_path: Path) -> None:
     generator = sharp_generator()
-    recording = attention_of(generator, *inputs(generator), partial(salient_points, k=3))
+    recording = attention_of(generator, *inputs_of(generator), partial(salient_points, k=3))
     save_npz(tmp_path / "attention.npz", recording)
     with np.load(tmp_path / "attention.npz", allow_pickle=False) as arrays:
         assert np.array_equal(arrays["images"], recording.images)
@@ -114,34 +97,9 @@ def test_npz_holds_everything_and_needs_no_pickle(tmp_path: Path) -> None:
 
 def test_without_attention_the_maps_are_empty() -> None:
     generator = build_generator(load_config(None, ["generator.channels=4", "generator.attention={}"]), 0)
-    recording = attention_of(generator, *inputs(generator), grid_points(2))
+    recording = attention_of(generator, *inputs_of(generator), grid_points(2))
     assert recording.maps == recording.gamma == {}
     assert len(recording.images) == 11
-
-
-MEASURE = """
-import resource, torch
-from sagan.config.load import load_config
-from sagan.inspection.record import attention_of, grid_points
-from sagan.models.generator import build_generator
-torch.set_num_threads(1)
-settings = ["data.resolution=128", "generator.channels=8", "generator.attention={128: self_attention}"]
-generator = build_generator(load_config(None, settings), 0)
-z = torch.zeros(8, generator.z_dim)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-with torch.no_grad():
-    generator.eval()(z)
-before = peak()
-attention_of(generator, z, None, range(8), grid_points(4))
-print(peak() - before)
-"""
-
-
-@pytest.mark.slow
-def test_recording_holds_the_rows_of_the_points_only() -> None:
-    """The whole map would be 16384 × 4096 weights, 256 MiB per image."""
-    run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
-    assert float(run.stdout) < 64  # MiB in addition to generating the images
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (32, 32), (49, 255), (256, 3)])
@@ -150,17 +108,6 @@ def test_a_point_is_the_center_of_its_pixel(size: tuple[int, int]) -> None:
     points = pixel_points(pixels, *size)
     assert torch.equal(cells_of(points, *size), pixels)
     assert torch.equal(points, (pixels.double() + 0.5) / torch.tensor(size))
-
-
-@pytest.mark.parametrize(("pixel", "size", "cells", "cell"), [
-    ((31, 0), (32, 32), (16, 16), (15, 0)),
-    ((16, 15), (32, 32), (16, 16), (8, 7)),
-    ((6, 12), (7, 13), (7, 13), (6, 12)),
-    ((10, 20), (21, 21), (7, 7), (3, 6)),
-    ((4, 3), (9, 9), (3, 3), (1, 1)),
-])  # fmt: skip
-def test_a_point_belongs_to_the_cell_that_covers_its_pixel(pixel, size, cells, cell) -> None:
-    assert cells_of(pixel_points(torch.tensor([pixel]), *size), *cells).tolist() == [list(cell)]
 
 
 @pytest.mark.parametrize("pixel", [(-1, 0), (0, -1), (5, 0), (0, 7)])

@@ -91,7 +91,9 @@ def test_signed_weights_are_within_a_255th_of_the_peak() -> None:
     weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     packed = pack(weights)
     assert packed.signed
-    assert (np.abs(unpack(packed) - weights) <= np.abs(weights).max(axis=1, keepdims=True) / 255 * (1 + 1e-6)).all()
+    error = (np.abs(unpack(packed) - weights) / np.abs(weights).max(axis=1, keepdims=True)).max()
+    assert error == pytest.approx(packed.error, abs=1e-6)
+    assert error <= 1 / 255 * (1 + 1e-6)
 
 
 def test_underflowed_weights_do_not_affect_the_others() -> None:

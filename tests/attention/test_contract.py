@@ -15,14 +15,9 @@ from sagan.models.blocks import initialize
 
 # Without a table of positions, a convolution of neighbors or pooled keys, a mechanism cannot know where a cell lies.
 KNOW_PLACES = {
-    "augmented_conv",
-    "gated_positional",
-    "transformer",
-    "selective_kernel",
-    "cbam",
-    "spatial_transformer",
+    "augmented_conv", "gated_positional", "transformer", "selective_kernel", "cbam", "spatial_transformer",
     "residual_block",
-}
+}  # fmt: skip
 FIXED_SIZE = {"augmented_conv"}  # relative tables of one size
 
 
@@ -30,7 +25,6 @@ FIXED_SIZE = {"augmented_conv"}  # relative tables of one size
 @pytest.mark.parametrize("size", [(6, 8), (7, 5), (12, 12)])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_shapes_are_kept(name: str, options: dict, size: tuple[int, int], batch: int):
-    """Odd and rectangular maps and single images keep their shape."""
     found = make(name, options, size)(draw(size, batch))
     assert found.shape == (batch, CHANNELS, *size)
     assert found.isfinite().all()
@@ -38,7 +32,6 @@ def test_shapes_are_kept(name: str, options: dict, size: tuple[int, int], batch:
 
 @each_form
 def test_is_the_identity_at_first(name: str, options: dict):
-    """A new module is the identity, also after `initialize`."""
     module, x = make_attention(name, CHANNELS, (6, 8), **options), draw(dtype=torch.float32)
     initialize(module, "orthogonal")
     torch.testing.assert_close(module(x), x, rtol=0, atol=1e-5)
@@ -101,19 +94,19 @@ def test_spectral_norm_gives_sigma_one(name: str, options: dict):
 
 
 @each_form
-def test_copies_and_state_dicts(name: str, options: dict):
-    """Deep copies and state dicts determine the output."""
+def test_copies_state_dicts_and_single_images(name: str, options: dict):
+    """A copy and a state dict give the same output; an image does not depend on its batch."""
     module, x = make(name, options).eval(), draw()
     expected = module(x)
     other = make_attention(name, CHANNELS, (6, 8), **options).double().eval()
     other.load_state_dict(module.state_dict())
     for twin in (copy.deepcopy(module), other):
         assert torch.equal(twin(x), expected)
+    torch.testing.assert_close(module(x[1:]), expected[1:], rtol=0, atol=1e-10)
 
 
 @each_form
 def test_second_derivatives(name: str, options: dict):
-    """Second derivatives exist and equal finite differences."""
     module, x = make(name, options).eval(), draw()
     direction = torch.randn_like(x)
 
@@ -150,7 +143,6 @@ def test_autocast_keeps_the_values(name: str, options: dict):
 
 @each_form
 def test_held_state_stands_still(name: str, options: dict):
-    """State moves only in training, and not while held."""
     module, x = make(name, options).train(), draw()
     buffers = {n: b.clone() for n, b in module.named_buffers()}
     with hold_state(module):
@@ -164,14 +156,12 @@ def test_held_state_stands_still(name: str, options: dict):
 
 @each_form
 def test_small_networks_are_served(name: str, options: dict):
-    """16 channels on 8×8 maps work."""
     x = torch.randn(2, 16, 8, 8)
     assert make_attention(name, 16, 8, **options)(x).shape == x.shape
 
 
 @pytest.mark.parametrize("name", [n for n in ATTENTION if n not in FIXED_SIZE])
 def test_other_sizes_than_the_built_one(name: str):
-    """Mechanisms that are not bound to a size accept others."""
     module = make(name, {})
     assert module(draw((5, 9))).shape == (2, CHANNELS, 5, 9)
 

@@ -1,30 +1,32 @@
-"""EM attention against the paper's equations (em_reference.py): values, gradients, maps, memory, mistakes."""
+"""Expectation-maximization attention against the paper's equations: values, gradients, maps, bases, mistakes."""
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from em_reference import em_of_one_image, unit
-from forms import assert_same_with_gradients
+from forms import assert_maps, assert_same_with_gradients, projected
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from sagan.attention import AttentionModule, make_attention
-from sagan.layers.spectral_norm import spectral_normalize
+from sagan.layers.spectral_norm import hold_state, spectral_normalize
 from sagan.models.blocks import initialize
 
 CHANNELS = 6
 FORMS = [
-    pytest.param({}, id="default"),
-    pytest.param({"gain": "none", "norm": "batch", "relu": True}, id="paper"),
-    pytest.param({"gain": "none", "norm": "batch", "relu": True, "gradient": "detached"}, id="released"),
-    pytest.param({"relu": True, "iterations": 1, "lam": 2.5}, id="relu-one-step"),
-    pytest.param({"norm": "group", "ratio": 0.5, "bases": 50}, id="more-bases-than-cells"),
-    pytest.param({"gradient": "detached", "ratio": 1.5, "iterations": 5}, id="detached-wide"),
+    {},
+    {"gain": "none", "norm": "batch", "relu": True},  # the paper's
+    {"gain": "none", "norm": "batch", "relu": True, "gradient": "detached"},  # as released
+    {"relu": True, "iterations": 1, "lam": 2.5},
+    {"norm": "group", "ratio": 0.5, "bases": 50},  # more bases than cells
+    {"gradient": "detached", "ratio": 1.5, "iterations": 5},
 ]
-SIZES = [(4, 4), (5, 3), (2, 7)]
 
 
 def make(size: tuple[int, int] = (4, 5), dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
-    """A module with random parameters, gamma not 0, few bases."""
     torch.manual_seed(0)
     module = make_attention("em_attention", CHANNELS, size, **{"bases": 4, **options}).to(dtype)
     for parameter in module.parameters():
@@ -38,17 +40,50 @@ def draw(*size: int) -> Tensor:
     return torch.randn(2, CHANNELS, *size, dtype=torch.float64, requires_grad=True)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("options", FORMS)
+def bases_of(module: AttentionModule) -> Tensor:
+    return module.get_buffer("bases.vectors")
+
+
+def em_of_one_image(x: Tensor, mu: Tensor, iterations: int = 3, lam: float = 1.0, axis: int = 1) -> list[Tensor]:
+    """x (N, D), unit vectors mu (K, D) -> last responsibilities (N, K), last μ (K, D)."""
+    for _ in range(iterations):
+        z = torch.einsum("nd,kd->nk", lam * x, mu).softmax(axis)
+        raw = torch.einsum("nk,nd->kd", z / (1e-6 + z.sum(0)), x)
+        mu = raw / (1e-6 + raw.square().sum(1, keepdim=True).sqrt())
+    return [z, mu]
+
+
+def unit(x: Tensor, state: Mapping[str, Tensor], start: Tensor, **options) -> tuple[Tensor, Tensor, Tensor]:
+    """The unit: y (B, C, H, W), the last z (B, N, K), μ^T (B, K, D)."""
+    known = {key: options[key] for key in ("iterations", "lam", "axis") if key in options}
+    images = projected(x, "inner", state).flatten(2).mT
+    images = images.detach() if options.get("gradient") == "detached" else images
+    z, mu = (torch.stack(found) for found in zip(*(em_of_one_image(i, start, **known) for i in images), strict=True))
+    change = projected((z @ mu).mT.clamp(min=0).unflatten(2, x.shape[2:]), "out", state)
+    if options.get("norm") == "batch":
+        mean, var = change.mean((0, 2, 3), keepdim=True), change.var((0, 2, 3), keepdim=True, correction=0)
+        change = (change - mean) / (var + 1e-5).sqrt() * state["norm.weight"][:, None, None]
+        change = change + state["norm.bias"][:, None, None]
+    if options.get("norm") == "group":  # as many groups as channels
+        change = F.instance_norm(change, weight=state["norm.weight"], bias=state["norm.bias"])
+    y = (x + change).relu() if options.get("relu") else x + change
+    return x + state["gamma"] * (y - x) if "gamma" in state else y, z, mu
+
+
+@pytest.mark.parametrize("size", [(4, 5), (5, 3)])
+@pytest.mark.parametrize("options", FORMS, ids=str)
 def test_equals_the_equations(options: dict, size: tuple[int, int]):
-    """Values and gradients equal the equations."""
     module, x = make(size, **options), draw(*size)
-    bases = module.get_buffer("bases.vectors").clone()
-    expected, *_ = unit(x, dict(module.named_parameters()), bases, **options)
+    start, state = bases_of(module).clone(), dict(module.named_parameters())
+    expected, z, _ = unit(x, state, start, **options)
     found = module(x)
-    over_cells, *_ = unit(x, dict(module.named_parameters()), bases, axis=0, **options)
+    over_cells, *_ = unit(x, state, start, axis=0, **options)
     assert (found - over_cells).abs().max() > 1e-2  # the softmax over cells is another mechanism
     assert_same_with_gradients(found, expected, [x, *(p for p in module.parameters() if p.requires_grad)], 1e-8)
+    module.bases.vectors = start
+    composed = torch.einsum("bqk,bnk->bqn", z, z / z.sum(dim=1, keepdim=True))
+    maps = {"attention": composed[:, None].unflatten(3, size), "responsibility": z[:, None, :, None]}
+    assert_maps(module, x, {**maps, "bases": z.mT[:, :, None].unflatten(3, size)})
 
 
 def test_detached_passes_the_gradient_of_the_identity_and_freezes_its_first_convolution():
@@ -68,12 +103,11 @@ def test_detached_passes_the_gradient_of_the_identity_and_freezes_its_first_conv
 
 
 def test_a_large_lam_is_spherical_k_means():
-    """For λ → ∞ the steps are those of spherical k-means."""
     module, x = make(gain="none", lam=1e6, iterations=2), draw(4, 5).detach()
     with torch.no_grad():
         module.get_parameter("out.weight").copy_(torch.eye(CHANNELS)[:, :, None, None])
     features = module.get_submodule("inner")(x)[0].flatten(1).T  # (N, C)
-    centers = module.get_buffer("bases.vectors").clone()
+    centers = bases_of(module).clone()
     for _ in range(2):
         nearest = (features @ centers.T).argmax(dim=1)
         means = [features[nearest == k].sum(0) for k in range(4)]
@@ -84,23 +118,97 @@ def test_a_large_lam_is_spherical_k_means():
     torch.testing.assert_close((module(x) - x)[0].flatten(1).T, centers[nearest].relu(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("options", [{}, {"bases": 40, "lam": 3.0}, {"gradient": "detached"}])
-def test_attention_rows_equal_the_full_map(options: dict, size: tuple[int, int]):
-    """Rows, responsibilities and bases equal the equations and reproduce x̃ of a cell."""
-    module, x = make(size, **options).eval(), draw(*size)
-    bases = module.get_buffer("bases.vectors").clone()
-    _, z, found = unit(x, dict(module.named_parameters()), bases, **options)
-    points = torch.tensor([[0, 0], [size[0] - 1, 1], [1, size[1] - 1]])
-    rows, cells = module.attention_rows(x, points), points[:, 0] * size[1] + points[:, 1]
-    shares = z / z.sum(dim=1, keepdim=True)
-    close = {"rtol": 0, "atol": 1e-10}
-    full = torch.einsum("bqk,bnk->bqn", z, shares).unflatten(2, size)
-    torch.testing.assert_close(rows["attention"][:, 0], full[:, cells], **close)
-    torch.testing.assert_close(rows["responsibility"][:, 0, :, 0], z[:, cells], **close)
-    torch.testing.assert_close(rows["bases"][:, :, 0], z.transpose(1, 2).unflatten(2, size), **close)
-    image = module.get_submodule("inner")(x)[0].flatten(1).T  # (N, D)
-    *_, scales = em_of_one_image(image, bases, lam=options.get("lam", 1.0))
-    kept = scales * (mass := z[0].sum(dim=0)) / (1e-6 + mass)
-    from_taps = rows["responsibility"][0, 0, :, 0] * kept @ (rows["bases"][0, :, 0].flatten(1) / mass[:, None])
-    torch.testing.assert_close(from_taps @ image, z[0, cells] @ found[0], **close)
+@pytest.mark.parametrize("momentum", [0.9, 0.0, 1.0])
+def test_bases_follow_once_and_stay_unit_vectors(momentum: float):
+    module, x = make(momentum=momentum), draw(4, 5)
+    before = bases_of(module).clone()
+    _, _, found = unit(x, dict(module.named_parameters()), before)
+    mean = F.normalize(found.mean(dim=0), dim=1)
+    expected = F.normalize(momentum * before + (1 - momentum) * mean, dim=1)
+    with hold_state(module):
+        module(x)
+    module.eval()(x)
+    assert torch.equal(bases_of(module), before)
+    module.train()(x)
+    torch.testing.assert_close(bases_of(module), expected, rtol=0, atol=1e-12)
+    released = 0.9 * before + 0.1 * found.mean(dim=0)
+    assert (released.norm(dim=1) < 0.999).all()  # the form that shrinks is another
+
+
+def test_bases_start_as_unit_vectors():
+    module = make_attention("em_attention", 64, 12)
+    first = bases_of(module).clone()
+    assert first.shape == (64, 64)
+    torch.testing.assert_close(first.norm(dim=1), torch.ones(64))
+    initialize(module, "orthogonal")
+    assert not torch.equal(bases_of(module), first)
+    assert {name: p.numel() for name, p in module.named_parameters()} == {
+        "gamma": 1, "inner.weight": 64 * 64, "inner.bias": 64, "out.weight": 64 * 64,
+    }  # fmt: skip
+
+
+def test_a_step_leaves_earlier_graphs_alone():
+    """Moving the bases leaves first and second derivatives of earlier forwards intact."""
+    x, y = draw(4, 5), draw(4, 5)
+    module = make()
+    state, bases = dict(module.named_parameters()), bases_of(module).clone()
+    first = module(x)
+    moved = bases_of(module).clone()
+    second = module(y)  # D(real), D(fake), then the backward of both
+    expected = unit(x, state, bases)[0].square().sum() + unit(y, state, moved)[0].square().sum()
+    inputs = [p for p in module.parameters() if p.requires_grad]
+
+    def penalty(loss: Tensor) -> list[Tensor]:
+        slopes = torch.autograd.grad(loss, (x, y), create_graph=True)
+        return list(torch.autograd.grad(torch.stack([s.square().sum() for s in slopes]).sum(), inputs))
+
+    for gradient, by_loop in zip(penalty(first.square().sum() + second.square().sum()), penalty(expected), strict=True):
+        torch.testing.assert_close(gradient, by_loop, rtol=1e-7, atol=1e-7)
+
+
+def test_an_empty_basis_has_finite_derivatives():
+    module, x = make((3, 3), bases=30, lam=1e4), draw(3, 3)
+    module(x)
+    kept = bases_of(module)
+    torch.testing.assert_close(kept.norm(dim=1), torch.ones(30, dtype=torch.float64))
+    (slope,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+    gradients = torch.autograd.grad(slope.square().sum(), [x, *module.parameters()])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_autocast_leaves_float32_state():
+    """EM runs in float32 under autocast, and so do the bases."""
+    torch.manual_seed(0)
+    x = torch.randn(2, CHANNELS, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        module = make((8, 8), dtype=torch.float32)
+        rows = module.attention_rows(x, torch.tensor([[1, 2]]))
+        module(x)
+    assert {row.dtype for row in rows.values()} == {torch.float32}
+    torch.testing.assert_close(rows["attention"].sum(), torch.tensor(2.0), rtol=0, atol=1e-5)
+    assert bases_of(module).dtype == torch.float32
+    torch.testing.assert_close(bases_of(module).norm(dim=1), torch.ones(4), rtol=0, atol=1e-6)
+
+
+def follow_in_two(rank: int, folder: Path) -> None:
+    """One of two processes: its half of the batch, one forward in training."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    module = make((3, 4))
+    images = torch.load(folder / "images.pt", weights_only=True)
+    module(images[2 * rank : 2 * rank + 2])
+    torch.save(bases_of(module), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_same_bases(tmp_path: Path):
+    torch.manual_seed(1)
+    images = torch.randn(4, CHANNELS, 3, 4, dtype=torch.float64)
+    torch.save(images, tmp_path / "images.pt")
+    spawn(follow_in_two, (tmp_path,), nprocs=2)
+    both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert torch.equal(*both)
+    module = make((3, 4))
+    module(images)
+    torch.testing.assert_close(both[0], bases_of(module), rtol=0, atol=1e-12)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+import torch.nn.functional as F
 from forms import assert_same_with_gradients, randomized
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,14 +28,12 @@ def make(size: tuple[int, int], **options) -> AttentionModule:
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (B, C, H, W) convolved with weight (D, C, k, k), zeros outside, one tap after the other."""
-    reach, (height, width) = weight.shape[2] // 2, x.shape[2:]
-    padded = torch.zeros(*x.shape[:2], height + 2 * reach, width + 2 * reach, dtype=x.dtype)
-    padded[:, :, reach : reach + height, reach : reach + width] = x
+    height, width = x.shape[2:]
+    padded = F.pad(x, [weight.shape[2] // 2] * 4)
     out = torch.zeros(len(x), len(weight), height, width, dtype=x.dtype)
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):
-            seen = padded[:, :, i : i + height, j : j + width]
-            out = out + torch.einsum("bchw,dc->bdhw", seen, weight[:, :, i, j])
+            out = out + torch.einsum("bchw,dc->bdhw", padded[:, :, i : i + height, j : j + width], weight[:, :, i, j])
     return out if bias is None else out + bias[:, None, None]
 
 
@@ -77,18 +76,9 @@ def test_costs_what_self_attention_costs(channels: int, size: int, kernel: int) 
     assert abs(cost - macs(attention, channels, size)) <= per_channel / 2
 
 
-@pytest.mark.parametrize("channels", [1, 7, 16])
-def test_narrow_networks_have_one_too(channels: int) -> None:
-    """The block has at least one channel."""
-    x = torch.randn(2, channels, 8, 8)
-    assert torch.equal(make_attention("residual_block", channels, 8)(x), x)
-
-
-def test_attends_to_nothing() -> None:
-    """The control has no maps."""
-    module = make((6, 6))
-    x = torch.randn(2, 16, 6, 6, dtype=torch.float64)
-    with record_attention(module) as maps:
-        module(x)
-    assert maps == {}
-    assert module.attention_rows(x, torch.tensor([[0, 0]])) == {}
+def test_narrow_networks_have_one_too_and_it_has_no_maps() -> None:
+    for channels in (1, 7, 16):
+        module, x = make_attention("residual_block", channels, 8), torch.randn(2, channels, 8, 8)
+        with record_attention(module) as maps:
+            assert torch.equal(module(x), x)
+        assert maps == module.attention_rows(x, torch.tensor([[0, 0]])) == {}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from forms import assert_same_with_gradients
+from forms import assert_maps, assert_same_with_gradients, randomized
 from torch import Tensor, nn
 
-from sagan.attention import AttentionModule, make_attention, record_attention
+from sagan.attention import AttentionModule, make_attention
 
 SIZES = [(8, 8), (7, 5), (6, 9)]
 FORMS = [
@@ -21,10 +21,7 @@ FORMS = [
 
 def make(size: tuple[int, int] = (8, 8), dtype: torch.dtype = torch.float64, **options) -> AttentionModule:
     """A module with random parameters and gamma not 0, which reads cells up to about a map's size away."""
-    torch.manual_seed(0)
-    module = make_attention("spatial_transformer", 6, size, **options).to(dtype)
-    for name, parameter in module.named_parameters():
-        nn.init.normal_(parameter, std=0.15) if name != "gamma" else nn.init.constant_(parameter, 0.7)
+    module = randomized("spatial_transformer", 6, size, 0.15, dtype, **options)
     nn.init.normal_(module.theta.bias, std=0.6)
     return module
 
@@ -76,12 +73,10 @@ def hats(position: Tensor, size: int, padding: str) -> Tensor:
 def footprints(theta: Tensor, size: tuple[int, int], padding: str) -> tuple[Tensor, Tensor]:
     """Eqs. 1 and 5: weights (B, H, W, H, W) of the input cells for every output cell, and positions (B, 2, H, W)."""
     height, width = size
-    target = torch.zeros(height, width, 3, dtype=theta.dtype)
-    for row in range(height):
-        for column in range(width):
-            target[row, column, 0] = (column + 0.5) / width * 2 - 1
-            target[row, column, 1] = (row + 0.5) / height * 2 - 1
-            target[row, column, 2] = 1
+    target = torch.tensor(
+        [[((c + 0.5) / width * 2 - 1, (r + 0.5) / height * 2 - 1, 1) for c in range(width)] for r in range(height)],
+        dtype=theta.dtype,
+    )
     x, y = torch.einsum("brk,hwk->rbhw", theta, target)
     rows, columns = (y + 1) * height / 2 - 0.5, (x + 1) * width / 2 - 0.5
     weights = torch.einsum("bhwr,bhwc->bhwrc", hats(rows, height, padding), hats(columns, width, padding))
@@ -91,7 +86,6 @@ def footprints(theta: Tensor, size: tuple[int, int], padding: str) -> tuple[Tens
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("options", FORMS, ids=str)
 def test_equals_the_equations(options: dict, size: tuple[int, int]):
-    """Values, gradients, footprints and the grid equal the equations."""
     module, x = make(size, **options), torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
     state, padding = dict(module.named_parameters()), options.get("padding", "reflection")
     theta = theta_of(x, state, size, options.get("transform", "affine"))
@@ -99,21 +93,7 @@ def test_equals_the_equations(options: dict, size: tuple[int, int]):
     expected = torch.einsum("bhwrc,bdrc->bdhw", weights, x)
     assert positions.min() < -0.5  # the padding is tested
     assert_same_with_gradients(module(x), expected, [x, *state.values()], 1e-8)
-    points = torch.tensor([[0, 0], [size[0] - 1, 0], [1, size[1] - 1], [2, 3]])
-    rows = module.attention_rows(x, points)
-    chosen = weights[:, points[:, 0], points[:, 1]]  # (B, k, H, W)
-    torch.testing.assert_close(rows["footprint"][:, 0], chosen, rtol=0, atol=1e-10)
-    torch.testing.assert_close(rows["grid"][:, :, 0], positions, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("padding", ["reflection", "border", "zeros"])
-def test_a_footprint_gives_the_output(padding: str):
-    """The recorded footprints times the input give the output."""
-    module, x = make((7, 5), padding=padding), torch.randn(2, 6, 7, 5, dtype=torch.float64)
-    with record_attention(module) as maps:
-        y = module(x)
-    footprint = maps["/footprint"].weights[:, 0]  # (B, N, H, W)
-    torch.testing.assert_close(torch.einsum("bnhw,bchw->bcn", footprint, x), y.flatten(2), rtol=0, atol=1e-10)
+    assert_maps(module, x, {"footprint": weights[:, None].flatten(2, 3), "grid": positions[:, :, None]})
 
 
 @pytest.mark.parametrize("padding", ["reflection", "border", "zeros"])
@@ -135,13 +115,11 @@ def test_equals_grid_sample(padding: str):
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (12, 33), (1, 1), (3, 100)])
 @pytest.mark.parametrize("padding", ["reflection", "border", "zeros"])
 def test_is_the_identity_to_the_bit_at_first(padding: str, size: tuple[int, int]):
-    """At initialization the output is bit-for-bit the input, at any size."""
     x = torch.randn(2, 16, *size)
     assert torch.equal(make_attention("spatial_transformer", 16, 8, padding=padding)(x), x)
 
 
 def test_without_a_gain_it_starts_near_the_identity():
-    """The paper's form starts near the identity."""
     torch.manual_seed(0)
     x = torch.randn(2, 16, 8, 8)
     module = make_attention("spatial_transformer", 16, 8, gain="none")
@@ -162,7 +140,6 @@ def test_a_warp_that_leaves_the_map_can_come_back(padding: str):
 
 
 def test_the_warp_keeps_float32_coordinates_under_autocast():
-    """Coordinates stay in float32 under autocast."""
     module, x = make((8, 8), torch.float32), torch.randn(2, 6, 8, 8)
     expected = module.attention_rows(x, torch.tensor([[0, 0]]))["grid"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -171,8 +148,7 @@ def test_the_warp_keeps_float32_coordinates_under_autocast():
     assert torch.equal(found, expected)
 
 
-def test_coordinates_that_are_no_numbers_read_no_foreign_memory():
-    """Coordinates that are not finite raise no index error."""
+def test_coordinates_that_are_not_finite_raise_no_index_error():
     module, x = make(dtype=torch.float32), torch.randn(1, 6, 8, 8)
     for value in (float("nan"), float("inf"), 1e30):
         nn.init.constant_(module.theta.bias, value)

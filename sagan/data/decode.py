@@ -80,7 +80,7 @@ def _decoding() -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unusable("huge", str(error)) from None
     except UnidentifiedImageError:
-        raise Unusable("undecodable", "not an image, whatever its name says") from None
+        raise Unusable("undecodable", "not an image") from None
     except Exception as error:  # a decoder raises anything on a damaged file
         raise Unusable("undecodable", f"{type(error).__name__}: {' '.join(str(error).split())[:100]}") from None
 
@@ -124,7 +124,7 @@ def _to_rgb(image: Image.Image, deep: bool, notes: list[str]) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
-            raise Unusable("transparent", "nothing says what is behind it")
+            raise Unusable("transparent", "partly or fully transparent")
         notes.append("opaque_alpha")
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -133,7 +133,7 @@ def _high_bits(image: Image.Image) -> Image.Image:
     """16-bit grayscale to 8: value / 257, rounded."""
     values = np.asarray(image).astype(np.uint32)
     if "transparency" in image.info and (values == image.info["transparency"]).any():
-        raise Unusable("transparent", "nothing says what is behind it")
+        raise Unusable("transparent", "partly or fully transparent")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 

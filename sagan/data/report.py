@@ -13,24 +13,24 @@ EXAMPLES = 3
 IMBALANCE = 10  # largest class over smallest, above which to warn
 
 CONVERTED = {
-    "grayscale": "grayscale, copied to three channels",
-    "palette": "palette, looked up",
+    "grayscale": "grayscale, converted to RGB",
+    "palette": "palette, converted to RGB",
     "cmyk": "CMYK, converted to RGB",
-    "sixteen_bit": "16 bits a channel, scaled to 8",
-    "opaque_alpha": "with an alpha channel that hides nothing, dropped",
-    "rotated": "turned upright as their EXIF says",
+    "sixteen_bit": "16 bits per channel, reduced to 8",
+    "opaque_alpha": "opaque alpha channel, dropped",
+    "rotated": "rotated by their EXIF orientation",
     "upsampled": "smaller than the resolution, enlarged",
 }
 UNUSABLE = {
-    "undecodable": "do not decode",
-    "animated": "hold several frames",
+    "undecodable": "cannot be decoded",
+    "animated": "have several frames",
     "transparent": "are transparent",
-    "depth": "have pixels of no one 8-bit meaning",
-    "tiny": "are tiny",
-    "huge": "are huge",
-    "outside": "link out of the folder",
-    "nested": "lie in folders below the class folders",
-    "empty_class": "are empty classes",
+    "depth": "have an unsupported pixel format",
+    "tiny": "are too small",
+    "huge": "are too large",
+    "outside": "are links out of the folder",
+    "nested": "are below the class folders",
+    "empty_class": "are empty class folders",
 }
 WARNINGS = {
     "duplicates": "exact copies of another image of their class",

@@ -57,5 +57,5 @@ def test_report_says_everything_found():
         "pets: 9 images at 32x32 (crop), 2 classes of 4 to 5: cat, dog",
         "  converted  2 CMYK, converted to RGB: a.jpg, b.jpg",
         "  warning    1 exact copies of another image of their class: c.png = d.png",
-        "  left out   1 are tiny: e.png",
+        "  left out   1 are too small: e.png",
     ]

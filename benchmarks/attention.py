@@ -1,4 +1,4 @@
-"""Cost of every attention mechanism next to a 3x3 convolution: python benchmarks/attention.py."""
+"""Cost of each attention mechanism, relative to a 3x3 convolution: python benchmarks/attention.py."""
 
 from statistics import median
 
@@ -32,7 +32,7 @@ class ExplicitSelfAttention(nn.Module):
 
 
 def mechanism(name: str, channels: int, resolution: int) -> nn.Module:
-    """A mechanism with its defaults and nonzero gain, or the convolution."""
+    """A mechanism with default options and nonzero gain, or the convolution."""
     if name == CONVOLUTION:
         return nn.Conv2d(channels, channels, 3, padding=1)
     module = make_attention(name.removesuffix("_explicit"), channels, resolution)
@@ -63,9 +63,9 @@ def step_of(module: nn.Module, x: Tensor) -> common.Step:
 @common.as_json
 def main(names: list[str], channels: int, resolution: int, batch_size: int, rounds: int, explicit: bool,
          as_json: bool) -> None:  # fmt: skip
-    """Time forward and backward, count memory and multiply-adds; ratios are to the convolution.
+    """Measure time (forward and backward), memory and multiply-adds; ratios are to the convolution.
 
-    `ratio_explicit`: how many times as long self-attention takes when it forms its weights.
+    `ratio_explicit`: slowdown of self-attention that forms its (N, M) weights.
     """
     device, skipped, names = common.pick_device(), "", [CONVOLUTION, *names]
     if explicit:

@@ -1,4 +1,4 @@
-"""Preparing images, feeding a training step, memory while reading a large prepared array: python benchmarks/data.py."""
+"""Image preparation, data loading, and memory while reading a large prepared array: python benchmarks/data.py."""
 
 import os
 import tempfile
@@ -21,13 +21,13 @@ from sagan.utils.io import make_folder, write_json
 
 ROUNDS, PICTURE, BATCH = 3, 256, 64
 NOTE = (
-    "plain: Pillow's open, convert and resize in one process; wait: for a batch and its conversion; anonymous: memory "
-    "of the process; file: pages of the array, which the system can reclaim"
+    "plain: Pillow's open, convert and resize in one process; wait: for a batch and its conversion; anonymous: process "
+    "memory; file: reclaimable pages of the array"
 )
 
 
 def make_pictures(folder: Path, count: int) -> list[Path]:
-    """Pictures with coarse and fine features, half of them JPEG, half PNG."""
+    """Write images with coarse and fine features, half JPEG, half PNG."""
     make_folder(folder)
     paths = [folder / f"{i:06d}.{'jpg' if i % 2 else 'png'}" for i in range(count)]
     for i, path in enumerate(paths):
@@ -39,7 +39,7 @@ def make_pictures(folder: Path, count: int) -> list[Path]:
 
 
 def time_preparing(folder: Path, count: int, resolution: int) -> tuple[dict[str, list[float]], PreparedData]:
-    """Seconds by the clock, and of processors ("_cpu"), of a plain decoder and of `prepare`; the prepared data."""
+    """Wall and CPU ("_cpu") seconds of a plain decoder and of `prepare`, and the prepared data."""
     paths, seconds = make_pictures(folder / "pictures", count), {}
     for i in range(ROUNDS):
         marks = [(time.perf_counter(), time.process_time())]
@@ -56,7 +56,7 @@ def time_preparing(folder: Path, count: int, resolution: int) -> tuple[dict[str,
 
 
 def time_feeding(config: Config, data: PreparedData, steps: int) -> tuple[float, float]:
-    """Seconds of a training step, and seconds it waits for its batches."""
+    """Seconds per training step, and seconds spent waiting for batches."""
     device = common.pick_device(config)
     step = TrainingStep(config, device, Variant(channels_last=config.training.channels_last))
     batches = Batches(
@@ -75,7 +75,7 @@ def time_feeding(config: Config, data: PreparedData, steps: int) -> tuple[float,
 
 
 def growth_while_reading(folder: Path, mib: int, resolution: int) -> tuple[float, float]:
-    """Read a black array of `mib` MiB in training order; growth of anonymous and of file-backed memory in MiB."""
+    """Growth (MiB) of anonymous and of file-backed memory while reading an array of `mib` MiB in training order."""
     count = max(1, mib * common.MIB // (3 * resolution**2))
     make_folder(folder)
     np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (count, resolution, resolution, 3))
@@ -108,10 +108,10 @@ def _resident() -> tuple[float, float]:
 @click.option("--array-mib", type=click.IntRange(1), default=1024, show_default=True, help="Prepared data to read.")
 @common.as_json
 def main(settings: Config, images: int, steps: int, array_mib: int, as_json: bool) -> None:
-    """Measure the data path.
+    """Measure the data pipeline.
 
-    `ratio_prepare`: rate of one core over a plain decoder's; `ratio_wait`: share of training spent waiting for data;
-    `ratio_resident`: growth of anonymous memory while reading over the size of the array.
+    `ratio_prepare`: throughput per core relative to a plain decoder; `ratio_wait`: share of training time spent waiting
+    for data; `ratio_resident`: growth of anonymous memory relative to the size of the array.
     """
     side, cores = settings.data.resolution, os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as name:

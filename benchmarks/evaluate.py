@@ -1,4 +1,4 @@
-"""Features, Frechet distance and FID against torch-fidelity on the same images: python benchmarks/evaluate.py."""
+"""Features, Frechet distance and FID, compared with torch-fidelity: python benchmarks/evaluate.py."""
 
 import time
 import warnings
@@ -19,16 +19,8 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
 from sagan.data.dataset import PreparedData, is_prepared
+from sagan.evaluation import extractors
 from sagan.evaluation.command import open_images, parse_source
-from sagan.evaluation.extractors import (
-    BACKBONES,
-    Backbone,
-    as_file,
-    build_extractor,
-    fast_inception,
-    find_weights,
-    load_tensors,
-)
 from sagan.evaluation.features import SAMPLE_GRID, extract
 from sagan.evaluation.fid import Statistics, frechet_distance
 from sagan.utils.errors import UserError
@@ -39,7 +31,7 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 class Images(Dataset):
-    """uint8 (N, H, W, 3) as torch-fidelity reads images: one at a time, (3, H, W)."""
+    """uint8 (N, H, W, 3) as a data set for torch-fidelity: one image (3, H, W) at a time."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images.permute(0, 3, 1, 2)
@@ -54,7 +46,7 @@ class Images(Dataset):
 def random_weights(seed: int) -> dict[str, Tensor]:
     """Seeded random weights of the Inception network, whose activations neither vanish nor explode."""
     with torch.random.fork_rng(devices=[]):
-        network = _Untrained("inception-v3-compat", ["2048"], feature_extractor_weights_path=as_file({}))
+        network = _Untrained("inception-v3-compat", ["2048"], feature_extractor_weights_path=extractors.as_file({}))
     tensors, rng = network.state_dict(), torch_generator(seed, "inception")
     for name, tensor in tensors.items():
         if name.endswith("running_var") or name.endswith("bn.weight"):
@@ -71,21 +63,24 @@ class _Untrained(FeatureExtractorInceptionV3):
 
 
 def inception_tensors(given: Path | None) -> tuple[dict[str, Tensor], str]:
-    """The named weights, those in torch hub's cache, or random ones, and which of these they are."""
-    pretrained = BACKBONES["inception"].pretrained
+    """The given weights, those in torch hub's cache, or random ones, and which of these."""
+    pretrained = extractors.BACKBONES["inception"].pretrained
     if given is not None or pretrained.cached.is_file():
-        return load_tensors(find_weights(pretrained, given)), "pretrained"
+        return extractors.load_tensors(extractors.find_weights(pretrained, given)), "pretrained"
     return random_weights(0), "random (none in torch hub's cache; speed does not depend on them)"
 
 
-def our_backbone(tensors: dict[str, Tensor], device: torch.device) -> Backbone:
-    compute = fast_inception(build_extractor(as_file(tensors)), device, logits=False)
-    return Backbone("inception", "", BACKBONES["inception"].dimension, "", device, compute)
+def our_backbone(tensors: dict[str, Tensor], device: torch.device) -> extractors.Backbone:
+    compute = extractors.fast_inception(extractors.build_extractor(extractors.as_file(tensors)), device, logits=False)
+    return extractors.Backbone("inception", "", extractors.BACKBONES["inception"].dimension, "", device, compute)
 
 
 def compare_features(tensors: dict[str, Tensor], num: int, count: int, device: torch.device) -> common.Row:
-    """Features of `num` random images."""
-    extractor, backbone = build_extractor(as_file(tensors)).to(device), our_backbone(tensors, device)
+    """Time the features of `num` random images."""
+    extractor, backbone = (
+        extractors.build_extractor(extractors.as_file(tensors)).to(device),
+        our_backbone(tensors, device),
+    )
     images = torch.randint(256, (num, SIZE, SIZE, 3), generator=torch_generator(0, "bench"), dtype=torch.uint8)
 
     def theirs(images: Tensor) -> Tensor:
@@ -105,7 +100,7 @@ def compare_features(tensors: dict[str, Tensor], num: int, count: int, device: t
 
 
 def compare_distances(count: int) -> common.Row:
-    """The Frechet distance of two sets of statistics whose variances fall like Inception's."""
+    """Time the Frechet distance of statistics whose variances decay like Inception's."""
     scale, rows = np.geomspace(1, 0.03, DIMENSION), 2 * DIMENSION
     sets = []
     for i in range(2):
@@ -124,7 +119,7 @@ def compare_distances(count: int) -> common.Row:
 
 
 def compare_fid(folders: tuple[Path, Path], tensors: dict[str, Tensor], device: torch.device) -> common.Row:
-    """FID of two folders of PNG files or prepared data, from files to number, without TF32 and caches."""
+    """Time the FID of two folders (PNG files or prepared data) end to end, without TF32 and caches."""
     sets = [open_images(parse_source(str(folder))) for folder in folders]
     theirs = [
         Images(torch.from_numpy(PreparedData.open(folder).images[:])) if is_prepared(folder) else str(folder)
@@ -136,7 +131,7 @@ def compare_fid(folders: tuple[Path, Path], tensors: dict[str, Tensor], device: 
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         file = Path(folder) / "weights.pth"
-        file.write_bytes(as_file(tensors).getvalue())
+        file.write_bytes(extractors.as_file(tensors).getvalue())
         start = time.perf_counter()
         fid = torch_fidelity.calculate_metrics(
             input1=theirs[0], input2=theirs[1], fid=True, cuda=device.type == "cuda", batch_size=BATCH,
@@ -162,7 +157,7 @@ def compare_fid(folders: tuple[Path, Path], tensors: dict[str, Tensor], device: 
 @click.option("--fid", type=(FOLDER, FOLDER), metavar="SAMPLES REFERENCE", help="Also compare the FID of two folders.")
 @common.as_json
 def main(num: int, rounds: int, inception_weights: Path | None, fid: tuple[Path, Path] | None, as_json: bool) -> None:
-    """Compare with torch-fidelity's own loop. `ratio_features`, `ratio_frechet`, `ratio_fid`: times as fast."""
+    """Compare with torch-fidelity's own loop. `ratio_features`, `ratio_frechet`, `ratio_fid`: speedups."""
     for folder in fid or ():
         if (folder / SAMPLE_GRID).exists():
             raise UserError(f"{folder}: holds {SAMPLE_GRID}, which torch-fidelity would score too; remove it")

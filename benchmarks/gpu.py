@@ -1,8 +1,8 @@
 """Run the measurements of docs/results/gpu on one GPU: python benchmarks/gpu.py --data DATA --weights INCEPTION.pth
 
-Measures in order: throughput of the training step, training and evaluation of a run, larger sizes, attention. Each
-command has its own time limit and writes to --out; run the same call again to continue: what is there is kept, and
-training resumes. `--only NAME` runs one command.
+In order: throughput of the training step, training and evaluation of a run, larger sizes, attention. Each command has
+its own time limit and writes to --out. Run the same command again to resume: finished results are kept, and training
+resumes. `--only NAME` runs one command.
 """
 
 import os
@@ -30,7 +30,7 @@ class Command:
 
 
 def plan(out: Path, data: Path, weights: list[str], config: str, steps: int) -> list[Command]:
-    """What is measured, the most useful first."""
+    """The commands, most useful first."""
     run, png, source = str(out / "run"), str(out / "png"), ["--set", f"data.source={data}"]
     schedule = ["--set", f"training.steps={steps}", "--set", f"optim.decay_start={steps // 4}"]
     score = ["evaluate", run, "--reference", str(data), *weights, "--json"]
@@ -60,7 +60,7 @@ def plan(out: Path, data: Path, weights: list[str], config: str, steps: int) -> 
 
 
 def run_command(command: Command, out: Path) -> str:
-    """Run a command within its time limit; returns what came of it."""
+    """Run a command within its time limit; returns the outcome."""
     result, (program, *arguments) = out / command.result, command.words
     if result.exists():
         return "already done"

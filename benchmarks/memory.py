@@ -42,7 +42,7 @@ def cell_config(config: Config, cell: Cell, batch: int) -> Config:
 
 
 def measure(raw: dict[str, Any], batch: int, limit_gib: float | None, cell: Cell) -> common.Row:
-    """Peak memory of one cell, unless the estimate exceeds the limit; runs in a child process."""
+    """Peak memory of one cell, unless its estimate exceeds the limit; runs in a child process."""
     config = cell_config(make_config(raw), cell, batch)
     device = common.pick_device(config)
     limit = 0.8 * common.free_bytes(device) / MIB if limit_gib is None else 1024 * limit_gib
@@ -55,7 +55,7 @@ def measure(raw: dict[str, Any], batch: int, limit_gib: float | None, cell: Cell
 
 
 def estimated_mib(config: Config, device: torch.device) -> float:
-    """Extrapolate the tensors of a step from batches of one and two."""
+    """Extrapolate the peak of a step from batches of one and two."""
     small = [replaced(config, {"training": {"batch_size": batch}}) for batch in (1, 2)]
     one, two = (common.peak_mib(TrainingStep(each, device, Variant()), device) for each in small)
     return one + (config.training.batch_size - 1) * (two - one)
@@ -90,7 +90,7 @@ def resident_peak_mib(step: common.Step, device: torch.device) -> float:
 @common.as_json
 def main(settings: Config, resolutions: list[str], batch: int | None, limit_gib: float | None, seconds: float,
          as_json: bool) -> None:  # fmt: skip
-    """Measure each cell in a process of its own. `ratio_memory_R`: peak with checkpointing over peak without."""
+    """Measure each cell in its own process. `ratio_memory_R`: peak with over peak without checkpointing."""
     sides, size = sorted(map(int, set(resolutions))), batch or settings.training.batch_size
     work = partial(measure, settings.to_dict(), size, limit_gib)
     cells = [(side, checkpointing) for side in sides for checkpointing in (False, True)]

@@ -1,4 +1,4 @@
-"""Sampling against its plain form, and start-up times: python benchmarks/sample.py [SNAPSHOT|CONFIG]."""
+"""Sampling throughput and start-up time: python benchmarks/sample.py [SNAPSHOT|CONFIG]."""
 
 import copy
 import os
@@ -30,7 +30,7 @@ NOTE = "plain: spectral norm in every forward, convolutions unfolded, contiguous
 
 
 def generator_of(source: str | None) -> Generator:
-    """A spectrally normalized generator in eval mode: of a snapshot or run, else of a config with random weights."""
+    """A spectrally normalized generator in eval mode: from a snapshot or run, or a config (random weights)."""
     if source is None or source.endswith((".yaml", ".yml")):
         return random_generator(load_config(source or "studio32"))
     generator = load_snapshot(source)
@@ -52,7 +52,7 @@ def random_generator(config: Config) -> Generator:
 
 
 def plain_form(generator: Generator) -> Generator:
-    """A copy that computes spectral norm in every forward, its convolutions unfolded, contiguous."""
+    """A copy with spectral norm in every forward, unfolded convolutions and contiguous tensors."""
     plain = copy.deepcopy(generator)
     plain.memory_format = torch.contiguous_format
     for module in plain.modules():
@@ -62,14 +62,14 @@ def plain_form(generator: Generator) -> Generator:
 
 
 def project_form(generator: Generator) -> Generator:
-    """What a snapshot holds: spectral norm removed, channels last."""
-    baked = remove_spectral_norm(generator)
-    baked.memory_format = torch.channels_last
-    return baked
+    """The form of a snapshot: spectral norm removed, channels last."""
+    folded = remove_spectral_norm(generator)
+    folded.memory_format = torch.channels_last
+    return folded
 
 
 def time_processes(snapshot: Path, folder: Path, count: int) -> dict[str, list[tuple[float, float]]]:
-    """(wall, processor) seconds of every process, in interleaved rounds after one that is not counted."""
+    """(wall, CPU) seconds of each process, in interleaved rounds after a warm-up round."""
     took: dict[str, list[tuple[float, float]]] = {}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for i in range(count + 1):
@@ -95,7 +95,7 @@ def time_processes(snapshot: Path, folder: Path, count: int) -> dict[str, list[t
 def main(source: str | None, rounds: int, startup: bool, as_json: bool) -> None:
     """Time sampling (default: the studio32 generator with random weights) against the plain form.
 
-    `ratio_sample`: times as fast. With --startup, `ratio_sample_to_import_torch` and `ratio_help_to_python`.
+    `ratio_sample`: speedup. With --startup, `ratio_sample_to_import_torch` and `ratio_help_to_python`.
     """
     device = common.pick_device()
     generator = generator_of(source).to(device)
@@ -119,10 +119,8 @@ def main(source: str | None, rounds: int, startup: bool, as_json: bool) -> None:
     def sample(name: str) -> torch.Tensor:
         return torch.cat(list(generate(forms[name], z, labels, device)))
 
-    result |= {
-        "images": IMAGES,
-        "images_differ_by": (sample("plain").int() - sample("project").int()).abs().max().item(),
-    }
+    difference = (sample("plain").int() - sample("project").int()).abs().max().item()
+    result |= {"images": IMAGES, "images_differ_by": difference}
     seconds, _ = common.interleaved({name: partial(sample, name) for name in forms}, rounds)
     result |= {**common.rates(IMAGES, seconds), "ratio_sample": common.ratio(seconds["plain"], seconds["project"])}
     common.show(result, as_json, NOTE)

@@ -1,4 +1,4 @@
-"""Training throughput of several processes (torchrun) against one: python benchmarks/scaling.py [CONFIG]."""
+"""Training throughput of several processes (torchrun) and of one: python benchmarks/scaling.py [CONFIG]."""
 
 import json
 import os
@@ -20,7 +20,7 @@ IMAGES = 256  # of the embedded shapes
 
 
 def timed_config(config: Config, processes: int, steps: int, data: Path, device: str) -> Config:
-    """The config on shapes, with its batch in each process, logged four times, with nothing else in between."""
+    """The config on shapes with its batch size per process, logged four times, without evaluation or saving."""
     rarely = dict.fromkeys(("sample_every", "snapshot_every", "checkpoint_every"), steps + 1)
     classes = 0 if config.data.num_classes == 0 else None
     training = {
@@ -33,14 +33,14 @@ def timed_config(config: Config, processes: int, steps: int, data: Path, device:
 
 
 def seconds_an_image(run_folder: Path) -> float:
-    """Between the first and the last line of the log: start-up, warm-up and saving are not timed."""
+    """Seconds per image between the first and the last line of the log, without start-up, warm-up and saving."""
     lines = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
     first, last = ((1000 * line["kimg"], line["images_per_second"]) for line in (lines[0], lines[-1]))
     return (last[0] / last[1] - first[0] / first[1]) / (last[0] - first[0])
 
 
 def train(config: Path, out: Path, processes: int, threads: int) -> float:
-    """Seconds an image of `sagan train`, alone or under torchrun."""
+    """Seconds per image of `sagan train`, alone or under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--no-python"]
     command = [sys.executable, *launcher] if processes > 1 else []
     command += [*common.SAGAN, "train", str(config), "--out", str(out)]
@@ -61,7 +61,7 @@ def train(config: Path, out: Path, processes: int, threads: int) -> float:
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
 @common.as_json
 def main(settings: Config, processes: int, threads: int, steps: int, rounds: int, device: str, as_json: bool) -> None:
-    """Train with the same batch in each process. `ratio_efficiency`: n processes over n times one; 1 is perfect."""
+    """Train with the same batch size per process. `ratio_efficiency`: 1 is perfect scaling."""
     seconds: dict[int, list[float]] = {1: [], processes: []}
     with tempfile.TemporaryDirectory() as name:
         for i in range(rounds):

@@ -1,4 +1,4 @@
-"""Time a training step against its plain form and other variants: python benchmarks/step.py [CONFIG]."""
+"""Time variants of a training step: python benchmarks/step.py [CONFIG]."""
 
 import copy
 import os
@@ -71,7 +71,7 @@ TRAINED = ("project", "compiled", "cuda_graphs")  # what a run can use in float3
 
 
 class OneDevice(Accelerator):
-    """One process with a precision of its own: that of Accelerate is the same for all instances."""
+    """One process with its own precision; Accelerate shares it among all instances."""
 
     def __init__(self, device: torch.device, precision: Precision) -> None:
         super().__init__(cpu=device.type == "cpu")
@@ -135,7 +135,7 @@ class TrainingStep:
         return {name: found[name] for name in ("d_loss", "g_loss")}
 
     def two_passes(self) -> dict[str, Tensor]:
-        """The discriminator's update as public SAGAN repositories write it: a forward on reals, another on fakes."""
+        """The discriminator's update as in public SAGAN repositories: one forward on reals, another on fakes."""
         gan, reals, latents = self.gan, self.reals, self.latents
         gan.discriminator_optimizer.zero_grad(set_to_none=True)
         with torch.no_grad(), hold_state(gan.generator):

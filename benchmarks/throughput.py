@@ -35,7 +35,7 @@ class Cell:
 
 
 def grid(batch_sizes: list[int], precisions: list[Precision], compiled: bool) -> Iterator[Cell]:
-    """All cells, the most useful first: eager in channels last, then compiled, then contiguous."""
+    """All cells, most useful first: eager in channels last, then compiled, then contiguous."""
     forms: tuple[Form, ...] = get_args(Form) if compiled else ("eager",)
     for channels_last, form in product((True, False), forms):
         for batch, precision in product(batch_sizes, precisions):
@@ -77,7 +77,7 @@ def measure(raw: dict[str, Any], cell: Cell) -> common.Row:
 
 
 def compared(found: dict[Cell, common.Row]) -> list[common.Row]:
-    """All rows, with what needs the float32 row of the same batch size."""
+    """All rows, each with its comparison to the float32 row of the same batch size."""
     rows = []
     for cell, row in found.items():
         reference, extra = found.get(cell.reference, {}), {}
@@ -104,7 +104,7 @@ def compared(found: dict[Cell, common.Row]) -> list[common.Row]:
 @common.as_json
 def main(settings: Config, batch_sizes: list[int], precisions: list[Precision], compiled: bool, seconds: float,
          cell_seconds: float, as_json: bool) -> None:  # fmt: skip
-    """Measure images/s of the whole training step (default: studio32) over a grid of cells, within a time limit."""
+    """Measure training throughput (images/s; default: studio32) over a grid of cells, within a time limit."""
     found: dict[Cell, common.Row] = {}
     cells = [*grid(batch_sizes, precisions, compiled)]
     for cell, row in common.cells_in_processes(partial(measure, settings.to_dict()), cells, seconds, cell_seconds):

@@ -255,21 +255,12 @@ def test_json_and_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["protocol_groups"][1]["protocol"]["num"] == 5
     assert [row["scores"]["fid"] for row in found["published"]] == [9.43, 10.35, 9.01]
     assert "14.01" in " ".join(found["published_notes"])
-    assert sagan("compare", a, b, "--published", "auto") == 0
+    assert sagan("compare", a, b, "--published", "auto", "--metric", "fid") == 0
     table, _, baselines = capsys.readouterr().out.partition("baselines for cifar10")
     assert "9.00 @ 2,000 *" in table
     assert "9.01" not in table
     assert "StudioGAN SNGAN" in baselines
     assert "*" not in baselines
-
-
-def test_one_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [{"step": 1, "fid": 3.0, "is": 5.0, "protocol": protocol()}]
-    runs = [write_run(tmp_path / name, scores=lines) for name in "ab"]
-    assert sagan("compare", *runs, "--metric", "is") == 0
-    text = capsys.readouterr().out
-    assert "is ↑" in text
-    assert "fid" not in text
 
 
 def test_baselines_are_those_of_the_sources() -> None:

@@ -34,16 +34,19 @@ def saved(image: Image.Image, path: Path, **options: object) -> None:
     image.save(path, **options)
 
 
+def much_text() -> bytes:
+    return chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000)))
+
+
 RGB = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 40, 3)).astype(np.uint8))
 DEEP = Image.fromarray(np.full((40, 40), 60_000, np.uint16))
-TEXT = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000)))
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n(SPRUNG) (w) file\nshowpage\n"
 IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {  # what makes it, and words of the message
     "60000x60000": (lambda p: p.write_bytes(png(60_000, 60_000, bytes(1000))), "too large"),
     "12000x12000": (lambda p: p.write_bytes(png(12_000, 12_000, bytes(1000))), "too large"),
     "2^31 wide": (lambda p: p.write_bytes(png(2**31 - 1, 1)), "1 "),
     "no size": (lambda p: p.write_bytes(png(0, 0)), "1 "),
-    "much text": (lambda p: p.write_bytes(png(40, 40, b"", TEXT)), "decoded"),
+    "much text": (lambda p: p.write_bytes(png(40, 40, b"", much_text())), "decoded"),
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:600]), "decoded"),
     "animated": (lambda p: saved(RGB, p, format="GIF", save_all=True, append_images=[RGB.rotate(90)]), "frames"),
     "frames of a TIFF": (lambda p: saved(RGB, p, format="TIFF", save_all=True, append_images=[RGB] * 3), "frames"),

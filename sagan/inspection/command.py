@@ -27,21 +27,11 @@ from sagan.evaluation.coherence import clear_pairs, coherence, find_objects
 from sagan.evaluation.command import Source, parse_source
 from sagan.evaluation.features import from_prepared
 from sagan.evaluation.lpips import load_perceptual
-from sagan.inspection import health
+from sagan.inspection import health, record
 from sagan.inspection.animate import path_frames, path_points, snapshot_frames
 from sagan.inspection.figure import attention_figure
 from sagan.inspection.page import pack_layers, write_page
-from sagan.inspection.record import (
-    Points,
-    Recording,
-    attention_of,
-    discriminator_attention,
-    grid_points,
-    pixel_points,
-    random_points,
-    salient_points,
-    save_npz,
-)
+from sagan.inspection.record import Points, Recording
 from sagan.models.discriminator import Discriminator
 from sagan.models.generator import Generator
 from sagan.runs.checkpoint import load_discriminator, load_generators, require_whole_checkpoint
@@ -57,7 +47,7 @@ COLUMNS = (
 )  # fmt: skip
 COHERENCE_SAMPLES = 256
 MAX_POINTS, MAX_IMAGES = 32, 128  # no figure of more is readable
-POINTS = {"random": partial(random_points, 5), "grid": partial(grid_points, 9)}
+POINTS = {"random": partial(record.random_points, 5), "grid": partial(record.grid_points, 9)}
 FRAMES, FRAMES_PER_SECOND = 48, 12  # of a moving point
 SNAPSHOTS_PER_SECOND = 2
 
@@ -95,7 +85,7 @@ def attend_cli(
     check_folder_place(out)
     subject = open_subject(found, parse_seeds(seeds), classes, network)
     if pixels is not None:
-        chosen = pixel_points(torch.tensor(pixels), subject.generator.resolution, subject.generator.resolution)
+        chosen = record.pixel_points(torch.tensor(pixels), subject.generator.resolution, subject.generator.resolution)
 
     everything = record_networks(subject, chosen, network, images)
     recordings = {name: select_layers(recording, layers) for name, recording in everything.items()}
@@ -105,7 +95,7 @@ def attend_cli(
     for name, recording in recordings.items():
         written += [out / f"{name}.png", out / f"{name}.npz"]
         save_png(written[-2], attention_figure(recording, smooth, tile))
-        save_npz(written[-1], recording)
+        record.save_npz(written[-1], recording)
     report, lines = summarize(subject, recordings)
     if network != "discriminator":
         written.append(out / "ablation.png")
@@ -147,7 +137,7 @@ def parse_points(text: str) -> Points:
     number = int(text) if re.fullmatch("[0-9]{1,8}", text) else 0
     if not 1 <= number <= MAX_POINTS:
         raise UserError(f"--points {text}: expected a number from 1 to {MAX_POINTS}, random or grid")
-    return partial(salient_points, k=number)
+    return partial(record.salient_points, k=number)
 
 
 def parse_pixels(text: str) -> list[tuple[int, int]]:
@@ -201,13 +191,13 @@ def record_networks(subject: Subject, points: Points, network: str, folder: Path
     """Maps of the generator, and of the discriminator on generated and on real images, by file name."""
     generator, recordings = subject.generator, {}
     if network != "discriminator":
-        recordings["attention"] = attention_of(generator, subject.z, subject.labels, subject.seeds, points, True)
+        recordings["attention"] = record.attention_of(generator, subject.z, subject.labels, subject.seeds, points, True)
     if subject.discriminator is not None:
-        record = partial(discriminator_attention, subject.discriminator, class_names=generator.class_names)
+        attend = partial(record.discriminator_attention, subject.discriminator, class_names=generator.class_names)
         fakes = torch.cat(list(generate(generator, subject.z, subject.labels))).numpy()
         reals, labels = _real_images(subject, folder)
-        recordings["discriminator-generated"] = record(fakes, subject.labels, subject.seeds, points)
-        recordings["discriminator-real"] = record(reals, labels, range(len(reals)), points)
+        recordings["discriminator-generated"] = attend(fakes, subject.labels, subject.seeds, points)
+        recordings["discriminator-real"] = attend(reals, labels, range(len(reals)), points)
     return recordings
 
 
@@ -342,14 +332,14 @@ def write_animation(
     path: Path, subject: Subject, points: Points, kind: str, layers: str | None, smooth: bool, tile: int
 ) -> None:
     """`path`: a moving point. `snapshots`: the same seeds and points over the snapshots of a run."""
-    record = partial(attention_of, z=subject.z, labels=subject.labels, seeds=subject.seeds)
+    attend = partial(record.attention_of, z=subject.z, labels=subject.labels, seeds=subject.seeds)
     if kind == "path":
-        recording = record(subject.generator, points=path_points(FRAMES), progress=True)
+        recording = attend(subject.generator, points=path_points(FRAMES), progress=True)
         save_animation(path, path_frames(select_layers(recording, layers), tile, smooth), FRAMES_PER_SECOND)
         return
     # Points are chosen on the newest images: points that change between snapshots could not be compared.
-    fixed = record(subject.generator, points=points, progress=True).points
+    fixed = attend(subject.generator, points=points, progress=True).points
     folders = snapshots(subject.source.path)
-    recordings = [select_layers(record(load_snapshot(folder), points=fixed), layers) for folder in folders]
+    recordings = [select_layers(attend(load_snapshot(folder), points=fixed), layers) for folder in folders]
     frames = snapshot_frames(recordings, [int(folder.name) for folder in folders], tile, smooth)
     save_animation(path, frames, SNAPSHOTS_PER_SECOND)

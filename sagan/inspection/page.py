@@ -270,28 +270,22 @@ def _content(recording: Recording, layers: list[Layer]) -> dict:
         Image.fromarray(image).save(file, format="PNG")
         source = f"data:image/png;base64,{_base64(file.getvalue())}"
         images.append({"source": source, "name": recording.class_name(i), "seed": int(seed)})
-    return {
-        "resolution": recording.images.shape[1],
-        "colors": COLORS,
-        "signs": SIGNS,
-        "uniformFull": FULL,
-        "images": images,
-        "layers": [
-            {
-                "title": _title(layer, recording.gamma.get(layer.name)),
-                "scale": _scale(layer),
-                "size": recording.resolution[layer.name],
-                "keys": layer.keys,
-                "perQuery": KINDS[layer.kind].per_query,
-                "heads": len(layer.maps[0]),
-                "maps": [
-                    [{key: getattr(p, key) for key in ("form", "signed", "shape", "rank", "step")} for p in image]
-                    for image in layer.maps
-                ],
-            }
-            for layer in layers
-        ],
-    }
+    content = []
+    for layer in layers:
+        name, gamma = layer.name.removeprefix("attention."), recording.gamma.get(layer.name)
+        title = [name, f"{layer.keys[0]}x{layer.keys[1]} keys", *([] if layer.kind == "softmax row" else [layer.kind])]
+        fields = ("form", "signed", "shape", "rank", "step")
+        content.append({
+            "title": ", ".join(title if gamma is None else [*title, f"gamma {gamma:.2g}"]),
+            "scale": _scale(layer),
+            "size": recording.resolution[layer.name],
+            "keys": layer.keys,
+            "perQuery": KINDS[layer.kind].per_query,
+            "heads": len(layer.maps[0]),
+            "maps": [[{field: getattr(p, field) for field in fields} for p in image] for image in layer.maps],
+        })  # fmt: skip
+    colors = {"colors": COLORS, "signs": SIGNS, "uniformFull": FULL}
+    return {"resolution": recording.images.shape[1], **colors, "images": images, "layers": content}
 
 
 def _scale(layer: Layer) -> str:
@@ -301,12 +295,6 @@ def _scale(layer: Layer) -> str:
     if any(packed.signed for image in layer.maps for packed in image):
         return "signed"
     return "gate" if layer.kind in GATED else "amount"
-
-
-def _title(layer: Layer, gamma: float | None) -> str:
-    parts = [layer.name.removeprefix("attention."), f"{layer.keys[0]}x{layer.keys[1]} keys"]
-    parts += [] if layer.kind == "softmax row" else [layer.kind]
-    return ", ".join(parts if gamma is None else [*parts, f"gamma {gamma:.2g}"])
 
 
 def _health(name: str, numbers: dict[str, float]) -> str:

@@ -1,17 +1,21 @@
-"""A new metric is one entry; protocol fields belong to the metrics that they decide."""
+"""A new metric is one entry; evaluation results and protocols; labels of samples."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import sagan
+from hypothesis import given
+from hypothesis import strategies as st
 from small_generator import small_generator
 from tiny import tiny_config, tiny_run
 
 from sagan.data.dataset import PreparedData
 from sagan.evaluation.registry import DIRECTION, METRICS, Inputs, Metric, Scores, decides
-from sagan.evaluation.result import Protocol
+from sagan.evaluation.result import EvaluationResult, Protocol, labels_by_frequency, over_repeats, protocol_differences
 from sagan.experiments.runs import MetricsLine
 from sagan.experiments.table import score_text
 from sagan.runs.checkpoint import Progress
@@ -64,12 +68,8 @@ def test_one_entry_adds_a_metric_to_training(data: PreparedData, tmp_path: Path)
 
 def test_every_metric_ranks_generators_but_nearest() -> None:
     assert set(METRICS) - set(DIRECTION) == {"nearest"}
+    assert {field for metric in METRICS.values() for field in metric.protocol_fields} <= set(Protocol.model_fields)
     assert {name for name, direction in DIRECTION.items() if direction < 0} == {"fid", "kid", "intra_fid"}
-
-
-def test_the_protocol_has_the_fields_of_every_metric() -> None:
-    fields = {field for metric in METRICS.values() for field in metric.protocol_fields}
-    assert fields <= set(Protocol.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -82,5 +82,47 @@ def test_the_protocol_has_the_fields_of_every_metric() -> None:
         ("backbone", {"fid", "kid", "is", "precision", "recall", "density", "coverage", "intra_fid"}),
     ],
 )
-def test_which_scores_a_field_decides(field: str, scores: set[str]) -> None:
+def test_which_scores_a_field_affects(field: str, scores: set[str]) -> None:
     assert {score for score in DIRECTION if decides(field, score)} == scores
+
+
+def result(fid: float, seeds: str = "0-9", **protocol: Any) -> EvaluationResult:
+    of = Protocol(images="generated", num=10, size=(32, 32), seeds=seeds, **protocol)
+    return EvaluationResult({"fid": fid}, of, warnings=("10 samples: few",))
+
+
+def test_a_result_is_one_json_object_with_scores_at_the_top() -> None:
+    found = json.loads(json.dumps(result(12.5, truncation=0.7).to_dict()))
+    assert (found["fid"], found["warnings"]) == (12.5, ["10 samples: few"])
+    assert (found["protocol"]["truncation"], found["protocol"]["size"]) == (0.7, [32, 32])
+    assert "backbone" not in found["protocol"]
+    assert "spread" not in found
+
+
+def test_repeats_give_mean_and_spread() -> None:
+    found = over_repeats([result(1.0), result(3.0, "10-19")])
+    assert found.values == {"fid": 2.0}
+    assert found.spread == {"fid": pytest.approx(2**0.5)}
+    assert found.protocol.seeds == "0-9,10-19"
+    assert "± 1.4142" in found.to_table()
+    assert "warning: 10 samples: few" in found.to_table()
+
+
+def test_protocols_differ_in_what_changes_scores_but_chance() -> None:
+    one = result(1.0).to_dict()["protocol"]
+    assert protocol_differences(one, result(1.0, "10-19", versions={"torch": "9"}).to_dict()["protocol"]) == []
+    assert protocol_differences(one, result(1.0, truncation=0.5).to_dict()["protocol"]) == ["truncation"]
+    assert protocol_differences(one, {**one, "size": [64, 64]}) == ["size"]
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any))
+def test_as_many_samples_as_data_have_exactly_its_class_counts(counts: list[int]) -> None:
+    labels = labels_by_frequency(np.array(counts), sum(counts))
+    assert np.bincount(labels, minlength=len(counts)).tolist() == counts
+
+
+def test_labels_are_balanced_at_every_length() -> None:
+    assert labels_by_frequency(np.array([50, 50, 50]), 8).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    for count in (1, 7, 100):
+        labels = [labels_by_frequency(np.array([5, 1, 3]), length) for length in (count, 200)]
+        assert labels[0].tolist() == labels[1][:count].tolist()

@@ -90,20 +90,27 @@ def open_reference(
         if backbone is None:
             raise UserError(f"{path}: feature statistics are for fid, which --metrics does not include")
         return reference_from_file(path, size, backbone)
-    if is_prepared(path) or (size[0] == size[1] and size[0] in RESOLUTIONS):
+    if is_prepared(path):
+        reference = _prepared_reference(PreparedData.open(path))
+    elif size[0] == size[1] and size[0] in RESOLUTIONS:
         settings = DataSettings(source=text, resolution=size[0], resize=resize)
-        data = PreparedData.open(path) if is_prepared(path) else _prepare(settings, quiet)
-        images, resized = from_prepared(data), data.manifest.resize
+        reference = _prepared_reference(_prepare(settings, quiet))
     else:
-        images, resized = from_files(path), "as is"
-    if images.size != size:
-        here, there = ("x".join(map(str, each)) for each in (images.size, size))
+        images = from_files(path)
+        reference = Reference(images.name, images)
+    found = present(reference.images).size
+    if found != size:
+        here, there = ("x".join(map(str, each)) for each in (found, size))
         raise UserError(f"{text}: its images are {here}, the samples are {there}")
-    return Reference(images.name, images, resize=resized)
+    return reference
 
 
 def _prepare(settings: DataSettings, quiet: bool) -> PreparedData:
     return ensure_prepared(settings, report=(lambda line: None) if quiet else to_stderr)
+
+
+def _prepared_reference(data: PreparedData) -> Reference:
+    return Reference(data.manifest.source, from_prepared(data), resize=data.manifest.resize)
 
 
 def _holds_statistics(path: Path) -> bool:
@@ -126,13 +133,11 @@ def candidates(source: Source, which: str, modes: bool) -> Iterator[Candidate]:
     if modes or source.kind == "checkpoint":
         checkpoint = source.path if source.kind == "checkpoint" else require_whole_checkpoint(source.path)
         step = int(verify_checkpoint(checkpoint)["step"])
-        generators = load_generators(checkpoint)
-        if not modes:
-            yield Candidate(generators["averaged"], step=step)
-            return
-        for weights, generator in generators.items():
-            yield Candidate(generator, weights, "running", step)
-            yield Candidate(with_standing_statistics(generator), weights, "standing", step)
+        for weights, generator in load_generators(checkpoint).items():
+            if modes or weights == "averaged":
+                yield Candidate(generator, weights, "running", step)
+            if modes:
+                yield Candidate(with_standing_statistics(generator), weights, "standing", step)
         return
     folder = source.path
     if source.kind == "run" and which == "newest":
@@ -202,8 +207,7 @@ def evaluate_cli(
             data = load_config(given.run / "config.yaml").data
         if data is None or data.source is None:
             return networks, None
-        prepared = _prepare(data, quiet=rank > 0)
-        return networks, Reference(prepared.manifest.source, from_prepared(prepared), resize=prepared.manifest.resize)
+        return networks, _prepared_reference(_prepare(data, quiet=rank > 0))
 
     with process_group(world, chosen):
         results = []

@@ -1,7 +1,7 @@
 """The results of an ablation: a table of scores, costs and attention, and a picture of samples and attention maps."""
 
+import itertools
 import json
-import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from sagan.utils.errors import UserError
 from sagan.utils.images import image_grid, save_png
 from sagan.utils.io import atomic_file
 
-HEALTH = [f"{network}_{number}/" for network in "gd" for number in ("gamma", "entropy", "far_mass")]  # in log.jsonl
+HEALTH = ("gamma", "entropy", "far_mass")  # in log.jsonl: g_gamma/MODULE, d_gamma/MODULE, …
 COSTS = {"images_per_second": "images/s", "peak_mib": "memory MiB"}
 PICTURE, TEXT, PIPED_WIDTH = "ablation.png", "ablation.md", 160
 SAMPLES, COLUMNS, ATTENDED, POINTS, TILE, SIDE = 32, 8, 2, 4, 96, 64
@@ -59,8 +59,9 @@ class Row:
     def values(self, name: str) -> list[float]:
         return [run.numbers[name] for run in self.runs if name in run.numbers]
 
-    def health(self, prefix: str) -> dict[str, list[float]]:
-        """Name -> one value for each run, of the gammas, entropies or far masses with a prefix of `HEALTH`."""
+    def health(self, network: str, number: str) -> dict[str, list[float]]:
+        """Name in the log -> one value for each run; `network`: "g" or "d", `number`: one of `HEALTH`."""
+        prefix = f"{network}_{number}/"
         names = dict.fromkeys(name for run in self.runs for name in run.numbers if name.startswith(prefix))
         return {name: self.values(name) for name in names}
 
@@ -79,7 +80,9 @@ def read_finished(ablation: Ablation, key: Key) -> FinishedRun:
         raise UserError(f"{folder / 'log.jsonl'}: is missing or damaged; remove {folder} and train again")
     peak = max(memory) if state.peak_mib is None else state.peak_mib
     costs = {"images_per_second": statistics.median(rates), "peak_mib": peak, "seconds": state.seconds}
-    health = {name: value for name, value in run.log[-1].numbers.items() if name.startswith(tuple(HEALTH))}
+    health = {
+        n: value for n, value in run.log[-1].numbers.items() if n[:2] in ("g_", "d_") and n[2:].startswith(HEALTH)
+    }
     return FinishedRun(key[1], run, step, tuple(line.numbers), line.protocol or {}, line.numbers | costs | health)
 
 
@@ -155,10 +158,10 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         columns.append(Column(f"parameters {network}", cells))
     for name, heading in COSTS.items():
         columns.append(Column(heading, [mean_text(row.values(name), _three_digits) for row in rows]))
-    for prefix in sorted(HEALTH, key=lambda prefix: HEALTH.index(prefix) % 3):  # a number of both networks side by side
-        network, word = re.fullmatch("([gd])_(.*)/", prefix).groups()  # type: ignore[union-attr]
-        cells = [", ".join(mean_text(v, _two_digits) for v in row.health(prefix).values()) or NONE for row in rows]
-        columns.append(Column(f"{word.replace('_', ' ')} {network.upper()}", cells))
+    for number, network in itertools.product(HEALTH, "gd"):
+        health = [row.health(network, number).values() for row in rows]
+        cells = [", ".join(mean_text(values, _two_digits) for values in each) or NONE for each in health]
+        columns.append(Column(f"{number.replace('_', ' ')} {network.upper()}", cells))
     filled = [column for column in columns if any(cell != NONE for cell in column.cells)]
     return [Column("variant", [row.name for row in rows], words=True), *filled]
 
@@ -188,7 +191,9 @@ def row_record(row: Row) -> dict[str, Any]:
         "steps": [run.step for run in runs],
         **{name: summary(name) for name in (*COSTS, "seconds")},
         "scores": {metric: summary(metric) for metric in runs[0].scores},
-        "attention": {name: summary(name) for prefix in HEALTH for name in row.health(prefix)},
+        "attention": {
+            name: summary(name) for network in "gd" for number in HEALTH for name in row.health(network, number)
+        },
         "protocol": runs[0].protocol,
     }
 

@@ -38,12 +38,6 @@ def protocol_words(protocol: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def difference_words(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """The fields in which two protocols differ, with both values: "num 1,000, not 10,000; dtype a, not b"."""
-    names = protocol_differences(one, other)
-    return "; ".join(f"{name} {_text(one.get(name))}, not {_text(other.get(name))}" for name in names)
-
-
 def _text(value: Any) -> str:
     if value is None:
         return "none"
@@ -91,7 +85,7 @@ def _columns(comparison: Comparison) -> list[Column]:
         if name == module or module not in settings or present == values or any(v != present[0] for v in present):
             columns.append(Column(name.replace(".", ".\n"), [value_text(value) for value in values]))
     for column in comparison.columns:
-        heading = _heading(comparison, column)
+        heading = _heading(column)
         heading += " " if "\n" in heading else "\n"
         newest = [_with_step(column, i, run.step) for i, run in enumerate(runs)]
         columns.append(Column(f"{heading}newest", newest))
@@ -112,7 +106,7 @@ def _history(comparison: Comparison) -> list[Column]:
         values = {steps.index(score.step): score.value for score in column.scores[0]}
         cells = [score_text(column.metric, values[i]) if i in values else NONE for i in range(len(steps))]
         best = frozenset() if column.group is None else leaders(values, column.metric)
-        columns.append(Column(_heading(comparison, column), cells, bold=best))
+        columns.append(Column(_heading(column), cells, bold=best))
     return columns
 
 
@@ -125,16 +119,8 @@ def _with_step(column: ScoreColumn, run: int, now: int | None = None) -> str:
     return text if score.step is not None and score.step == now else f"{text} @ {step_text(score.step)}"
 
 
-def _name(comparison: Comparison, column: ScoreColumn) -> str:
-    """The metric, numbered if it has several columns; [?] if no protocol was recorded."""
-    columns = comparison.metrics[column.metric]
-    if column.group is None:
-        return f"{column.metric} [?]"
-    return column.metric if len(columns) == 1 else f"{column.metric} [{columns.index(column) + 1}]"
-
-
-def _heading(comparison: Comparison, column: ScoreColumn) -> str:
-    return _name(comparison, column).replace(column.metric, arrow(column.metric), 1).replace(" [", "\n[")
+def _heading(column: ScoreColumn) -> str:
+    return column.name.replace(column.metric, arrow(column.metric), 1).replace(" [", "\n[")
 
 
 def _protocol_notes(comparison: Comparison) -> list[str]:
@@ -147,8 +133,11 @@ def _protocol_notes(comparison: Comparison) -> list[str]:
         elif column.group == first:
             words = protocol_words(comparison.groups[first])
         else:
-            words = f"as [1], but {difference_words(comparison.groups[column.group], comparison.groups[first])}"
-        named.setdefault(words, []).append(_name(comparison, column))
+            one, other = comparison.groups[column.group], comparison.groups[first]
+            names = protocol_differences(one, other)
+            pairs = [f"{name} {_text(one.get(name))}, not {_text(other.get(name))}" for name in names]
+            words = f"as [1], but {'; '.join(pairs)}"
+        named.setdefault(words, []).append(column.name)
     scored = {number for column in comparison.columns for number in column.scores}
     missing = [run.name for number, run in enumerate(comparison.runs) if number not in scored]
     notes = [f"{', '.join(names)}: {words}" for words, names in named.items()]

@@ -172,10 +172,12 @@ class Score:
 class ScoreColumn:
     """The scores in one metric that were measured under one protocol.
 
-    `group`: index into `Comparison.groups`; None if no protocol was recorded, so that no two scores are comparable.
-    `scores`: of each run, by its index; one per step, in order, those without a step first.
+    `name`: the metric, numbered if it has several columns, or with [?] if no protocol was recorded. `group`: index into
+    `Comparison.groups`; None if no protocol was recorded, so that no two scores are comparable. `scores`: of each run,
+    by its index; one per step, in order, those without a step first.
     """
 
+    name: str
     metric: str
     group: int | None
     scores: dict[int, list[Score]]
@@ -221,13 +223,15 @@ def compare(runs: Sequence[RunRecord], only: str | None = None) -> Comparison:
                     scores = found.setdefault((metric, _group_of(metric, line.protocol, groups)), {})
                     score = Score(value, line.step, tuple(line.warnings))
                     scores.setdefault(number, {})[line.step] = score  # the latest evaluation of a step counts
-    columns = [
-        ScoreColumn(*key, {run: sorted(each.values(), key=_step_order) for run, each in scores.items()})
-        for key, scores in found.items()
-    ]
-    order = list(DIRECTION)
-    columns.sort(key=lambda c: (order.index(c.metric), c.group is None, -len(c.scores),
-                                -sum(map(len, c.scores.values())), c.group))  # fmt: skip
+    columns = []
+    for metric in DIRECTION:
+        of_metric = {group: scores for (name, group), scores in found.items() if name == metric}
+        size = {group: (len(scores), sum(map(len, scores.values()))) for group, scores in of_metric.items()}
+        order = sorted(of_metric, key=lambda g: (g is None, -size[g][0], -size[g][1], g))
+        for number, group in enumerate(order, 1):
+            name = f"{metric} [?]" if group is None else f"{metric} [{number}]" if len(order) > 1 else metric
+            scores = {run: sorted(each.values(), key=_step_order) for run, each in of_metric[group].items()}
+            columns.append(ScoreColumn(name, metric, group, scores))
     return Comparison(runs, groups, columns)
 
 

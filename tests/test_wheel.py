@@ -1,5 +1,6 @@
 """The wheel works on its own: the configs are inside, and a run needs no checkout."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -16,10 +17,11 @@ def test_an_installed_wheel_trains_a_shipped_config(tmp_path: Path) -> None:
     """Build the wheel, install it into a fresh environment, and train two steps from an empty folder."""
 
     def run(*command: object) -> str:
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=empty)
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=empty, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     empty = tmp_path / "empty"
     empty.mkdir()
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT)

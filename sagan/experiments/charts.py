@@ -96,16 +96,14 @@ def draw_scores(axes: "Axes", comparison: Comparison, metric: str) -> None:
         if column is None:
             continue
         points = [score for score in column.scores[number] if score.step is not None]
-        newest, best, comparable = column.scores[number][-1], None, column is columns[0] and column.group is not None
-        if comparable:
-            best = column.best(number)
-            assert best is not None
+        best = column.best(number) if column is columns[0] else None
+        if best is not None:
             label = f"best {score_text(metric, best.value)} at step {step_text(best.step)}"
         else:
             why = "no protocol recorded" if column.group is None else "other protocol"
-            label = f"{score_text(metric, newest.value)}, {why}"
+            label = f"{score_text(metric, column.scores[number][-1].value)}, {why}"
         images, values = [run.images(score.step or 0) for score in points], [score.value for score in points]
-        color = _curve(axes, number, run.name, images, values, label, comparable)
+        color = _curve(axes, number, run.name, images, values, label, comparable=best is not None)
         if best in points:
             axes.plot(
                 run.images(best.step or 0), best.value, "o", markersize=8, color="white",

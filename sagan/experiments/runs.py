@@ -102,7 +102,8 @@ class RunRecord:
 
     def logged(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a logged number, where it is finite."""
-        return [(line.step, line.numbers[name]) for line in self.log if line.step is not None and name in line.numbers]
+        found = ((line.step, line.numbers.get(name)) for line in self.log)
+        return [(step, value) for step, value in found if step is not None and value is not None]
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:

@@ -125,7 +125,7 @@ def test_cheaper_than_the_plain_trunk(resolution: int, least: float, most: float
     with torch.device("meta"):
         plain, coarse_to_fine = (Discriminator(c.discriminator, resolution, 0) for c in (config, front))
     frontend = coarse_to_fine.frontend
-    parts = macs(coarse_to_fine.trunk, 16, resolution) + macs(frontend.fine, 16 * frontend.patches, frontend.patch)
+    parts = macs(coarse_to_fine.trunk, 16, resolution) + macs(frontend.fine, 16 * frontend.settings.patches, frontend.patch)
     assert least < parts / macs(plain.trunk, 16, resolution) < most, parts / macs(plain.trunk, 16, resolution)
 
 

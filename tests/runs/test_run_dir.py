@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import tiny_config
+from tiny import files_of, tiny_config
 
 from sagan.config.load import load_config
 from sagan.runs.run_dir import final_snapshot, lock_run, open_run
@@ -86,7 +86,6 @@ def test_other_data_is_refused(run: Path) -> None:
     message = refusal(run, about={**ABOUT, "content_hash": "cd" * 32})
     assert "abababababab" in message
     assert "cdcdcdcdcdcd" in message
-    assert len(message.splitlines()) == 1
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
@@ -162,10 +161,7 @@ def test_what_a_kill_left_is_removed(run: Path) -> None:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("")
     open_run(run, tiny_config(), ABOUT)
-    assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == kept | {
-        "config.yaml",
-        "run.json",
-    }
+    assert files_of(run).keys() == kept | {"config.yaml", "run.json"}
     assert not [*run.rglob(".partial-*")]
 
 
@@ -191,7 +187,8 @@ from sagan.utils.errors import UserError
 from sagan.runs.run_dir import lock_run
 run, own = Path(sys.argv[1]), Path(sys.argv[1]) / "own"
 print("ready", flush=True)
-sys.stdin.readline()
+while not run.with_name("go").exists():
+    pass
 for _ in range(300):
     try:
         with lock_run(run):
@@ -205,21 +202,15 @@ for _ in range(300):
 
 
 def test_a_new_folder_is_locked_by_one(tmp_path: Path) -> None:
-    place = tmp_path / "new"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", LOCKED, str(place)], stdin=-1, stdout=-1, stderr=-1, text=True)
-        for _ in range(3)
-    ]
+    command = [sys.executable, "-c", LOCKED, str(tmp_path / "new")]
+    processes = [subprocess.Popen(command, stdout=-1, stderr=-1, text=True) for _ in range(3)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    said = [process.communicate(timeout=60) for process in processes]
-    assert [(process.returncode, err) for process, (_, err) in zip(processes, said, strict=True)] == [(0, "")] * 3
-    assert sum(out.count("held") for out, _ in said) > 0
+    (tmp_path / "go").touch()
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [(process.returncode, err) for process, (_, err) in zip(processes, outputs, strict=True)] == [(0, "")] * 3
+    assert sum(out.count("held") for out, _ in outputs) > 0
 
 
 def test_a_folder_in_which_nothing_began_goes_again(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """The same command in two processes gives the same bytes, with `deterministic: true` and, on the CPU, without it."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from command_line import sagan
+from processes import start
 from tiny import files_of, log_of, write_config
 
 from sagan.data.dataset import PreparedData
@@ -24,26 +22,19 @@ EVERYTHING = {  # that draws, adds up, or scatters: attention that moves, all au
 }
 
 
-def train_all(place: Path) -> None:
-    """Train the runs of SETTINGS in this process."""
+@pytest.fixture(scope="module")
+def places(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+    """Two folders with the runs of SETTINGS, one trained by this process and one by others."""
+    here, there = (tmp_path_factory.mktemp(name) for name in ("here", "there"))
+    config, threads = write_config(here / "config.yaml", data, **EVERYTHING), torch.get_num_threads()
+    others = [start(config, there / name, there / f"{name}.txt", "--set", value) for name, value in SETTINGS.items()]
     torch.set_num_threads(1)
     for name, setting in SETTINGS.items():
         AcceleratorState._reset_state(reset_partial_state=True)
-        assert sagan("train", place / "config.yaml", "--out", place / name, "--set", setting) == 0
-
-
-@pytest.fixture(scope="module")
-def places(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    """Two folders with the runs of SETTINGS, one trained by this process and one by another."""
-    here, there = (tmp_path_factory.mktemp(name) for name in ("here", "there"))
-    for place in (here, there):
-        write_config(place / "config.yaml", data, **EVERYTHING)
-    threads = torch.get_num_threads()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, __file__, str(there)], env=environment, stderr=subprocess.PIPE) as other:
-        train_all(here)
-        _, stderr = other.communicate()
-    assert other.returncode == 0, stderr[-2000:]
+        assert sagan("train", config, "--out", here / name, "--set", setting) == 0
+    for process in others:
+        process.join(timeout=120)
+    assert [process.exitcode for process in others] == [0, 0]
     yield [here, there]
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
@@ -64,7 +55,3 @@ def test_two_processes_log_the_same(places: list[Path], run: str) -> None:
     first, second = (place / run for place in places)
     assert log_of(first) == log_of(second)
     assert (first / "metrics.jsonl").read_text() == (second / "metrics.jsonl").read_text()
-
-
-if __name__ == "__main__":
-    train_all(Path(sys.argv[1]))

@@ -2,20 +2,18 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import start
 from tiny import files_of, log_of, write_config
 
 from sagan.cli import main
 from sagan.data.dataset import PreparedData
 from sagan.runs.run_dir import lock_run
 
-SCRIPT = Path(__file__).parents[2] / "train.py"
 STEPS = 40
 
 
@@ -50,23 +48,19 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     undisturbed: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     config, out = undisturbed / "config.yaml", tmp_path / "run"
-    command = [sys.executable, str(SCRIPT), str(config), "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        deadline = time.monotonic() + 120
-        while not (out / "log.jsonl").exists():
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == code
+    process = start(config, out, tmp_path / "stderr.txt")
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists():
+        assert process.is_alive(), (tmp_path / "stderr.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid or 0, number)
+    process.join(timeout=60)
+    said = (tmp_path / "stderr.txt").read_text()
+    assert process.exitcode == code
     (step,) = [int(folder.name) for folder in (out / "checkpoints").iterdir()]
     assert 0 < step < STEPS
-    assert (
-        said.splitlines()[-1]
-        == f"stopped by {number.name} at step {step} and saved; run the same command again to resume"
-    )
+    assert said.splitlines()[-1].startswith(f"stopped by {number.name} at step {step} and saved")
     assert "Traceback" not in said
     assert sagan_train(config, out) == 0
     for part in (f"checkpoints/{STEPS:08d}", f"snapshots/{STEPS:08d}", "samples"):
@@ -116,11 +110,12 @@ def test_a_second_process_is_refused(undisturbed: Path, capfd: pytest.CaptureFix
 
 def test_two_at_once_in_a_new_folder(undisturbed: Path, tmp_path: Path) -> None:
     config, out = undisturbed / "config.yaml", tmp_path / "run"
-    command = [sys.executable, str(SCRIPT), str(config), "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    said = {process.returncode: text for process, (_, text) in [(p, p.communicate(timeout=120)) for p in both]}
-    assert sorted(said) == [0, 2], said
+    logs = [tmp_path / f"{n}.txt" for n in range(2)]
+    both = [start(config, out, log) for log in logs]
+    for process in both:
+        process.join(timeout=120)
+    said = {process.exitcode: log.read_text() for process, log in zip(both, logs, strict=True)}
+    assert said.keys() == {0, 2}, said
     assert said[2] == f"sagan: {out}: another process is training in this folder\n"
     for part in ("checkpoints", "snapshots", "samples"):
         assert files_of(out / part) == files_of(undisturbed / "run" / part)

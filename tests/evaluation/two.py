@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def in_two(function: Callable[[int], None], folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "0"}.items():
             patch.setenv(name, value)
-        other.start()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: forks of processes with threads
+            other.start()
         try:
             _join(function, folder, 0)
             other.join(timeout=60)

@@ -39,8 +39,7 @@ def by_loops(discriminator: Discriminator, images: Tensor, labels: Tensor | None
     return torch.stack(logits), HINT * sum(hints) / len(images), torch.tensor(boxes).view(len(images), -1, 4)
 
 
-@pytest.mark.parametrize("classes", [0, 4])
-@pytest.mark.parametrize("r1", [False, True])
+@pytest.mark.parametrize(("classes", "r1"), [(0, False), (4, True)])
 def test_equals_the_loop(classes: int, r1: bool):
     """Cells, patches, the hint, and first and second derivatives equal the loop."""
     discriminator = front_end(COARSE_TO_FINE, classes).eval()
@@ -62,7 +61,6 @@ def test_equals_the_loop(classes: int, r1: bool):
 
 
 def test_hint_reaches_the_coarse_trunk_alone():
-    """The hint's gradient reaches only the coarse trunk."""
     discriminator = front_end(COARSE_TO_FINE)
     hint = discriminator(*judged(2)).penalties["hint"]
     names = [name for name, _ in discriminator.named_parameters()]
@@ -118,14 +116,15 @@ def macs(trunk: Trunk, batch: int, size: int) -> int:
 
 @pytest.mark.parametrize(("resolution", "least", "most"), [(32, 0.7, 0.9), (128, 0.6, 0.9)])
 def test_cheaper_than_the_plain_trunk(resolution: int, least: float, most: float):
-    """Both trunks together need fewer multiply-adds than the plain trunk."""
     config = load_config(None, [f"data.resolution={resolution}", "discriminator.attention={}"])
     front = load_config(None, [f"data.resolution={resolution}", "discriminator.attention={}",
                                "discriminator.frontend=coarse_to_fine"])  # fmt: skip
     with torch.device("meta"):
         plain, coarse_to_fine = (Discriminator(c.discriminator, resolution, 0) for c in (config, front))
     frontend = coarse_to_fine.frontend
-    parts = macs(coarse_to_fine.trunk, 16, resolution) + macs(frontend.fine, 16 * frontend.settings.patches, frontend.patch)
+    parts = macs(coarse_to_fine.trunk, 16, resolution) + macs(
+        frontend.fine, 16 * frontend.settings.patches, frontend.patch
+    )
     assert least < parts / macs(plain.trunk, 16, resolution) < most, parts / macs(plain.trunk, 16, resolution)
 
 

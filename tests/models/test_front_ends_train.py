@@ -87,7 +87,6 @@ def test_state_moves_once_a_forward(name: str):
 
 @each
 def test_half_precision(name: str):
-    """Autocast gives finite logits and gradients."""
     discriminator = front_end(FRONT_ENDS[name]).float()
     images, labels, reals = judged(4)
     images = images.detach().float().requires_grad_()
@@ -102,7 +101,7 @@ def test_half_precision(name: str):
 
 
 @each
-def test_listening_changes_nothing(name: str):
+def test_recording_changes_nothing(name: str):
     """Recording finds all maps and changes neither logits nor state."""
     heard, plain = front_end(FRONT_ENDS[name]), front_end(FRONT_ENDS[name])
     with record_attention(heard, torch.rand(4, 2, 2)) as maps:
@@ -140,7 +139,6 @@ def test_maps_of_patches_stand_as_heads_of_their_image():
 
 @each
 def test_checkpoint_round_trip(name: str, tmp_path: Path):
-    """The update after loading a checkpoint is the same."""
     config = front_end_config(FRONT_ENDS[name])
     (batches,) = [tiny_batches(config, 1, 2)]
     gan, other = tiny_gan(config), tiny_gan(config.model_copy(update={"seed": 1}))

@@ -34,7 +34,6 @@ def refusal(path: Path | str) -> str:
 
 
 def test_round_trip(snapshot: Path) -> None:
-    """A snapshot returns the same config and tensors."""
     config, tensors = read_snapshot(str(snapshot))
     assert config == {"format": FORMAT, **CONFIG}
     assert tensors.keys() == state().keys()
@@ -54,7 +53,6 @@ def test_equal_states_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_can_be_read_by_others(snapshot: Path) -> None:
-    """File permissions follow the umask."""
     for path in snapshot.iterdir():
         probe = snapshot.parent / "probe"
         probe.touch()
@@ -64,7 +62,6 @@ def test_a_snapshot_can_be_read_by_others(snapshot: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("cut", ["missing", "empty", "half", "header", "other"])
 def test_damaged_files_are_named(snapshot: Path, name: str, cut: str) -> None:
-    """A damaged snapshot is refused with the name of its file."""
     path = snapshot / name
     content = path.read_bytes()
     path.unlink()
@@ -78,13 +75,11 @@ def test_damaged_files_are_named(snapshot: Path, name: str, cut: str) -> None:
 
 @pytest.mark.parametrize("content", ["{}", '{"format": "diffusers"}', "null", "5"])
 def test_another_kind_is_refused(snapshot: Path, content: str) -> None:
-    """A config.json of another format is refused."""
     (snapshot / "config.json").write_text(content)
     assert FORMAT in refusal(snapshot)
 
 
 def test_a_pickle_is_not_opened(snapshot: Path) -> None:
-    """Reading a snapshot runs no code."""
     witness = snapshot / "witness"
 
     class Payload:

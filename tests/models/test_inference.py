@@ -1,4 +1,4 @@
-"""The drawing form: the same images to rounding, whatever the batch, and everything of the generator still there."""
+"""The fused generator: the same images up to rounding, whatever the batch, with the same names."""
 
 import copy
 
@@ -80,7 +80,6 @@ def test_the_generator_is_left_alone() -> None:
 
 
 def test_attention_can_be_recorded_in_it() -> None:
-    """Attention maps have the same names and values."""
     generator = small_generator(MECHANISMS[:-1] + ", 32: self_attention}", channels=16)
     z, labels = latents(range(2), 128), default_labels(range(2), 4)
     found = []
@@ -94,13 +93,11 @@ def test_attention_can_be_recorded_in_it() -> None:
 
 
 def test_a_generator_in_training_is_refused() -> None:
-    """A generator in training mode is refused."""
     with pytest.raises(AssertionError, match="eval"):
         fuse_for_inference(small_generator().train())
 
 
 def test_both_kinds_of_norm_are_taken() -> None:
-    """Conditional batch norms are fused; plain ones stay."""
 
     def kinds(generator: Generator) -> set[type]:
         return {type(block.norm1) for block in fuse_for_inference(generator).blocks}  # type: ignore[union-attr]

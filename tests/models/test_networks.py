@@ -61,7 +61,6 @@ def compare(network: nn.Module, inputs: Inputs, case: Case, hold: bool = False) 
 @pytest.mark.parametrize(("training", "fold_from"), [(True, 0), (False, 10**9)], ids=["train-folded", "eval-plain"])
 @each_network
 def test_networks_equal_the_equations(case: Case, training: bool, fold_from: int, network_of, monkeypatch):
-    """Values, gradients and updated state equal tests/reference.py."""
     monkeypatch.setattr(sagan.layers.resampling, "FOLD_FROM_PIXELS", fold_from)
     network, inputs = network_of(case)
     compare(network.train(training), inputs, case)
@@ -79,7 +78,6 @@ def test_held_networks_equal_the_equations(network_of):
 
 @each_network
 def test_256_pixels_equal_the_equations(network_of):
-    """Networks at 256 px equal tests/reference.py."""
     network, (x, _) = network_of(LARGE)
     reference = reference_of(network.eval(), LARGE)
     with torch.no_grad():
@@ -101,7 +99,6 @@ def test_shapes_and_ranges(case: Case):
 
 
 def test_state_dict_keys():
-    """The parameter names are those of existing snapshots."""
     config = load_config(None, ["generator.channels=4", "discriminator.channels=4"])
     parts = ("query", "key", "value", "out")
     generator = {name.rsplit(".", 1)[0] for name, _ in build_generator(config, 2).named_parameters()}
@@ -151,7 +148,6 @@ def test_builds_are_drawn_from_the_seed_alone():
     ],
 )
 def test_attention_mistakes_are_the_users(setting: str, message: str):
-    """A wrong mechanism, option or resolution is refused in one line."""
     build = build_generator if setting.startswith("generator") else build_discriminator
     with pytest.raises(UserError, match=message) as error:
         build(load_config(None, [setting]), 2)
@@ -161,7 +157,6 @@ def test_attention_mistakes_are_the_users(setting: str, message: str):
 @each_network
 @pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.name)
 def test_labels_must_fit_the_network(case: Case, network_of):
-    """Missing or unused labels are refused."""
     network, (x, labels) = network_of(case)
     with pytest.raises(ValueError, match="label"):
         network(x, torch.zeros(3, dtype=torch.long) if labels is None else None)

@@ -81,12 +81,11 @@ def by_loops(
     )
 
 
-@pytest.mark.parametrize("classes", [0, 4])
-@pytest.mark.parametrize("form", [ZOOM, MASKED], ids=["zoom", "masked"])
+@pytest.mark.parametrize(("form", "classes"), [(ZOOM, 4), (MASKED, 0)], ids=["zoom", "masked"])
 def test_equals_the_loop(form: str, classes: int):
     """Boxes, crops, logits, ranking and gradients equal the loop; each parameter learns from its own loss."""
     discriminator = front_end(form, classes).eval()
-    images, labels, reals = judged(4, classes)
+    images, labels, reals = judged(2, classes)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         with record_attention(discriminator) as maps:
             logits, penalties = discriminator(images, labels, reals)
@@ -122,8 +121,7 @@ def test_it_starts_at_the_center():
     torch.testing.assert_close(third, 0.125 + 0.75 * second)
 
 
-def test_nobody_says_what_is_real():
-    """Without `reals` there is no penalty."""
+def test_without_reals_there_is_no_penalty():
     discriminator = front_end(ZOOM)
     images, labels, reals = judged(4)
     assert discriminator(images, labels).penalties == {}
@@ -160,7 +158,6 @@ def test_the_whole_image_is_itself():
 
 
 def test_zoom_is_grid_sample():
-    """Values and derivatives equal torch's grid_sample."""
     images = torch.randn(3, 3, 9, 9, dtype=torch.float64, requires_grad=True)
     boxes = torch.tensor([[0.11, -0.23, 0.51], [0.05, 0.33, 0.61], [-0.6, 0.6, 0.4]]).double().requires_grad_()
     tx, ty, tl = boxes.unbind(1)
@@ -177,7 +174,6 @@ def test_zoom_is_grid_sample():
 
 
 def test_zoom_can_be_differentiated_twice():
-    """Crops have correct first and second derivatives."""
     images = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
     boxes = torch.tensor([[0.11, -0.23, 0.51], [0.05, 0.33, 0.61]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, b: zoom(x * boxcar(b, 6), b, 5), (images, boxes))
@@ -189,9 +185,9 @@ def test_losses_are_means_over_scales(name: str):
     """Losses and R1 of several scales are means over the scales."""
     loss = LOSSES[name]
     real, fake = torch.randn(2, 5, 3, dtype=torch.float64)
-    each = [(loss.discriminator(real[:, s], fake[:, s]), loss.generator(fake[:, s], None)) for s in range(3)]
+    each = [(loss.discriminator(real[:, s], fake[:, s]), loss.generator(fake[:, s], real[:, s])) for s in range(3)]
     assert loss.discriminator(real, fake).item() == pytest.approx(sum(d.item() for d, _ in each) / 3)
-    assert loss.generator(fake, None).item() == pytest.approx(sum(g.item() for _, g in each) / 3)
+    assert loss.generator(fake, real).item() == pytest.approx(sum(g.item() for _, g in each) / 3)
     images = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     logits = torch.stack([(images**2).sum((1, 2, 3)), (3 * images).sum((1, 2, 3))], 1)
     torch.testing.assert_close(gradient_penalty(images, logits), gradient_penalty(images, logits.mean(1)))

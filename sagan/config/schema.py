@@ -268,7 +268,7 @@ class EmaSettings(Settings):
 class TrainingSettings(Settings):
     steps: Positive = 100_000  # generator updates
     batch_size: Positive = 64  # images per update, over all processes and accumulation steps
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"  # auto: bf16 where the hardware has it
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     channels_last: bool = True
     compile: bool = False
@@ -282,6 +282,12 @@ class TrainingSettings(Settings):
     samples_per_class: Positive = 8
     trackers: tuple[str, ...] = ("tensorboard",)
     init_from: str | None = None
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _renamed(cls, raw: Any) -> Any:
+        """`float32` was called `no`, which YAML may also read as false."""
+        return "float32" if raw in ("no", False) else raw
 
 
 class EvaluateSettings(Settings):

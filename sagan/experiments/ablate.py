@@ -58,7 +58,7 @@ def check_variants(configs: dict[str, Config], folder: Path) -> tuple[dict[str, 
     from accelerate.state import AcceleratorState
 
     from sagan.training.evaluator import make_evaluator
-    from sagan.training.state import make_accelerator
+    from sagan.training.state import make_accelerator, resolve_precision
 
     for name, config in configs.items():  # first what is fast: preparing data takes long
         with variant_errors(name):
@@ -71,7 +71,7 @@ def check_variants(configs: dict[str, Config], folder: Path) -> tuple[dict[str, 
             if source not in prepared:
                 prepared[source] = ensure_prepared(config.data, None, to_stderr)
             data = prepared[source]
-            config = resolved(config, data)
+            config, _ = resolve_precision(resolved(config, data), None)
             parameters[name] = count_parameters(config)
             setup = source + config.training.model_dump_json(include={"device", "precision", "trackers"})
             if setup not in devices:

@@ -55,7 +55,7 @@ def check_run(run: Path, config: Config, about: dict[str, Any]) -> bool:
     on. Raises UserError for settings that would change results, for other data, and for a folder of something else.
     """
     check_folder_place(run)
-    if not any((run / kind).exists() for kind in BINDING):
+    if not _is_bound(run):
         others = [p.name for p in _entries(run) if not p.name.startswith(".") and p.name not in OWN]
         if others:
             raise UserError(f"{run}: is not a run and not empty (it holds {min(others)}); name a new folder with --out")
@@ -68,6 +68,15 @@ def check_run(run: Path, config: Config, about: dict[str, Any]) -> bool:
         old, new = str(found["content_hash"])[:12], about["content_hash"][:12]
         raise UserError(f"{run}: was trained on other data (content hash {old}, now {new})")
     return True
+
+
+def recorded_config(run: Path) -> Config | None:
+    """The config that a run is bound to, if it is bound yet."""
+    return load_config(run / CONFIG) if _is_bound(run) else None
+
+
+def _is_bound(run: Path) -> bool:
+    return any((run / kind).exists() for kind in BINDING)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
 from torch import nn
 
-from sagan.config.load import check_processes
+from sagan.config.load import check_processes, replaced
 from sagan.config.schema import Config
 from sagan.data.dataset import PreparedData
 from sagan.models.gan import GAN
@@ -65,6 +65,33 @@ class Run:
         return self.progress.step >= self.config.training.steps or 0 < patience <= self.progress.stale
 
 
+def resolve_precision(config: Config, recorded: Config | None) -> tuple[Config, str | None]:
+    """The config with precision "auto" replaced, and a message about it.
+
+    A run keeps the precision it has `recorded`. A new one takes what `accelerate launch --mixed_precision` says, else
+    bf16 where the device computes in it (AVX512-BF16, AMX, CUDA from compute capability 8.0), else float32.
+    """
+    if config.training.precision != "auto":
+        return config, None
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if recorded is not None:
+        found, why = recorded.training.precision, "as in the run"
+    elif launched is not None:
+        found, why = ("float32" if launched == "no" else launched), "as launched"
+    else:
+        found = "bf16" if _computes_in_bf16(config.training.device) else "float32"
+        why = f"the device {'computes' if found == 'bf16' else 'does not compute'} in bf16"
+    return replaced(config, {"training": {"precision": found}}), f"training.precision: auto is {found} ({why})"
+
+
+def _computes_in_bf16(device: str) -> bool:
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if device in ("auto", "mps") and torch.backends.mps.is_available():
+        return False
+    return any(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile"))
+
+
 def make_accelerator(config: Config, run: Path) -> Accelerator:
     """The Accelerator for a config's device, precision and trackers. Raises UserError if the machine lacks one."""
     device = config.training.device
@@ -74,7 +101,7 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
         raise UserError("training.device: this machine has no MPS device; use auto or cpu instead of mps")
     precision = config.training.precision
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
-        raise UserError("training.precision: fp16 needs a CUDA device; use bf16 or no")
+        raise UserError("training.precision: fp16 needs a CUDA device; use bf16 or float32")
     trackers = config.training.trackers
     available = [str(kind) for kind in get_available_trackers()]
     if missing := [name for name in trackers if name not in available]:
@@ -86,7 +113,7 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision=precision,
+        mixed_precision="no" if precision == "float32" else precision,
         log_with=list(trackers) or None,
         project_dir=str(run),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # step.py accumulates by itself
@@ -138,6 +165,9 @@ def resume(run: Run) -> list[str]:
     """Load the newest intact checkpoint of the run's folder, if any. Returns messages for the user."""
     folder, problems = newest_whole_checkpoint(run.folder)
     steps = gather_object([None if folder is None else int(folder.name)])
+    precisions = sorted({*gather_object([run.config.training.precision])})
+    if len(precisions) > 1:
+        raise UserError(f"training.precision: auto is {' and '.join(precisions)} on different machines; choose one")
     if any(step != steps[0] for step in steps):
         raise UserError(
             f"{run.folder}: the processes see different checkpoints (steps {', '.join(map(str, steps))}); "

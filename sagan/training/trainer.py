@@ -28,7 +28,7 @@ from sagan.inspection.health import has_maps
 from sagan.inspection.record import attention_of, salient_points
 from sagan.models.generator import Generator
 from sagan.runs.checkpoint import list_checkpoints, prune_checkpoints, save_checkpoint
-from sagan.runs.run_dir import check_run, final_snapshot, lock_run, open_run
+from sagan.runs.run_dir import check_run, final_snapshot, lock_run, open_run, recorded_config
 from sagan.runs.snapshot import save_snapshot
 from sagan.sampling.sampler import default_labels, generate, latents
 from sagan.training import divergence
@@ -43,6 +43,7 @@ from sagan.training.state import (
     build_run,
     close,
     make_accelerator,
+    resolve_precision,
     resume,
     set_rates,
     start_trackers,
@@ -95,11 +96,12 @@ def train_command(config_path: Path, out: Path, overrides: list[str]) -> int:
         "class_names": list(data.manifest.class_names),
         "versions": {name: version(name) for name in RECORDED_VERSIONS},
     }
+    config, message = resolve_precision(config, recorded_config(out))
     check_run(out, config, about)
     with lock_run(out) if rank == 0 else nullcontext():
         check_run(out, config, about)  # again: another process may have started a run there in the meantime
         if final_snapshot(out, config.training.steps) is None:
-            return _train_run(config, out, data, about)
+            return _train_run(config, out, data, about, [message] if message else [])
     if rank == 0:
         print(f"{out}: finished, all {config.training.steps} steps are done", file=sys.stderr)
     return 0
@@ -112,15 +114,18 @@ def resolved(config: Config, data: PreparedData) -> Config:
     return replaced(config, {"optim": {"d_steps": config.d_steps}})
 
 
-def _train_run(config: Config, out: Path, data: PreparedData, about: dict[str, Any]) -> int:
-    """Build or resume the run, train it, and report how it ended. Returns the exit code."""
+def _train_run(config: Config, out: Path, data: PreparedData, about: dict[str, Any], messages: list[str]) -> int:
+    """Build or resume the run, train it, and report how it ended. Returns the exit code.
+
+    `messages`: for the user, to be shown first.
+    """
     accelerator, settings = make_accelerator(config, out), config.training
     run = build_run(out, config, data, accelerator)
     if config.evaluate.every:
         from sagan.training.evaluator import make_evaluator
 
         run.evaluate = make_evaluator(config.evaluate, data, config.data.num_classes or 0, accelerator.device)
-    messages = quadratic_warnings(config, run.gan.generator, run.gan.discriminator, accelerator.num_processes)
+    messages += quadratic_warnings(config, run.gan.generator, run.gan.discriminator, accelerator.num_processes)
     if settings.init_from is not None and not list_checkpoints(out):
         messages.append(initialize_from(run.gan, settings.init_from))
     messages += resume(run)

@@ -164,6 +164,22 @@ def test_fine_tuning_starts_from_a_run(undisturbed: Path, tmp_path: Path, capfd:
     assert "weights of both" not in err
 
 
+def test_auto_precision_is_recorded_and_kept(
+    tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = (
+        write_config(tmp_path / "config.yaml", data, training={"steps": 1, "precision": "auto"}),
+        tmp_path / "run",
+    )
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert sagan_train(config, run) == 0
+    assert "precision: bf16" in (run / "config.yaml").read_text()
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: False)
+    assert sagan_train(config, run, "--set", "training.steps=2") == 0
+    assert sagan_train(config, run, "--set", "training.steps=3", "--set", "training.precision=float32") == 2
+
+
 def test_a_wrong_start_leaves_no_run(tmp_path: Path, data: PreparedData, capfd: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path / "config.yaml", data)
     assert sagan_train(config, tmp_path / "run", "--init-from", str(tmp_path / "nothing" / "at" / "all")) == 2

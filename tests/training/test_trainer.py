@@ -20,7 +20,7 @@ from sagan.runs.checkpoint import list_checkpoints, mark_checkpoint, newest_whol
 from sagan.runs.run_dir import final_snapshot
 from sagan.training.ema import decay_at, update_ema
 from sagan.training.logging import RunLog
-from sagan.training.state import make_accelerator, resume
+from sagan.training.state import make_accelerator, resolve_precision, resume
 from sagan.training.step import discriminator_step, generator_step
 from sagan.training.trainer import resolved, save, steps_to_agreement, train
 from sagan.utils.errors import UserError
@@ -295,6 +295,30 @@ def test_the_environment_changes_no_result(tmp_path: Path, monkeypatch: pytest.M
     loss = torch.ones((), requires_grad=True)
     accelerator.backward(loss)
     assert loss.grad == 1
+
+
+@pytest.mark.parametrize(("capable", "expected"), [(True, "bf16"), (False, "float32")])
+def test_auto_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch, capable: bool, expected: str) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: capable)
+    config, message = resolve_precision(tiny_config("training.precision=auto"), None)
+    assert config.training.precision == expected
+    assert f"auto is {expected}" in str(message)
+
+
+def test_auto_precision_follows_the_launcher_and_then_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = tiny_config("training.precision=auto")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert resolve_precision(auto, None)[0].training.precision == "float32"
+    recorded = tiny_config("training.precision=bf16")
+    assert resolve_precision(auto, recorded)[0].training.precision == "bf16"
+    assert resolve_precision(recorded, None) == (recorded, None)
+
+
+@pytest.mark.parametrize("old", ["no", "'no'", "false"])
+def test_the_old_name_of_float32_still_works(old: str) -> None:
+    assert tiny_config(f"training.precision={old}").training.precision == "float32"
 
 
 def test_deterministic_is_heard(tmp_path: Path, data: PreparedData) -> None:

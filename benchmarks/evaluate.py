@@ -127,9 +127,10 @@ def compare_fid(folders: tuple[Path, Path], tensors: dict[str, Tensor], device: 
     ]
     with (
         TemporaryDirectory() as folder,
-        warnings.catch_warnings(action="ignore"),  # about worker processes
+        warnings.catch_warnings(),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
+        warnings.simplefilter("ignore")  # about worker processes
         file = Path(folder) / "weights.pth"
         file.write_bytes(extractors.as_file(tensors).getvalue())
         start = time.perf_counter()

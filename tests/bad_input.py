@@ -322,6 +322,7 @@ ATTENTION = table(
     snapshot --layers attention.9x9 | did you mean
     snapshot --network both | snapshot
     run --images src/pair | --images
+    run --network both --images nope | nope: no such folder
     run --network both --images src/pair | src/pair
     run --network both --images src/noise | square/2.png
     run --network discriminator --html | --html

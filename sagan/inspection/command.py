@@ -216,6 +216,8 @@ def _real_images(subject: Subject, folder: Path | None) -> tuple[np.ndarray, Ten
 
 def _read_folder(folder: Path, generator: Generator, count: int) -> tuple[np.ndarray, np.ndarray | None]:
     """`count` evenly spaced images of a folder, at the generator's resolution, and their labels."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; give a folder of images")
     source = FolderSource(folder)
     places = {name: i for i, name in enumerate(generator.class_names)}
     own = source.class_names()

@@ -272,7 +272,7 @@ class TrainingSettings(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     channels_last: bool = True
     compile: bool = False
-    cuda_graphs: bool = False  # of the compiled step; no effect without CUDA
+    cuda_graphs: bool = False  # of whole updates, or with compile of the compiled parts; no effect without CUDA
     activation_checkpointing: bool = False  # recompute activations in backward: same results, less memory
     log_every: Positive = 50
     sample_every: Positive = 1000
@@ -398,8 +398,11 @@ class Config(Settings):
             (training.compile and (self.loss.r1 or self.loss.r2),
              f"training.compile and loss.{'r1' if self.loss.r1 else 'r2'} exclude each other: torch.compile has no "
              "double backward"),
-            (training.cuda_graphs and not training.compile,
-             "training.cuda_graphs records compiled code; set training.compile to true as well"),
+            (training.cuda_graphs and not training.compile and training.precision == "fp16",
+             "training.cuda_graphs and training.precision fp16 exclude each other: its scaler reads values on the "
+             "host; use bf16"),
+            (training.cuda_graphs and not training.compile and training.activation_checkpointing,
+             "training.cuda_graphs and training.activation_checkpointing exclude each other; switch one off"),
             (training.compile and training.activation_checkpointing,
              "training.compile and training.activation_checkpointing exclude each other; switch one off"),
         )  # fmt: skip

@@ -62,7 +62,8 @@ def save_checkpoint(folder: Path, gan: GAN, progress: Progress) -> None:
             state = getattr(gan, name).state_dict()
             tensors = {f"{i}.{k}": torch.as_tensor(v) for i, s in state["state"].items() for k, v in s.items()}
             save_tensors(tensors, temporary / f"{name}.safetensors")
-            groups[name] = state["param_groups"]
+            groups[name] = [{k: float(v) if isinstance(v, Tensor) else v for k, v in group.items()}
+                            for group in state["param_groups"]]  # fmt: skip
         checksums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         state = {**asdict(progress), "param_groups": groups, "sha256": checksums}
         write_json(temporary / STATE, {**state, "state_sha256": _digest(state)})

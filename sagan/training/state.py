@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from sagan.config.load import check_processes, replaced
 from sagan.config.schema import Config
@@ -21,6 +21,7 @@ from sagan.models.gan import GAN
 from sagan.models.generator import Generator, build_discriminator, build_generator
 from sagan.runs.checkpoint import Progress, load_checkpoint, newest_whole_checkpoint
 from sagan.training.batches import Batches
+from sagan.training.graphs import records_updates
 from sagan.training.losses import Objective, make_objective
 from sagan.utils.errors import UserError
 
@@ -57,6 +58,7 @@ class Run:
     batches: Batches
     progress: Progress
     evaluate: Evaluate | None = None
+    rates: tuple[Tensor, Tensor] | None = None  # learning rates that recorded updates read: generator, discriminator
 
     @property
     def finished(self) -> bool:
@@ -142,8 +144,18 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
     ema = copy.deepcopy(generator).requires_grad_(False).to(accelerator.device)
     if config.training.channels_last:
         generator.memory_format = ema.memory_format = torch.channels_last
+    recorded = records_updates(config.training, accelerator.device)
+    if recorded and world > 1:
+        raise UserError("training.cuda_graphs without training.compile supports one process; set training.compile too")
     optimizers = [
-        torch.optim.Adam(n.parameters(), lr=s.lr, betas=s.betas, eps=s.eps, fused=accelerator.device.type != "mps")
+        torch.optim.Adam(
+            n.parameters(),
+            lr=s.lr,
+            betas=s.betas,
+            eps=s.eps,
+            fused=accelerator.device.type != "mps",
+            capturable=recorded,
+        )
         for n, s in ((generator, config.optim.generator), (discriminator, config.optim.discriminator))
     ]
     if config.training.compile:
@@ -158,7 +170,9 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
         noise=bool(consistency.latents or consistency.diversity),
     )  # fmt: skip
     progress = Progress(0, scored=_scored(config))
-    return Run(folder, config, data, accelerator, gan, make_objective(config), batches, progress)
+    rates = (torch.zeros((), device=accelerator.device), torch.zeros((), device=accelerator.device))
+    return Run(folder, config, data, accelerator, gan, make_objective(config), batches, progress,
+               rates=rates if recorded else None)  # fmt: skip
 
 
 def resume(run: Run) -> list[str]:
@@ -239,12 +253,12 @@ def set_rates(run: Run) -> None:
     if optim.decay == "linear":
         steps = run.config.training.steps
         factor *= min(1.0, (steps - run.progress.step) / max(steps - optim.decay_start, 1))
-    for optimizer, adam in (
+    for index, (optimizer, adam) in enumerate((
         (run.gan.generator_optimizer, optim.generator),
         (run.gan.discriminator_optimizer, optim.discriminator),
-    ):
+    )):  # fmt: skip
         for group in optimizer.param_groups:
-            group["lr"] = adam.lr * factor
+            group["lr"] = adam.lr * factor if run.rates is None else run.rates[index].fill_(adam.lr * factor)
 
 
 def start_trackers(run: Run) -> Callable[[dict[str, float], int], None]:

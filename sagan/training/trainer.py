@@ -35,6 +35,7 @@ from sagan.training import divergence
 from sagan.training.divergence import Divergence
 from sagan.training.ema import average_statistics, decay_at, ema_generator, update_ema
 from sagan.training.finetune import initialize_from
+from sagan.training.graphs import UpdateGraphs
 from sagan.training.logging import RunLog, attention_warning, measure, quadratic_warnings, truncate_log
 from sagan.training.rollback import archive_stop, recover
 from sagan.training.state import (
@@ -48,7 +49,7 @@ from sagan.training.state import (
     set_rates,
     start_trackers,
 )
-from sagan.training.step import discriminator_step, generator_step
+from sagan.training.step import LatentBatch, RealBatch, discriminator_step, generator_step
 from sagan.utils.images import image_grid, save_png
 from sagan.utils.system import caught_signals
 
@@ -177,6 +178,7 @@ def _train_until(run: Run, log: RunLog, received: list[int]) -> Divergence | int
     """Train on until the run is finished (None), a process receives a signal, or the run diverges."""
     settings, start, d_steps = run.config.training, run.progress.step, run.config.d_steps
     fetch, agreement = run.batches.fetch(run.data), _Agreement(run, received)
+    updates = UpdateGraphs(run.gan) if run.rates is not None else None
     with Prefetcher(fetch, start * d_steps, settings.steps * d_steps) as reader:
         while not run.finished:
             step = run.progress.step
@@ -185,12 +187,11 @@ def _train_until(run: Run, log: RunLog, received: list[int]) -> Divergence | int
             for update in range(step * d_steps, (step + 1) * d_steps):
                 reals = run.batches.reals(update, next(reader))
                 latents = run.batches.latents("discriminator", update)
-                batches = list(zip(reals, latents, strict=True))
                 if settings.cuda_graphs:
                     begin_update()
-                values |= discriminator_step(run.gan, run.objective, batches, run.accelerator, update)
+                values |= _update_discriminator(run, updates, update, reals, latents)
             latents = run.batches.latents("generator", step)
-            values |= generator_step(run.gan, run.objective, latents, run.accelerator, reals)
+            values |= _update_generator(run, updates, latents, reals)
             decay = decay_at(run.config.ema, step + 1, settings.batch_size)
             update_ema(run.gan.ema, run.gan.generator, decay)
             run.progress = replace(run.progress, step=step + 1)
@@ -199,6 +200,28 @@ def _train_until(run: Run, log: RunLog, received: list[int]) -> Divergence | int
             if diverged is not None or stop is not None:
                 return diverged or stop
     return None
+
+
+def _update_discriminator(
+    run: Run, graphs: UpdateGraphs | None, update: int, reals: list[RealBatch], latents: list[LatentBatch]
+) -> dict[str, torch.Tensor]:
+    def step(reals: list[RealBatch], latents: list[LatentBatch]) -> dict[str, torch.Tensor]:
+        batches = list(zip(reals, latents, strict=True))
+        return discriminator_step(run.gan, run.objective, batches, run.accelerator, update)
+
+    if graphs is None:
+        return step(reals, latents)
+    active = tuple(update % penalty.every == 0 for penalty in run.objective.penalties)
+    return graphs.run(("discriminator", active), step, reals, latents)
+
+
+def _update_generator(
+    run: Run, graphs: UpdateGraphs | None, latents: list[LatentBatch], reals: list[RealBatch]
+) -> dict[str, torch.Tensor]:
+    def step(reals: list[RealBatch], latents: list[LatentBatch]) -> dict[str, torch.Tensor]:
+        return generator_step(run.gan, run.objective, latents, run.accelerator, reals)
+
+    return step(reals, latents) if graphs is None else graphs.run("generator", step, reals, latents)
 
 
 def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping: bool) -> Divergence | None:

@@ -1,5 +1,6 @@
 """CUDA graphs without a GPU: what they overwrite is no longer read; elsewhere they change nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from accelerate.state import AcceleratorState
 from tiny import log_of, tiny_config, train_tiny
 from torch._inductor import config as inductor
 
+import sagan.training.graphs
 import sagan.training.state
 import sagan.training.trainer
 from sagan.data.dataset import PreparedData
@@ -63,6 +65,40 @@ def test_nothing_is_read_after_it_may_be_overwritten(
     assert log_of(tmp_path / "graphs") == log_of(tmp_path / "eager")
     assert all(p.isfinite().all() for network in memory.networks for p in network.parameters())
     assert run.finished
+
+
+class Replayed:
+    """A stand-in for a CUDA graph: replays by calling the function, and never at its creation."""
+
+    def __init__(self, function: Callable[[], dict[str, torch.Tensor]], parameters: list[torch.nn.Parameter]) -> None:
+        self.replay, self.parameters = function, parameters
+        COUNTS.append(0)
+
+
+COUNTS: list[int] = []
+RECORDED = ("training.steps=7", "optim.d_steps=2", "optim.decay=linear", "loss.name=relativistic", "loss.r1=0.5",
+            "loss.r1_every=3", "loss.consistency.reals=2", "loss.lecam=0.1", "training.checkpoint_every=5",
+            "discriminator.attention={8: {name: em_attention, bases: 4}}")  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", [None, 5])
+def test_recorded_updates_are_the_eager_ones(
+    tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch, stop: int | None
+) -> None:
+    train_tiny(tmp_path / "eager", tiny_config(*RECORDED), data)
+    for module in (sagan.training.state, sagan.training.graphs):
+        monkeypatch.setattr(module, "records_updates", lambda settings, device: settings.cuda_graphs)
+    monkeypatch.setattr(sagan.training.graphs, "CudaGraph", Replayed)
+    COUNTS.clear()
+    for steps in (stop, None) if stop else (None,):  # resumed from a checkpoint with learning rates as numbers
+        AcceleratorState._reset_state(reset_partial_state=True)
+        config = tiny_config(*RECORDED, "training.cuda_graphs=true")
+        train_tiny(tmp_path / "graphs", config, data, interrupt_at=steps)
+    assert len(COUNTS) >= 2  # of the discriminator with and without R1, and of the generator, where warmed up
+    eager, graphs = (log_of(tmp_path / name) for name in ("eager", "graphs"))
+    assert [line["step"] for line in eager] == [line["step"] for line in graphs]
+    for found, expected in zip(graphs, eager, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.slow

@@ -59,14 +59,15 @@ class UpdateGraphs:
         self.warm_ups: dict[Hashable, int] = {}
 
     def run(
-        self, kind: Hashable, update: Update, reals: Sequence[RealBatch], latents: Sequence[LatentBatch]
-    ) -> dict[str, Tensor]:
-        """update(reals, latents), eagerly at first. Updates of one `kind` differ in nothing but their inputs."""
+        self, network: nn.Module, kind: Hashable, update: Update, reals: Sequence[RealBatch],
+        latents: Sequence[LatentBatch],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """update(reals, latents) of `network`, eagerly at first. Updates of one `kind` differ only in their inputs."""
         if kind not in self.recordings:
             if self.warm_ups.get(kind, 0) < WARM_UP:
                 self.warm_ups[kind] = self.warm_ups.get(kind, 0) + 1
                 return _on_side_stream(lambda: update(list(reals), list(latents)))
-            self.recordings[kind] = self._record(update, reals, latents)
+            self.recordings[kind] = self._record(network, update, reals, latents)
         recording = self.recordings[kind]
         for mine, theirs in zip(_tensors(recording.reals), _tensors(reals), strict=True):
             mine.copy_(theirs, non_blocking=True)
@@ -74,14 +75,16 @@ class UpdateGraphs:
             mine.copy_(theirs, non_blocking=True)
         return recording.graph.replay()
 
-    def _record(self, update: Update, reals: Sequence[RealBatch], latents: Sequence[LatentBatch]) -> _Recording:
+    def _record(
+        self, network: nn.Module, update: Update, reals: Sequence[RealBatch], latents: Sequence[LatentBatch]
+    ) -> _Recording:
         inputs = [_copy(batch) for batch in reals], [_copy(batch) for batch in latents]
 
         def in_place() -> dict[str, Tensor]:
             buffers = [
                 (module, name, buffer)
-                for network in (self.gan.generator, self.gan.discriminator)
-                for module in network.modules()
+                for each in (self.gan.generator, self.gan.discriminator)
+                for module in each.modules()
                 for name, buffer in module._buffers.items()
                 if buffer is not None
             ]
@@ -92,8 +95,7 @@ class UpdateGraphs:
                     module._buffers[name] = buffer.copy_(found)
             return values
 
-        parameters = [*self.gan.generator.parameters(), *self.gan.discriminator.parameters()]
-        return _Recording(CudaGraph(in_place, parameters), *inputs)
+        return _Recording(CudaGraph(in_place, [*network.parameters()]), *inputs)
 
 
 def _copy(batch: Any) -> Any:

@@ -212,7 +212,7 @@ def _update_discriminator(
     if graphs is None:
         return step(reals, latents)
     active = tuple(update % penalty.every == 0 for penalty in run.objective.penalties)
-    return graphs.run(("discriminator", active), step, reals, latents)
+    return graphs.run(run.gan.discriminator, ("discriminator", active), step, reals, latents)
 
 
 def _update_generator(
@@ -221,7 +221,9 @@ def _update_generator(
     def step(reals: list[RealBatch], latents: list[LatentBatch]) -> dict[str, torch.Tensor]:
         return generator_step(run.gan, run.objective, latents, run.accelerator, reals)
 
-    return step(reals, latents) if graphs is None else graphs.run("generator", step, reals, latents)
+    if graphs is None:
+        return step(reals, latents)
+    return graphs.run(run.gan.generator, "generator", step, reals, latents)
 
 
 def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping: bool) -> Divergence | None:

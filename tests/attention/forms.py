@@ -1,14 +1,16 @@
 """The mechanisms and options of the contract tests, and helpers of all tests of mechanisms."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sagan.attention import ATTENTION, KINDS, AttentionModule, make_attention
+from sagan.layers.spectral_norm import hold_state
 
 CHANNELS = 64
 FORMS: dict[str, list[dict]] = {
@@ -72,8 +74,8 @@ def randomized(
 
 
 def assert_same_with_gradients(found: Tensor, expected: Tensor, inputs: list[Tensor], atol: float = 1e-9) -> None:
-    """Compare two results in float64 and the gradients of a random linear function of them with respect to `inputs`."""
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    """Compare two results, and the gradients of a random linear function of them with respect to `inputs`."""
+    torch.testing.assert_close(found, expected, rtol=atol, atol=atol)
     weight = torch.randn_like(expected)
     gradients = torch.autograd.grad((found * weight).sum(), inputs)
     for gradient, by_loop in zip(gradients, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
@@ -91,6 +93,18 @@ def assert_maps(module: AttentionModule, x: Tensor, maps: Mapping[str, Tensor]) 
         torch.testing.assert_close(found[name], rows, rtol=0, atol=1e-10)
 
 
+def assert_equations(
+    module: AttentionModule, x: Tensor, reference: Callable[..., tuple[Tensor, Mapping[str, Tensor]]], options: dict,
+    atol: float = 1e-9,
+) -> None:  # fmt: skip
+    """Compare output, gradients and maps with those of `reference(x, state, **options)`. No state moves."""
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    expected, maps = reference(x, dict(module.named_parameters()) | dict(module.named_buffers()), **options)
+    with hold_state(module):
+        assert_same_with_gradients(module(x), expected, [x, *parameters.values()], atol)
+    assert_maps(module, x, maps)
+
+
 def projected(x: Tensor, name: str, state: Mapping[str, Tensor]) -> Tensor:
     """A 1×1 convolution as a product: (B, C, …) -> (B, D, …)."""
     y = torch.einsum("oc,bcn->bon", state[f"{name}.weight"].flatten(1), x.flatten(2)).unflatten(2, x.shape[2:])
@@ -98,24 +112,27 @@ def projected(x: Tensor, name: str, state: Mapping[str, Tensor]) -> Tensor:
     return y if bias is None else y + bias.view(-1, *[1] * (x.ndim - 2))
 
 
-def layer_normed(t: Tensor, name: str, state: Mapping[str, Tensor], eps: float = 1e-6) -> Tensor:
+def normed(x: Tensor, name: str, state: Mapping[str, Tensor], norm: str, groups: int) -> Tensor:
+    """Batch norm with statistics of the batch, group norm, or nothing, of (B, C, H, W)."""
+    if norm == "none":
+        return x
+    gain, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+    if norm == "group":
+        return F.group_norm(x, groups, gain, bias)
+    return F.batch_norm(x, None, None, gain, bias, training=True)
+
+
+def layer_normed(t: Tensor, name: str, state: Mapping[str, Tensor]) -> Tensor:
     """Layer norm over the last dimension."""
-    centered = t - t.mean(-1, keepdim=True)
-    scaled = centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt()
-    return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
+    return F.layer_norm(t, t.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
 
 
 class Sizes(TorchDispatchMode):
-    """Records the number of elements of every tensor that an operation returns."""
+    """`seen`: the number of elements of every tensor that an operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[int] = set()
-
-    @property
-    def elements(self) -> int:
-        """Elements of the largest tensor."""
-        return max(self.seen, default=0)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))

@@ -1,8 +1,10 @@
 """Squeeze and excitation against the paper's equations, one channel at a time."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
-from forms import assert_maps, assert_same_with_gradients, draw, projected, randomized
+from forms import assert_equations, draw, projected, randomized
 from torch import Tensor
 
 from sagan.attention import make_attention
@@ -10,30 +12,25 @@ from sagan.attention import make_attention
 FORMS = [{}, {"bias": False}, {"double": True}, {"reduction": 2}, {"gain": "none"}, {"gain": "none", "double": True}]
 
 
-def squeeze_excitation(x: Tensor, state: dict[str, Tensor], options: dict) -> tuple[Tensor, Tensor]:
-    """Eqs. 2 to 4, and the gain; the gates (B, C, 1, 1)."""
+def reference(x: Tensor, state: Mapping[str, Tensor], double: bool = False, **_) -> tuple[Tensor, dict[str, Tensor]]:
+    """Eqs. 2 to 4, and the gain; the gates."""
     z = torch.stack([channel.sum(dim=(1, 2)) / channel[0].numel() for channel in x.unbind(1)], 1)[..., None, None]
     hidden = projected(z, "squeeze", state).clamp(min=0)
-    gate = (2 if options.get("double") else 1) / (1 + torch.exp(-projected(hidden, "excite", state)))
-    y = x * gate
-    return y if "gamma" not in state else (1 - state["gamma"]) * x + state["gamma"] * y, gate
+    gate = (2 if double else 1) / (1 + torch.exp(-projected(hidden, "excite", state)))  # (B, C, 1, 1)
+    return x + state.get("gamma", 1.0) * (x * gate - x), {"gate": gate.view(len(x), 1, 1, 1, -1)}
 
 
 @pytest.mark.parametrize("size", [(4, 6), (7, 5), (1, 1)])
 @pytest.mark.parametrize("options", FORMS, ids=str)
 def test_equals_the_equations(options: dict, size: tuple[int, int]):
-    module, x = randomized("squeeze_excitation", 12, 8, 0.7, **options), draw(size, 3, channels=12)
-    state = dict(module.named_parameters())
-    expected, gate = squeeze_excitation(x, state, options)
-    assert_same_with_gradients(module(x), expected, [x, *state.values()])
-    assert_maps(module, x, {"gate": gate.flatten(1)[:, None, None, None]})
+    module = randomized("squeeze_excitation", 12, 8, 0.7, **options)
+    assert_equations(module, draw(size, 3, channels=12), reference, options)
 
 
 @pytest.mark.parametrize(("channels", "width"), [(16, 4), (64, 4), (256, 16), (8, 4)])
 def test_the_inner_width_is_a_sixteenth_and_at_least_4(channels: int, width: int):
     module = make_attention("squeeze_excitation", channels, 8)
     assert module.squeeze.weight.shape == (width, channels)
-    assert module.excite.weight.shape == (channels, width)
     assert sum(p.numel() for p in module.parameters()) == 2 * channels * width + channels + width + 1
 
 

@@ -46,11 +46,11 @@ def train_in_two(config: Path, out: Path, *overrides: str) -> str:
     return stderr
 
 
-def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+def wait_for(process: subprocess.Popen[str] | ForkServerProcess, path: Path) -> None:
     """Return when the running process has written `path`."""
     deadline = time.monotonic() + 200
     while not path.exists():
-        assert process.poll() is None, process.stderr and process.stderr.read()[-2000:]
+        assert process.is_alive() if isinstance(process, ForkServerProcess) else process.poll() is None, path
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

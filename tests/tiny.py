@@ -12,7 +12,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from network_cases import scatter
-from torch import Tensor
+from torch import Tensor, nn
 
 from sagan.config.load import Config, load_config
 from sagan.data.dataset import PreparedData
@@ -138,10 +138,17 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def lines_of(path: Path) -> list[dict]:
+    """The objects in a file with one JSON object per line."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def log_of(run: Path) -> list[dict[str, float]]:
     """log.jsonl without what depends on the machine."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "memory_mib")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("images_per_second", "memory_mib")}
+        for line in lines_of(run / "log.jsonl")
+    ]
 
 
 def tensors(gan: GAN) -> dict[str, Tensor]:
@@ -152,6 +159,12 @@ def tensors(gan: GAN) -> dict[str, Tensor]:
         for index, entries in getattr(gan, name).state_dict()["state"].items():
             state |= {f"{name}.{index}.{key}": value for key, value in entries.items()}
     return state
+
+
+def assert_same_state(network: nn.Module, expected: dict[str, Tensor]) -> None:
+    found = network.state_dict()
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
 def assert_same_bits(a: GAN, b: GAN) -> None:

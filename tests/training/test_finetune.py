@@ -1,10 +1,11 @@
 """Fine-tuning: the weights of a run or a snapshot in a new GAN, whose classes may differ."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_gan
+from tiny import assert_same_state, tiny_config, tiny_gan
 from torch import Tensor, nn
 
 from sagan.layers.spectral_norm import hold_state
@@ -43,7 +44,7 @@ def source_of(folder: Path, kind: str, num_classes: int, norm: tuple[str, ...] =
 
 
 def fresh(num_classes: int, *overrides: str) -> GAN:
-    """A GAN of another seed, to be initialised."""
+    """A GAN of another seed, to be initialized."""
     return tiny_gan(tiny_config("seed=5", *overrides), num_classes, torch.float32)
 
 
@@ -73,9 +74,7 @@ def parameters(network: nn.Module) -> dict[str, Tensor]:
 def test_same_classes_from_a_run(tmp_path: Path, norm: tuple[str, ...]) -> None:
     old, source = source_of(tmp_path, "run", 4, norm)
     gan = fresh(4, *norm)
-    said = initialize_from(gan, source)
-    assert "both networks" in said
-    assert "00000007" in said
+    assert "00000007" in initialize_from(gan, source)
     for network, origin in ((gan.generator, old.ema), (gan.ema, old.ema),
                             (gan.discriminator, old.discriminator)):  # fmt: skip
         for name, parameter in parameters(network).items():
@@ -83,29 +82,33 @@ def test_same_classes_from_a_run(tmp_path: Path, norm: tuple[str, ...]) -> None:
     for name, buffer in gan.generator.named_buffers():
         if "running" in name:
             assert torch.equal(buffer, old.ema.state_dict()[name]), name
-    for name, tensor in gan.ema.state_dict().items():
-        assert torch.equal(tensor, gan.generator.state_dict()[name]), name
+    assert_same_state(gan.ema, gan.generator.state_dict())
 
 
 @NORMS
 def test_same_classes_from_a_snapshot(tmp_path: Path, norm: tuple[str, ...]) -> None:
     _, source = source_of(tmp_path, "snapshot", 4, norm)
     gan = fresh(4, *norm)
-    critic = {name: tensor.clone() for name, tensor in gan.discriminator.state_dict().items()}
-    said = initialize_from(gan, source)
-    assert "the discriminator starts from scratch" in said
+    critic = copy.deepcopy(gan.discriminator.state_dict())
+    assert "the discriminator starts from scratch" in initialize_from(gan, source)
     snapshot = load_snapshot(source)
     for name, parameter in parameters(gan.generator).items():
         baked = name.replace("parametrizations.weight.original", "weight")
         assert torch.equal(parameter, parameters(snapshot)[baked]), name
     labels = torch.tensor([0, 1, 3])
     torch.testing.assert_close(images(gan.generator, labels), images(snapshot, labels), rtol=0, atol=1e-2)
-    assert all(torch.equal(tensor, critic[name]) for name, tensor in gan.discriminator.state_dict().items())
+    assert_same_state(gan.discriminator, critic)
 
 
 @KINDS
-@pytest.mark.parametrize("norm", [TABLE, BARE, LINEAR + BARE], ids=["table", "bare", "bare-linear"])
-@pytest.mark.parametrize(("before", "after"), [(4, 7), (4, 2), (4, 0), (0, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("norm", "before", "after"),
+    [
+        *((norm, *counts) for norm in (TABLE, BARE, LINEAR + BARE) for counts in ((4, 7), (4, 2), (4, 0), (0, 3))),
+        (LINEAR, 4, 0), (SHARED, 4, 7), (BIGGAN, 4, 7),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_new_classes_start_at_the_mean_of_the_old(
     tmp_path: Path, kind: str, norm: tuple[str, ...], before: int, after: int
 ) -> None:
@@ -116,19 +119,7 @@ def test_new_classes_start_at_the_mean_of_the_old(
     for label in range(max(after, 1)):
         labels = torch.full((3,), label) if after else None
         torch.testing.assert_close(images(ema_generator(gan.ema), labels), expected, rtol=0, atol=1e-2)
-
-
-@pytest.mark.parametrize("norm", [SHARED, BIGGAN], ids=["shared", "biggan"])
-def test_new_classes_of_a_shared_embedding_start_at_the_mean(tmp_path: Path, norm: tuple[str, ...]) -> None:
-    old, source = source_of(tmp_path, "run", 4, norm)
-    gan = fresh(7, *norm)
-    initialize_from(gan, source)
-    expected = images(ema_generator(old.ema), evenly(4))
-    for label in (0, 6):
-        found = images(ema_generator(gan.ema), torch.full((3,), label))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
-    assert gan.generator.shared is not None
-    assert not torch.equal(gan.generator.shared.weight.mean(0), torch.zeros(6))
+    assert gan.generator.shared is None or gan.generator.shared.weight.mean(0).any()
 
 
 @pytest.mark.parametrize(
@@ -149,13 +140,10 @@ def test_linear_classes_become_one(tmp_path: Path, kind: str) -> None:
     old, source = source_of(tmp_path, kind, 4, LINEAR)
     gan = fresh(0, *LINEAR)
     initialize_from(gan, source)
-    was, now = ema_generator(old.ema), ema_generator(gan.ema)
-    for before, after in zip(was.blocks, now.blocks, strict=True):
-        for norm in ("norm1", "norm2"):
-            gain, bias = (table.weight.mean(1) for table in (getattr(before, norm).gain, getattr(before, norm).bias))
-            torch.testing.assert_close(getattr(after, norm).weight, 1 + gain, rtol=0, atol=1e-3)
-            torch.testing.assert_close(getattr(after, norm).bias, bias, rtol=0, atol=1e-3)
-    torch.testing.assert_close(images(now, None), images(was, evenly(4)), rtol=0, atol=1e-2)
+    for before, after in zip(ema_generator(old.ema).blocks, ema_generator(gan.ema).blocks, strict=True):
+        for was, now in ((before.norm1, after.norm1), (before.norm2, after.norm2)):
+            torch.testing.assert_close(now.weight, 1 + was.gain.weight.mean(1), rtol=0, atol=1e-3)
+            torch.testing.assert_close(now.bias, was.bias.weight.mean(1), rtol=0, atol=1e-3)
 
 
 @KINDS
@@ -173,67 +161,51 @@ def test_new_linear_classes_are_equal_and_point_to_the_mean(tmp_path: Path, kind
             assert torch.cosine_similarity(column, mean, dim=0) > 0.999
 
 
-@pytest.mark.parametrize("norm", [TABLE, BARE], ids=["normalised", "bare"])
-def test_discriminator_of_a_run_gets_new_classes(tmp_path: Path, norm: tuple[str, ...]) -> None:
-    old, source = source_of(tmp_path, "run", 4, norm)
-    gan = fresh(6, *norm)
+@pytest.mark.parametrize(
+    ("before", "after", "norm"), [(4, 6, TABLE), (4, 6, BARE), (4, 0, TABLE), (0, 4, TABLE)], ids=str
+)
+def test_discriminator_of_a_run_gets_new_classes(
+    tmp_path: Path, before: int, after: int, norm: tuple[str, ...]
+) -> None:
+    old, source = source_of(tmp_path, "run", before, norm)
+    gan = fresh(after, *norm)
     initialize_from(gan, source)
     found, origin = parameters(gan.discriminator), parameters(old.discriminator)
-    (name,) = [name for name in found if ".embedding." in name]
-    assert all(torch.equal(found[n], origin[n]) for n in found if n != name)
-    torch.testing.assert_close(found[name], origin[name].mean(0).expand(6, -1))
-    assert torch.isfinite(logits(gan, torch.tensor([0, 3, 5]))).all()
+    for name, parameter in found.items():
+        if ".embedding." not in name:
+            assert torch.equal(parameter, origin[name]), name
+        elif before:
+            torch.testing.assert_close(parameter, origin[name].mean(0).expand(after, -1))
+    assert torch.isfinite(logits(gan, torch.tensor([0, 3, 1]) if after else None)).all()
 
 
-def test_discriminator_of_a_run_loses_and_gains_classes(tmp_path: Path) -> None:
-    for before, after in ((4, 0), (0, 4)):
-        old, source = source_of(tmp_path / str(before), "run", before)
-        gan = fresh(after)
-        initialize_from(gan, source)
-        found, origin = parameters(gan.discriminator), parameters(old.discriminator)
-        assert all(torch.equal(found[n], origin[n]) for n in found if ".embedding." not in n)
-        assert torch.isfinite(logits(gan, torch.tensor([0, 3, 1]) if after else None)).all()
+WIDTHS = tuple(f"{network}.widths=[4, 4, 4, 4, 4]" for network in ("generator", "discriminator"))
 
 
-@KINDS
-@pytest.mark.parametrize(
-    "override",
-    [
-        "generator.channels=4",
-        "generator.z_dim=16",
-        "generator.attention={}",
-        "generator.attention={16: self_attention}",
-        "data.resolution=64",
-    ],
-)
 @pytest.mark.parametrize("classes", [4, 3], ids=["same-classes", "other-classes"])
-def test_another_generator_is_refused(tmp_path: Path, kind: str, override: str, classes: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        *((kind, overrides) for kind in ("run", "snapshot") for overrides in (
+            ["generator.channels=4"], ["generator.z_dim=16"], ["generator.attention={}"],
+            ["generator.attention={16: self_attention}"], ["data.resolution=64", *WIDTHS])),
+        ("run", ["discriminator.channels=4"]),
+        ("run", ["discriminator.attention={16: self_attention}"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_another_architecture_is_refused(tmp_path: Path, kind: str, overrides: list[str], classes: int) -> None:
     _, source = source_of(tmp_path, kind, 4)
-    overrides = [override] if "resolution" not in override else [
-        override, "generator.widths=[4, 4, 4, 4, 4]", "discriminator.widths=[4, 4, 4, 4, 4]",
-    ]  # fmt: skip
     with pytest.raises(UserError, match=r"shape|missing|not part") as caught:
         initialize_from(fresh(classes, *overrides), source)
     assert source in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("override", ["discriminator.channels=4", "discriminator.attention={16: self_attention}"])
-@pytest.mark.parametrize("classes", [4, 3, 0])
-def test_another_discriminator_is_refused(tmp_path: Path, override: str, classes: int) -> None:
-    """Breaks as above, for the second network of a run."""
-    _, source = source_of(tmp_path, "run", 4)
-    with pytest.raises(UserError, match=r"shape|missing|not part"):
-        initialize_from(fresh(classes, override), source)
-
-
-def test_another_kind_of_class_norm_is_refused_or_right(tmp_path: Path) -> None:
+def test_linear_classes_become_a_table(tmp_path: Path) -> None:
     old, source = source_of(tmp_path, "snapshot", 8, LINEAR)
     gan = fresh(8, *TABLE)
-    try:
-        initialize_from(gan, source)
-    except UserError:
-        return
+    initialize_from(gan, source)
     labels = torch.tensor([1, 4, 6])
     expected = images(ema_generator(old.ema), labels)
     torch.testing.assert_close(images(ema_generator(gan.ema), labels), expected, rtol=0, atol=1e-2)
@@ -243,7 +215,7 @@ def test_sources_that_hold_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "early" / "checkpoints").mkdir(parents=True)
     (tmp_path / "file").write_text("")
-    _, _ = source_of(tmp_path, "run", 4)
+    source_of(tmp_path, "run", 4)
     (tmp_path / "run" / "checkpoints" / "00000007" / "state.json").unlink()
     for name, problem in (("empty", "not a snapshot"), ("early", "no whole checkpoint"), ("file", "this is a file"),
                           ("run", "damaged"), ("no/such/folder", "no such folder")):  # fmt: skip

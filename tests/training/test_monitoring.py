@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import one_process, tiny_batches, tiny_config, tiny_gan
+from tiny import assert_same_state, one_process, tiny_batches, tiny_config, tiny_gan
 
 from sagan.config.load import load_config
 from sagan.config.schema import TrainingSettings
@@ -52,19 +52,17 @@ def test_measuring_moves_nothing(trained: tuple[GAN, LatentBatch]) -> None:
     before, rng = copy.deepcopy(gan), torch.get_rng_state()
     measure(gan, {}, draws)
     for name in ("generator", "discriminator", "ema"):
-        for key, tensor in getattr(gan, name).state_dict().items():
-            assert torch.equal(tensor, getattr(before, name).state_dict()[key]), key
+        assert_same_state(getattr(gan, name), getattr(before, name).state_dict())
         assert getattr(gan, name).training
     assert torch.equal(rng, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("log_every", [1, 7, 50])
-def test_unused_attention_is_said_once(log_every: int) -> None:
+def test_unused_attention_is_reported_once(log_every: int) -> None:
     settings = TrainingSettings(steps=400, log_every=log_every)
     logged = [step for step in range(1, 401) if step % log_every == 0 or step == 400]
     unused = {"g_gamma/attention.16x16": 1e-5, "d_gamma/trunk.attention.16x16": 0.2, "g_loss": 0.0}
-    said = {step: text for step in logged if (text := attention_warning(step, settings, unused))}
-    ((step, text),) = said.items()
+    ((step, text),) = [(s, text) for s in logged if (text := attention_warning(s, settings, unused))]
     assert 100 <= step < 100 + log_every
     assert "attention unused: g_gamma/attention.16x16" in text
     assert "trunk" not in text
@@ -76,7 +74,7 @@ def test_memory_is_in_mebibytes() -> None:
     assert 100 < memory_mib(torch.device("cpu")) < 100_000
 
 
-def test_large_quadratic_maps_are_told_before_they_are_allocated() -> None:
+def test_large_quadratic_maps_are_reported_before_they_are_allocated() -> None:
     settings = ["data.resolution=128", "generator.channels=4", "discriminator.channels=4", "training.batch_size=16"]
     attention = "attention={64: {name: transformer, heads: 4}, 32: {name: non_local, form: concatenation}}"
     config = load_config(None, [*settings, f"generator.{attention}", f"discriminator.{attention}", "loss.r1=1"])

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -46,13 +46,11 @@ def literal_d_update(gan: GAN, objective: Objective, batches: MicroBatches) -> t
         fake_logits = critic.discriminator(augment(fakes, objective.policy, draws.augmentation), draws.labels)
         loss = objective.loss.discriminator(real_logits, fake_logits)
         regular = objective.consistency
-        for weight, logits, inputs, batch in (
-            (regular.reals, real_logits, images, reals), (regular.fakes, fake_logits, fakes, draws)
-        ):  # fmt: skip
+        halves = ((regular.reals, real_logits, images, reals), (regular.fakes, fake_logits, fakes, draws))
+        for weight, logits, inputs, batch in halves:
             if weight:
-                moved_images = augment(consistency_transform(inputs, batch.transform), objective.policy,
-                                       batch.augmentation)  # fmt: skip
-                again = critic.discriminator(moved_images, batch.labels)
+                transformed = consistency_transform(inputs, batch.transform)
+                again = critic.discriminator(augment(transformed, objective.policy, batch.augmentation), batch.labels)
                 loss = loss + weight * sum((a - b) ** 2 for a, b in zip(logits, again, strict=True)) / len(logits)
         if regular.latents:
             z = draws.z + regular.noise * draws.noise
@@ -116,13 +114,11 @@ def add_gradients(total: State, network: nn.Module, state: State, loss: Tensor) 
 
 
 def steps_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[State]:
-    """Fills with the gradients that every step of the optimiser sees."""
+    """Fills with the gradients that every step of the optimizer sees."""
     seen: list[State] = []
-
-    def note(*_: Any) -> None:
-        seen.append({n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None})
-
-    optimizer.register_step_pre_hook(note)
+    optimizer.register_step_pre_hook(
+        lambda *_: seen.append({n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None})
+    )
     return seen
 
 
@@ -168,38 +164,25 @@ def test_updates_are_the_literal_ones(d_steps: int, accumulation: int) -> None:
     assert logs["g_loss"].item() == pytest.approx(loss, rel=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("num_classes", "objective"),
-    [
-        (4, Objective(LOSSES["non_saturating"], [GradientPenalty("r1", 3.0, "reals")])),
-        (0, Objective(LOSSES["wasserstein"])),
-        (4, Objective(LOSSES["hinge"], policy=("color", "translation", "cutout"))),
-        (0, Objective(LOSSES["non_saturating"], [GradientPenalty("r1", 0.5, "reals")], ("translation", "color"))),
-        (4, Objective(LOSSES["relativistic"], R3GAN, ("color",))),
-        (4, Objective(LOSSES["hinge"], [GradientPenalty("r1", 0.5, "reals", every=4)])),
-        (4, Objective(LOSSES["hinge"], consistency=ConsistencySettings(reals=10.0))),
-        (4, Objective(LOSSES["hinge"], policy=("color",), consistency=ICR)),
-        (0, Objective(LOSSES["hinge"], R3GAN, consistency=ICR)),
-        (4, Objective(LOSSES["hinge"], lecam=0.3, lecam_decay=0.9)),
-        (4, Objective(LOSSES["hinge"], orthogonal=1e-2)),
-    ],
-    ids=[
-        "r1",
-        "unconditional",
-        "augmented",
-        "unconditional-r1-augmented",
-        "relativistic",
-        "lazy",
-        "consistency",
-        "icr",
-        "unconditional-icr-r1",
-        "lecam",
-        "orthogonal",
-    ],
-)
+R1 = [GradientPenalty("r1", 0.5, "reals")]
+OBJECTIVES = {
+    "r1": (4, Objective(LOSSES["non_saturating"], [GradientPenalty("r1", 3.0, "reals")])),
+    "unconditional": (0, Objective(LOSSES["wasserstein"])),
+    "augmented": (4, Objective(LOSSES["hinge"], policy=("color", "translation", "cutout"))),
+    "unconditional-r1-augmented": (0, Objective(LOSSES["non_saturating"], R1, ("translation", "color"))),
+    "relativistic": (4, Objective(LOSSES["relativistic"], R3GAN, ("color",))),
+    "lazy": (4, Objective(LOSSES["hinge"], [GradientPenalty("r1", 0.5, "reals", every=4)])),
+    "consistency": (4, Objective(LOSSES["hinge"], consistency=ConsistencySettings(reals=10.0))),
+    "icr": (4, Objective(LOSSES["hinge"], policy=("color",), consistency=ICR)),
+    "unconditional-icr-r1": (0, Objective(LOSSES["hinge"], R3GAN, consistency=ICR)),
+    "lecam": (4, Objective(LOSSES["hinge"], lecam=0.3, lecam_decay=0.9)),
+    "orthogonal": (4, Objective(LOSSES["hinge"], orthogonal=1e-2)),
+}
+
+
+@pytest.mark.parametrize(("num_classes", "objective"), OBJECTIVES.values(), ids=OBJECTIVES)
 def test_objectives_are_the_literal_ones(num_classes: int, objective: Objective) -> None:
-    """Losses, gradient penalties, DiffAugment and missing labels enter an update as in the equations. Penalties are
-    taken with respect to images before augmentation, and need second derivatives of attention."""
+    """Penalties are with respect to images before augmentation, and need second derivatives of attention."""
     config = tiny_config(f"augment.policy={list(objective.policy)}")
     gan = tiny_gan(config, num_classes)
     if objective.lecam:
@@ -253,19 +236,15 @@ def test_one_discriminator_forward_a_micro_batch() -> None:
     assert seen == [("G", 3), ("D", 3)] * 2
 
 
-def test_generator_step_gives_the_discriminator_no_gradient() -> None:
+def test_a_step_gives_the_other_network_no_gradient() -> None:
     config = tiny_config()
-    gan = tiny_gan(config)
+    gan, batches = tiny_gan(config), tiny_batches(config, 2, 2)
     frozen = gan.discriminator.head.linear.bias.requires_grad_(False)
-    generator_step(gan, HINGE, [draws for _, draws in tiny_batches(config, 2, 2)], one_process())
+    generator_step(gan, HINGE, [draws for _, draws in batches], one_process())
     assert all(parameter.grad is None for parameter in gan.discriminator.parameters())
     assert [p for p in gan.discriminator.parameters() if not p.requires_grad] == [frozen]
-
-
-def test_discriminator_step_gives_the_generator_no_gradient() -> None:
-    config = tiny_config()
     gan = tiny_gan(config)
-    discriminator_step(gan, HINGE, tiny_batches(config, 2, 2), one_process())
+    discriminator_step(gan, HINGE, batches, one_process())
     assert all(parameter.grad is None for parameter in gan.generator.parameters())
 
 
@@ -287,44 +266,37 @@ def test_an_error_leaves_no_network_held_or_frozen() -> None:
 
 
 class Recording(Accelerator):
-    """Notes whether each backward ran with gradients synchronised between processes."""
+    """Notes whether each backward ran with gradients synchronized between processes."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.synchronised: list[bool] = []
+        self.synchronized: list[bool] = []
         self.off = False
 
     def backward(self, loss: Tensor) -> None:
-        self.synchronised.append(not self.off)
+        self.synchronized.append(not self.off)
         super().backward(loss)
 
-    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
-        @contextmanager
-        def off() -> Iterator[None]:
-            self.off = True
-            yield
-            self.off = False
-
-        return off()
+    @contextmanager
+    def no_sync(self, model: nn.Module) -> Iterator[None]:
+        self.off = True
+        yield
+        self.off = False
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
-def test_gradients_are_synchronised_in_the_last_micro_batch_alone(accumulation: int) -> None:
+def test_gradients_are_synchronized_in_the_last_micro_batch_alone(accumulation: int) -> None:
     config = tiny_config()
     gan, engine = tiny_gan(config), Recording(cpu=True)
     batches = tiny_batches(config, accumulation, 2)
     discriminator_step(gan, HINGE, batches, engine)
     generator_step(gan, HINGE, [draws for _, draws in batches], engine)
-    assert engine.synchronised == ([False] * (accumulation - 1) + [True]) * 2
+    assert engine.synchronized == ([False] * (accumulation - 1) + [True]) * 2
 
 
-def test_logs_are_means_without_graph() -> None:
+def test_logs_are_scalars_without_graph() -> None:
     config = tiny_config()
     objective = Objective(LOSSES["hinge"], [GradientPenalty("r1", 1.0, "reals")])
-    gan, batches = tiny_gan(config), tiny_batches(config, 3, 2)
-    logs = discriminator_step(copy.deepcopy(gan), objective, batches, one_process())
+    logs = discriminator_step(tiny_gan(config), objective, tiny_batches(config, 3, 2), one_process())
     assert set(logs) == {"d_loss", "d_adversarial", "real_logits", "fake_logits", "r1"}
-    assert not any(value.requires_grad for value in logs.values())
-    assert all(value.shape == () for value in logs.values())
-    first = discriminator_step(gan, objective, batches[:1], one_process())
-    assert first["real_logits"] != logs["real_logits"]
+    assert not any(value.requires_grad or value.shape for value in logs.values())

@@ -1,4 +1,4 @@
-"""`sagan train --dry-run`: everything is said, nothing is done."""
+"""`sagan train --dry-run`: the whole summary, and no file."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""What a run says: log.jsonl, trackers, plain lines when piped, a live line on a terminal."""
+"""Training logs: log.jsonl, trackers, plain lines when piped, a live line on a terminal."""
 
-import json
+import contextlib
 import os
 import pty
 import sys
@@ -8,14 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from tiny import lines_of
 
 from sagan.training.logging import RunLog, truncate_log
 
 VALUES = {"d_loss": 1.25, "g_loss": -0.5, "d_gamma/trunk.attention.8x8": 0.125}
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write(path: Path, text: str) -> Path:
@@ -29,7 +26,7 @@ def test_log_lines(tmp_path: Path) -> None:
     log.record(5, VALUES)
     log.record(10, VALUES)
     log.close()
-    first, second = lines(tmp_path / "log.jsonl")
+    first, second = lines_of(tmp_path / "log.jsonl")
     assert (first["step"], first["kimg"], second["step"], second["kimg"]) == (5, 0.32, 10, 0.64)
     assert {name: first[name] for name in VALUES} == VALUES
     assert first["images_per_second"] > 0
@@ -46,9 +43,9 @@ def test_plain_lines_when_piped(tmp_path: Path, capfd: pytest.CaptureFixture[str
     log.close()
     out, err = capfd.readouterr()
     assert out == ""
-    said, remark = err.splitlines()
-    assert said.startswith("step 10/10  d_loss 1.250  g_loss -0.500  ")
-    assert said.endswith(" img/s  0:00:00 left")
+    progress, remark = err.splitlines()
+    assert progress.startswith("step 10/10  d_loss 1.250  g_loss -0.500  ")
+    assert progress.endswith(" img/s  0:00:00 left")
     assert remark == "attention unused"
     assert not {"\r", "\x1b"} & set(err)
 
@@ -90,14 +87,9 @@ def test_a_live_line_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def _drain(descriptor: int, shown: list[bytes]) -> None:
-    while True:
-        try:
-            block = os.read(descriptor, 4096)
-        except OSError:
-            return
-        if not block:
-            return
-        shown.append(block)
+    with contextlib.suppress(OSError):
+        while block := os.read(descriptor, 4096):
+            shown.append(block)
 
 
 def test_resuming_drops_what_will_be_written_again(tmp_path: Path) -> None:
@@ -105,7 +97,7 @@ def test_resuming_drops_what_will_be_written_again(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 4, 10, 64, lambda values, step: None)
     log.record(5, {"x": 50.0})
     log.close()
-    assert [(line["step"], line["x"]) for line in lines(path)] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50)]
+    assert [(line["step"], line["x"]) for line in lines_of(path)] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50)]
 
 
 def test_rate_counts_from_where_this_process_began(tmp_path: Path) -> None:
@@ -129,16 +121,13 @@ def test_a_log_that_was_cut_can_be_written_on(tmp_path: Path, cut: str, kept: li
     path = write(tmp_path / "log.jsonl", cut)
     log = RunLog(tmp_path, 2, 10, 64, lambda values, step: None)
     log.record(3, {"x": 1.0})
-    assert [line["step"] for line in lines(path)] == [*kept, 3]
+    assert [line["step"] for line in lines_of(path)] == [*kept, 3]
 
 
 def test_a_log_with_nothing_to_drop_is_not_written(tmp_path: Path) -> None:
+    truncate_log(tmp_path / "log.jsonl", 0)
+    assert list(tmp_path.iterdir()) == []
     path = write(tmp_path / "log.jsonl", '{"step": 1}\n{"step": 2}\n')
     before = path.stat()
     truncate_log(path, 2)
     assert path.stat().st_ino == before.st_ino
-
-
-def test_no_log_is_no_problem(tmp_path: Path) -> None:
-    truncate_log(tmp_path / "log.jsonl", 0)
-    assert list(tmp_path.iterdir()) == []

@@ -39,23 +39,19 @@ def test_processes_without_a_gpu_know_each_other(tmp_path: Path, data: PreparedD
     assert said.count("step 2/2") == 1
 
 
+REGULARIZED = {
+    "name": "relativistic", "r1": 0.5, "r2": 0.5, "r2_every": 2, "lecam": 0.1, "orthogonal": 1e-4,
+    "consistency": {"reals": 5, "fakes": 2, "latents": 1, "diversity": 0.1},
+}  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
         {},
         {"loss": {"name": "non_saturating", "r1": 1.0}, "augment": {"policy": ["color", "translation"]}},
-        {
-            "loss": {
-                "name": "relativistic",
-                "r1": 0.5,
-                "r2": 0.5,
-                "r2_every": 2,
-                "lecam": 0.1,
-                "orthogonal": 1e-4,
-                "consistency": {"reals": 5, "fakes": 2, "latents": 1, "diversity": 0.1},
-            }
-        },
+        {"loss": REGULARIZED},
     ],
     ids=["plain", "r1-augmented", "regularized"],
 )
@@ -114,11 +110,7 @@ def test_two_processes_resume(tmp_path: Path, data: PreparedData) -> None:
 def test_a_signal_to_the_launcher_saves(tmp_path: Path, data: PreparedData, number: signal.Signals) -> None:
     config = write_config(tmp_path / "config.yaml", data, training={"steps": 100_000})
     with launch(config, tmp_path / "run") as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "run" / "log.jsonl").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(process, tmp_path / "run" / "log.jsonl")
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     assert process.returncode != 0

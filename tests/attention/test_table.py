@@ -11,8 +11,7 @@ from sagan.attention import ATTENTION, attention_options, make_attention
 
 
 @pytest.mark.parametrize("name", list(ATTENTION))
-def test_has_its_file_its_test_and_its_row(name: str):
-    """Every mechanism has a file, a test and a row in docs/attention.md."""
+def test_has_its_file_its_test_and_its_row_in_the_docs(name: str):
     root = Path(__file__).parents[2]
     assert ATTENTION[name].__module__ == f"sagan.attention.{name}"
     assert (root / f"tests/attention/test_{name}.py").is_file()
@@ -20,14 +19,12 @@ def test_has_its_file_its_test_and_its_row(name: str):
 
 
 def test_every_file_is_in_the_table():
-    """Every file is in the table."""
     files = {path.stem for path in Path(make_attention.__code__.co_filename).parent.glob("*.py")}
     assert files - {"__init__", "base", "functional"} == set(ATTENTION)
 
 
 @pytest.mark.parametrize("name", list(ATTENTION))
 def test_mistakes_name_what_is_known(name: str):
-    """An unknown option, place or gain is refused with the known ones."""
     with pytest.raises(ValueError, match=rf"{name} has no option 'colour'; known: "):
         make_attention(name, CHANNELS, 12, colour=1)
     with pytest.raises(ValueError, match=rf"{name} has no place 'before'; known: after"):
@@ -74,7 +71,6 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 
 def test_maps_of_the_wrong_size_are_refused():
-    """Maps too small to pool, another size than that of relative tables, and channels that do not fit are refused."""
     for name, size, options in (
         ("self_attention", 1, {}),
         ("augmented_conv", 1, {"pool": True}),

@@ -1,13 +1,14 @@
 """Every front-end in both updates: all learn, micro-batches add up, state moves once, half precision, files, maps."""
 
 import copy
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import sagan
 from front_ends import FRONT_ENDS, front_end, front_end_config, judged
-from tiny import CLASSES, log_of, one_process, tiny_batches, tiny_gan, write_config
+from tiny import CLASSES, assert_same_bits, log_of, one_process, tiny_batches, tiny_gan, write_config
 from torch import Tensor, nn
 
 from sagan.attention import record_attention
@@ -28,8 +29,15 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in network.named_parameters()}
 
 
-def joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return None if a is None or b is None else torch.cat([a, b])
+def joined(a: RealBatch | LatentBatch, b: RealBatch | LatentBatch) -> RealBatch | LatentBatch:
+    """Both micro-batches as one."""
+    pairs = ((getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
+    return type(a)(*(None if x is None else torch.cat([x, y]) for x, y in pairs))
+
+
+def idle(network: nn.Module) -> list[str]:
+    """Parameters whose gradient is 0."""
+    return [name for name, gradient in gradients(network).items() if gradient.abs().max() == 0]
 
 
 @each
@@ -38,27 +46,22 @@ def test_all_learn_and_micro_batches_add_up(name: str, classes: int):
     """All parameters get gradients; two micro-batches give the gradient of one batch."""
     ranked = [] if name == "coarse_to_fine" else ["discriminator.frontend.margin=100"]  # so that every image counts
     config = front_end_config(FRONT_ENDS[name], *ranked)
-    (a, x), (b, y) = batches = tiny_batches(config, 2, 2, num_classes=classes)
-    reals = RealBatch(joined(a.images, b.images), joined(a.labels, b.labels), joined(a.augmentation, b.augmentation))
-    latents = LatentBatch(joined(x.z, y.z), joined(x.labels, y.labels), joined(x.augmentation, y.augmentation))
-    whole = [(reals, latents)]
+    batches = tiny_batches(config, 2, 2, num_classes=classes)
     found = []
-    for given in (batches, whole):
+    for given in (batches, [tuple(joined(*pair) for pair in zip(*batches, strict=True))]):
         gan = tiny_gan(config, classes)
         gan.generator.eval()  # its fakes do not depend on their batch
         logs = discriminator_step(gan, R1, given, one_process())
         assert ("hint" if name == "coarse_to_fine" else "rank") in logs
         found.append(gradients(gan.discriminator))
-        assert [n for n, gradient in found[-1].items() if gradient.abs().max() == 0] == []
+        assert idle(gan.discriminator) == []
         gan.generator.train()
         generator_step(gan, R1, [draws for _, draws in given], one_process())
-        assert [n for n, gradient in gradients(gan.generator).items() if gradient.abs().max() == 0] == []
-    for parameter, gradient in found[0].items():
-        torch.testing.assert_close(gradient, found[1][parameter], rtol=1e-8, atol=1e-10)
+        assert idle(gan.generator) == []
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-10)
 
 
 def test_a_discriminator_is_told_what_is_real():
-    """D's update says which images are real; G's update does not."""
     config = front_end_config(FRONT_ENDS["zoom"])
     gan, batches, told = tiny_gan(config), tiny_batches(config, 2, 3), []
     gan.discriminator.register_forward_pre_hook(lambda _, inputs: told.append(inputs[2:]))
@@ -102,7 +105,6 @@ def test_half_precision(name: str):
 
 @each
 def test_recording_changes_nothing(name: str):
-    """Recording finds all maps and changes neither logits nor state."""
     heard, plain = front_end(FRONT_ENDS[name]), front_end(FRONT_ENDS[name])
     with record_attention(heard, torch.rand(4, 2, 2)) as maps:
         logits = heard(*judged(4)).logits
@@ -122,7 +124,6 @@ def test_recording_changes_nothing(name: str):
 
 
 def test_maps_of_patches_stand_as_heads_of_their_image():
-    """Maps of patches belong to their image and its points."""
     discriminator = front_end(FRONT_ENDS["coarse_to_fine"]).eval()
     images, labels, _ = judged(3)
     points = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -140,22 +141,16 @@ def test_maps_of_patches_stand_as_heads_of_their_image():
 @each
 def test_checkpoint_round_trip(name: str, tmp_path: Path):
     config = front_end_config(FRONT_ENDS[name])
-    (batches,) = [tiny_batches(config, 1, 2)]
     gan, other = tiny_gan(config), tiny_gan(config.model_copy(update={"seed": 1}))
-    discriminator_step(gan, R1, batches, one_process())
-    generator_step(gan, R1, [draws for _, draws in batches], one_process())
+    discriminator_step(gan, R1, tiny_batches(config, 1, 2), one_process())
     save_checkpoint(tmp_path / "c", gan, Progress(1))
     load_checkpoint(tmp_path / "c", other)
-    logs = [discriminator_step(each, R1, batches, one_process()) for each in (gan, other)]
-    assert logs[0] == logs[1]
-    for key, tensor in gan.discriminator.state_dict().items():
-        assert torch.equal(tensor, other.discriminator.state_dict()[key]), key
+    assert_same_bits(gan, other)
 
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("frontend", ["coarse_to_fine", "zoom"])
 def test_the_command_trains(frontend: str, tmp_path: Path, data: PreparedData):
-    """A run with a front-end can be described, trained, resumed, and its discriminator loaded."""
     config = write_config(tmp_path / "c.yaml", data, training={"steps": 1, "batch_size": 4},
                           discriminator={"channels": 4, "frontend": frontend})  # fmt: skip
     run = tmp_path / "run"
@@ -165,5 +160,4 @@ def test_the_command_trains(frontend: str, tmp_path: Path, data: PreparedData):
     log = log_of(run)
     assert [line["step"] for line in log] == [1, 2]
     assert {"coarse_to_fine": "hint", "zoom": "rank"}[frontend] in log[0]
-    discriminator = load_discriminator(run / "checkpoints" / "00000002")
-    assert discriminator.frontend is not None
+    assert load_discriminator(run / "checkpoints" / "00000002").frontend is not None

@@ -214,12 +214,10 @@ def test_weights_of_other_networks_are_refused(
     with pytest.raises(UserError, match=rf"other\.pth: .*{message}") as error:
         load_backbone("inception", tmp_path / "other.pth")
     assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 400
 
 
 @pytest.mark.slow
 def test_vgg16_is_torchvisions(tmp_path: Path) -> None:
-    """Slow: the network has 138 million parameters."""
     with torch.device("meta"):
         network = vgg16().eval()
     tensors = {name: torch.full((1,), 1e-3).expand(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -234,9 +232,6 @@ def test_vgg16_is_torchvisions(tmp_path: Path) -> None:
     torch.testing.assert_close(backbone(some_images(2)).features, expected, rtol=1e-4, atol=0)
     assert expected.shape == (2, backbone.dimension)
     assert (expected[0] - expected[1]).abs().max() > 1e-3 * expected.max() > 0
-    torch.save({k: v for k, v in tensors.items() if k.startswith("features.")}, tmp_path / "trunk.pth")
-    with pytest.raises(UserError, match=r"trunk\.pth: not the weights of vgg16: Missing key.*classifier\.0\.weight"):
-        load_backbone("vgg16", tmp_path / "trunk.pth")
 
 
 class Clip(torch.nn.Module):

@@ -28,6 +28,10 @@ def comparison(folder: Path, *lines: Sequence[dict[str, Any]], only: str | None 
     return compare(read_runs(runs), only)
 
 
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
 def groups(found: Comparison, metric: str) -> list[int | None]:
     """The protocol groups of each run's scores, run by run."""
     columns = found.metrics[metric]
@@ -87,21 +91,18 @@ def test_a_score_without_a_step_has_that_of_its_protocol(tmp_path: Path) -> None
 )  # fmt: skip
 def test_a_damaged_score_is_named_with_its_line(line: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", scores=scored(30.0, 20.0))
-    with open(run / "metrics.jsonl", "a") as file:
-        file.write(f'\n{line}\n{{"step": 6, "fid": 3}}\n')
+    append(run / "metrics.jsonl", f'\n{line}\n{{"step": 6, "fid": 3}}\n')
     with pytest.raises(UserError, match=r"^[^\n]*metrics\.jsonl: line 4 is damaged \([^\n]*$"):
         read_runs([run])
 
 
 def test_a_log_that_is_being_written_is_read(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", losses=[1.0, float("nan"), 3.0])
-    with open(run / "log.jsonl", "a") as file:
-        file.write('{"step": 400')
+    append(run / "log.jsonl", '{"step": 400')
     (record,) = read_runs([run])
     assert record.step == 300
     assert record.logged("d_loss") == [(100, 1.0), (300, 3.0)]
-    with open(run / "log.jsonl", "a") as file:
-        file.write("\n")
+    append(run / "log.jsonl", "\n")
     with pytest.raises(UserError, match=r"log.jsonl: line 4 is damaged"):
         read_runs([run])
 
@@ -113,10 +114,9 @@ def test_a_log_that_is_being_written_is_read(tmp_path: Path) -> None:
 def test_best_is_the_lowest_or_highest_and_the_earliest(metric: str, tmp_path: Path) -> None:
     found = comparison(tmp_path, scored(0.4, 0.2, 0.6, 0.2, 0.6, 0.5, metric=metric), scored(0.3, metric=metric))
     (column,) = found.columns
-    best = column.best(0)
-    assert column.scores[0][-1].value == 0.5
-    assert best is not None
+    assert (best := column.best(0)) is not None
     assert (best.value, best.step) == ((0.2, 2000) if DIRECTION[metric] < 0 else (0.6, 3000))
+    assert column.scores[0][-1].value == 0.5
     assert column.leaders() == {0}
 
 
@@ -131,17 +131,6 @@ def test_what_decides_a_fid(change: dict[str, Any], expected: list[int], tmp_pat
     found = comparison(tmp_path, scored(3.0), scored(4.0, **change))
     assert groups(found, "fid") == expected
     assert found.columns[0].leaders() == ({0} if expected == [0, 0] else set())
-
-
-def test_parameters_of_a_metric_separate_only_that_metric(tmp_path: Path) -> None:
-    lines = [
-        [{"step": 1, "fid": 3.0, "kid": 0.1, "coherence": 0.5, "protocol": protocol(kid=kid, backbone=backbone)}]
-        for kid, backbone in (("100 subsets", "inception"), ("50 subsets", "inception"), ("100 subsets", "vgg16"))
-    ]
-    found = comparison(tmp_path, *lines)
-    fid = groups(found, "fid")
-    assert fid[0] == fid[1] != fid[2]
-    assert [len(set(groups(found, metric))) for metric in ("kid", "coherence")] == [3, 1]
 
 
 def test_scores_without_a_protocol_are_compared_with_nothing(tmp_path: Path) -> None:

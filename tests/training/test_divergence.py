@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import files_of, lines_of, log_of, tiny_config, tiny_run, train_tiny, write_config
 from torch import Tensor, nn
 
-from sagan.config.load import Config, load_config
+from sagan.config.load import Config
 from sagan.config.schema import DivergenceSettings
 from sagan.data.dataset import PreparedData
 from sagan.models.generator import Generator
@@ -334,8 +334,3 @@ def test_two_processes_go_back_together(tmp_path: Path, data: PreparedData) -> N
     assert said.count("at step 3 after 2 rollbacks; stopped") == 1
     assert "sagan/" not in said  # no traceback of ours
     assert read_json(tmp_path / "run" / "stopped.json")["rollbacks"] == 2
-
-
-def test_the_old_name_of_the_settings_still_works() -> None:
-    config = load_config(None, ["sentinel.times=2", "divergence.rate=0.25"])
-    assert (config.divergence.times, config.divergence.rate) == (2, 0.25)

@@ -1,5 +1,6 @@
 """Cost of each attention mechanism, relative to a 3x3 convolution: python benchmarks/attention.py."""
 
+from functools import partial
 from statistics import median
 
 import click
@@ -12,7 +13,6 @@ from sagan.attention.functional import feature_map, tokens
 from sagan.utils.errors import UserError
 
 CONVOLUTION, EXPLICIT = "conv3x3", "self_attention_explicit"
-COLUMNS = ("parameters", "ratio_macs", "ratio_time", "peak_mib")
 COPIES = 4  # of the weights in forward and backward: logits, softmax, and the gradients of both
 
 
@@ -41,18 +41,14 @@ def mechanism(name: str, channels: int, resolution: int) -> nn.Module:
     return ExplicitSelfAttention(module) if isinstance(module, SelfAttention) and name == EXPLICIT else module
 
 
-def step_of(module: nn.Module, x: Tensor) -> common.Step:
+def run(module: nn.Module, x: Tensor) -> None:
     """Forward and backward, with gradients of the input and of every parameter."""
-
-    def step() -> None:
-        module.zero_grad(set_to_none=True)
-        x.grad = None
-        module(x).sum().backward()
-
-    return step
+    module.zero_grad(set_to_none=True)
+    x.grad = None
+    module(x).sum().backward()
 
 
-@click.command()
+@common.benchmark
 @click.option("--names", type=common.CommaSeparated(click.Choice(list(ATTENTION))), default=",".join(ATTENTION),
               help="Mechanisms. [default: all]")  # fmt: skip
 @click.option("--channels", type=click.IntRange(1), default=64, show_default=True)
@@ -60,30 +56,28 @@ def step_of(module: nn.Module, x: Tensor) -> common.Step:
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @common.rounds(default=5)
 @click.option("--explicit", is_flag=True, help="Also self-attention that forms its weights.")
-@common.as_json
-def main(names: list[str], channels: int, resolution: int, batch_size: int, rounds: int, explicit: bool,
-         as_json: bool) -> None:  # fmt: skip
+def main(names: list[str], channels: int, resolution: int, batch_size: int, rounds: int, explicit: bool) -> common.Row:
     """Measure time (forward and backward), memory and multiply-adds; ratios are to the convolution.
 
     `ratio_explicit`: slowdown of self-attention that forms its (N, M) weights.
     """
-    device, skipped, names = common.pick_device(), "", [CONVOLUTION, *names]
+    device, skipped, names = common.pick_device(), {}, [CONVOLUTION, *names]
     if explicit:
-        with torch.device("meta"):
-            pairs = SelfAttention(channels, resolution).pairs(resolution, resolution)
-        needed, free = COPIES * 4 * batch_size * pairs, common.free_bytes(device)
-        skipped = f"its weights need {needed} bytes, {free} are free" if needed > free else ""
-        names += [] if skipped else [EXPLICIT]
+        needed, free = COPIES * 4 * batch_size * resolution**4 // 4, common.free_bytes(device)  # M = N / 4
+        if needed > free:
+            skipped[f"skipped_{EXPLICIT}"] = f"its weights need {needed} bytes, {free} are free"
+        else:
+            names.append(EXPLICIT)
     torch.manual_seed(0)
     try:
         modules = {name: mechanism(name, channels, resolution).to(device) for name in names}
     except ValueError as error:
         raise UserError(f"--channels {channels}, --resolution {resolution}: {error}") from None
     x = torch.randn(batch_size, channels, resolution, resolution, device=device, requires_grad=True)
-    steps = {name: step_of(module, x) for name, module in modules.items()}
+    steps = {name: partial(run, module, x) for name, module in modules.items()}
     seconds, _ = common.interleaved(steps, rounds)
     result: common.Row = {**common.about(device), "channels": channels, "resolution": resolution,
-                          "batch_size": batch_size, "rounds": rounds}  # fmt: skip
+                          "batch_size": batch_size, "rounds": rounds, "names": names, **skipped}  # fmt: skip
     for name, module in modules.items():
         macs = common.flops_of(lambda module=module: module(x)) / 2 / batch_size / 1e6
         result[f"parameters_{name}"] = sum(p.numel() for p in module.parameters())
@@ -95,14 +89,8 @@ def main(names: list[str], channels: int, resolution: int, batch_size: int, roun
             result[f"ratio_time_{name}"] = common.ratio(seconds[name], seconds[CONVOLUTION])
     if EXPLICIT in seconds and "self_attention" in seconds:
         result["ratio_explicit"] = common.ratio(seconds[EXPLICIT], seconds["self_attention"])
-    if skipped:
-        result[f"skipped_{EXPLICIT}"] = skipped
-    if not as_json:
-        result = {"cells": [
-            {"mechanism": name} | {kind: result.get(f"{kind}_{name}", 1.0) for kind in COLUMNS} for name in modules
-        ]}  # fmt: skip
-    common.show(result, as_json, skipped)
+    return result
 
 
 if __name__ == "__main__":
-    common.run(main)
+    main()

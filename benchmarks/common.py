@@ -39,8 +39,23 @@ Step = Callable[[], object]
 
 # --- the command line
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 rounds = partial(click.option, "--rounds", type=click.IntRange(1), show_default=True, help="Interleaved rounds.")
+
+
+def benchmark(measure: Callable[..., Row]) -> click.Command:
+    """A command that prints the row that `measure` returns; its docstring is the help."""
+
+    @click.command()
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+    @wraps(measure)
+    def command(as_json: bool, **options: Any) -> None:
+        try:
+            result = measure(**options)
+        except UserError as error:
+            raise click.UsageError(str(error)) from None
+        print(json.dumps(result)) if as_json else show(result)
+
+    return command
 
 
 def of_config(*default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -68,15 +83,6 @@ class CommaSeparated(click.ParamType):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
         return [self.kind.convert(word.strip(), param, ctx) for word in value.split(",")]
-
-
-def run(command: click.Command) -> None:
-    """Run a benchmark; a UserError is one line on stderr and exit code 2."""
-    try:
-        command()
-    except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def pick_device(config: Config | None = None) -> torch.device:
@@ -124,17 +130,12 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def spread(seconds: Sequence[float]) -> float:
-    """Slowest round over fastest round, minus 1."""
-    return max(seconds) / min(seconds) - 1
-
-
 def rates(amount: float, seconds: Mapping[str, Sequence[float]]) -> Row:
-    """images_per_second_NAME and spread_NAME of every variant."""
+    """images_per_second_NAME of every variant, and spread_NAME: slowest round over fastest round, minus 1."""
     found: Row = {}
     for name, each in seconds.items():
         found[f"images_per_second_{name}"] = amount / statistics.median(each)
-        found[f"spread_{name}"] = spread(each)
+        found[f"spread_{name}"] = max(each) / min(each) - 1
     return found
 
 
@@ -206,28 +207,26 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 
 def cells_in_processes(
-    work: Callable[[Any], Row], cells: Sequence[Any], seconds: float, cell_seconds: float, fresh: bool = False
+    work: Callable[[Any], Row], cells: Sequence[Any], seconds: float, cell_seconds: float
 ) -> Iterator[tuple[Any, Row]]:
-    """Yield every cell with `work(cell)`, computed in a child process; `fresh`: a new process for each.
+    """Yield every cell with `work(cell)`, computed in a child process, as far as the time reaches.
 
     A cell that runs out of memory or time, or whose process dies, yields a row that says so in "state"; the next cell
     gets a new process.
     """
     pool, end = None, time.monotonic() + seconds
     for cell in cells:
-        left = end - time.monotonic()
-        if left <= 0:
-            yield cell, {"state": "not reached"}
-            continue
+        if (left := min(cell_seconds, end - time.monotonic())) <= 0:
+            break
         pool = pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         try:
-            row = pool.submit(_work, work, cell).result(min(left, cell_seconds))
+            row = pool.submit(_work, work, cell).result(left)
         except OutOfTime:
-            row = {"state": "out of time" if cell_seconds <= left else "not reached"}
+            row = {"state": "out of time"}
         except BrokenProcessPool:
             row = {"state": "failed", "why": "its process died"}
         yield cell, row
-        if fresh or row["state"] != "ok":
+        if row["state"] != "ok":
             pool = _end(pool)
     _end(pool)
 
@@ -253,26 +252,26 @@ def _work(work: Callable[[Any], Row], cell: Any) -> Row:
 # --- output
 
 
-def show(result: Row, as_json: bool, note: str = "") -> None:
-    """Print one JSON object, or a line per value, the cells as a table, and the note."""
-    if as_json:
-        print(json.dumps(result))
-        return
-    width = max(map(len, result))
-    for name, value in result.items():
-        if name != "cells":
-            print(f"{name:{width}}  {_text(value)}")
-    table, cells = Table(box=None), result.get("cells", [])
-    columns = [name for name in dict.fromkeys(name for cell in cells for name in cell) if name not in result]
-    for column in columns:
-        table.add_column(column, overflow="fold")
+def show(result: Row) -> None:
+    """Print a table of the cells, or of the values KIND_NAME by "names", and a line for each other value."""
+    cells, names = result.get("cells", []), result.get("names", [])
+    columns = dict.fromkeys(key for cell in cells for key in cell if key not in result)
+    for name in names:
+        own = {key: key.removesuffix(f"_{name}") for key in result if key.endswith(f"_{name}")}
+        columns |= {"name": None, **dict.fromkeys(own.values())}
+        cells = [*cells, {"name": name} | {kind: result[key] for key, kind in own.items()}]
+        result = {key: value for key, value in result.items() if key not in own}
+    for key, value in result.items():
+        if key not in ("cells", "names"):
+            print(f"{key:30}  {_text(value)}")
+    table = Table(*columns, box=None)
     for cell in cells:
         table.add_row(*(_text(cell.get(column, "")) for column in columns))
     if cells:
         Console(width=None if sys.stdout.isatty() else 200).print(table)
-    if note:
-        print(note, file=sys.stderr)
 
 
 def _text(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import click
 import common
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import torch_fidelity
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset
@@ -30,17 +31,9 @@ BATCH, SIZE, DIMENSION = 64, 32, 2048
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
-class Images(Dataset):
+def as_dataset(images: Tensor) -> Dataset:
     """uint8 (N, H, W, 3) as a data set for torch-fidelity: one image (3, H, W) at a time."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images.permute(0, 3, 1, 2)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+    return Subset(cast(Dataset, images.permute(0, 3, 1, 2)), range(len(images)))
 
 
 def random_weights(seed: int) -> dict[str, Tensor]:
@@ -77,24 +70,19 @@ def our_backbone(tensors: dict[str, Tensor], device: torch.device) -> extractors
 
 def compare_features(tensors: dict[str, Tensor], num: int, count: int, device: torch.device) -> common.Row:
     """Time the features of `num` random images."""
-    extractor, backbone = (
-        extractors.build_extractor(extractors.as_file(tensors)).to(device),
-        our_backbone(tensors, device),
-    )
+    extractor = extractors.build_extractor(extractors.as_file(tensors)).to(device)
+    backbone, cuda = our_backbone(tensors, device), device.type == "cuda"
     images = torch.randint(256, (num, SIZE, SIZE, 3), generator=torch_generator(0, "bench"), dtype=torch.uint8)
 
-    def theirs(images: Tensor) -> Tensor:
+    def theirs() -> Tensor:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # like ours
-            return get_featuresdict_from_dataset(
-                Images(images), extractor, BATCH, device.type == "cuda", True, False
-            )["2048"]  # fmt: skip
+            return get_featuresdict_from_dataset(as_dataset(images), extractor, BATCH, cuda, True, False)["2048"]
 
-    def ours(images: Tensor) -> Tensor:
+    def ours() -> Tensor:
         return torch.cat([backbone(some).features.cpu() for some in images.split(BATCH)])
 
-    differ = (theirs(images[:BATCH]) - ours(images[:BATCH])).abs().max().item()
-    each = {"torch_fidelity": lambda: theirs(images), "project": lambda: ours(images)}
-    seconds, _ = common.interleaved(each, count, repeat=1)
+    differ = (theirs() - ours()).abs().max().item()
+    seconds, _ = common.interleaved({"torch_fidelity": theirs, "project": ours}, count, repeat=1)
     return {"features_differ_by": differ, **common.rates(num, seconds),
             "ratio_features": common.ratio(seconds["torch_fidelity"], seconds["project"])}  # fmt: skip
 
@@ -113,8 +101,7 @@ def compare_distances(count: int) -> common.Row:
     }
     seconds, _ = common.interleaved(each, count, repeat=1)
     found: common.Row = {"distances_differ_by": abs(each["project"]() / each["torch_fidelity"]() - 1)}
-    for name, times in seconds.items():
-        found |= {f"seconds_frechet_{name}": median(times), f"spread_frechet_{name}": common.spread(times)}
+    found |= {f"seconds_frechet_{name}": median(times) for name, times in seconds.items()}
     return found | {"ratio_frechet": common.ratio(seconds["torch_fidelity"], seconds["project"])}
 
 
@@ -122,7 +109,7 @@ def compare_fid(folders: tuple[Path, Path], tensors: dict[str, Tensor], device: 
     """Time the FID of two folders (PNG files or prepared data) end to end, without TF32 and caches."""
     sets = [open_images(parse_source(str(folder))) for folder in folders]
     theirs = [
-        Images(torch.from_numpy(PreparedData.open(folder).images[:])) if is_prepared(folder) else str(folder)
+        as_dataset(torch.from_numpy(PreparedData.open(folder).images[:])) if is_prepared(folder) else str(folder)
         for folder in folders
     ]
     with (
@@ -151,13 +138,12 @@ def compare_fid(folders: tuple[Path, Path], tensors: dict[str, Tensor], device: 
     }  # fmt: skip
 
 
-@click.command()
+@common.benchmark
 @click.option("--num", type=click.IntRange(2), default=256, show_default=True, help="Images a round.")
 @common.rounds(default=3)
 @click.option("--inception-weights", type=click.Path(path_type=Path), help="Default: torch hub's cache, else random.")
 @click.option("--fid", type=(FOLDER, FOLDER), metavar="SAMPLES REFERENCE", help="Also compare the FID of two folders.")
-@common.as_json
-def main(num: int, rounds: int, inception_weights: Path | None, fid: tuple[Path, Path] | None, as_json: bool) -> None:
+def main(num: int, rounds: int, inception_weights: Path | None, fid: tuple[Path, Path] | None) -> common.Row:
     """Compare with torch-fidelity's own loop. `ratio_features`, `ratio_frechet`, `ratio_fid`: speedups."""
     for folder in fid or ():
         if (folder / SAMPLE_GRID).exists():
@@ -166,10 +152,8 @@ def main(num: int, rounds: int, inception_weights: Path | None, fid: tuple[Path,
     result: common.Row = {**common.about(device), "resolution": SIZE, "batch_size": BATCH, "images": num,
                           "rounds": rounds, "weights": kind}  # fmt: skip
     result |= compare_features(tensors, num, rounds, device) | compare_distances(rounds)
-    if fid is not None:
-        result |= compare_fid(fid, tensors, device)
-    common.show(result, as_json, "torch-fidelity: its own loop over the same images, without worker processes")
+    return result | (compare_fid(fid, tensors, device) if fid else {})
 
 
 if __name__ == "__main__":
-    common.run(main)
+    main()

@@ -6,6 +6,7 @@ resumes. `--only NAME` runs one command.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,37 +27,34 @@ class Command:
     name: str
     words: list[str]
     seconds: float
-    result: str = ""
+    result: str
 
 
 def plan(out: Path, data: Path, weights: list[str], config: str, steps: int) -> list[Command]:
     """The commands, most useful first."""
-    run, png, source = str(out / "run"), str(out / "png"), ["--set", f"data.source={data}"]
-    schedule = ["--set", f"training.steps={steps}", "--set", f"optim.decay_start={steps // 4}"]
-    score = ["evaluate", run, "--reference", str(data), *weights, "--json"]
-    throughput = ["throughput.py", config, "--json", "--seconds"]
-    commands = [
-        Command("throughput", [*throughput, "110", "--batch-sizes", "256,512,128"], 120, "throughput.json"),
-        Command("train", ["train", config, "--out", run, *source, *schedule], 1080, f"run/snapshots/{steps:08d}"),
-        Command("fid", [*score, "--num", "50000", "--metrics", "fid,kid"], 240, "fid.json"),
-        Command("sample", ["sample", run, "--out", png, "--num", "50000"], 120, "png/samples.json"),
-        Command("torch-fidelity", ["evaluate.py", *weights, "--num", "4096", "--fid", png, str(data),
-                "--json"], 300, "torch-fidelity.json"),
-        Command("attend", ["attend", run, "--out", str(out / "attention"), "--network", "both"], 120,
-                "attention/attention.png"),
-        Command("manifold", [*score, "--num", "10000", "--metrics", "precision,recall,density,coverage"], 240,
-                "manifold.json"),
+    o, d, c = (shlex.quote(str(each)) for each in (out, data, config))
+    schedule = f"--set training.steps={steps} --set optim.decay_start={steps // 4}"
+    score = f"evaluate {o}/run --reference {d} {shlex.join(weights)} --json --num"
+    step = "--set optim.accumulation=1 --rounds 3 --variants plain,project,tf32,bf16 --json"
+    attention = "attention.py --names self_attention --explicit --json --resolution"
+    table = [  # name, seconds, words, result if not NAME.json
+        ("throughput", 120, f"throughput.py {c} --json --seconds 110 --batch-sizes 256,512,128"),
+        ("train", 1080, f"train {c} --out {o}/run --set data.source={d} {schedule}", f"run/snapshots/{steps:08d}"),
+        ("fid", 240, f"{score} 50000 --metrics fid,kid"),
+        ("sample", 120, f"sample {o}/run --out {o}/png --num 50000", "png/samples.json"),
+        ("torch-fidelity", 300, f"evaluate.py {shlex.join(weights)} --num 4096 --fid {o}/png {d} --json"),
+        ("attend", 120, f"attend {o}/run --out {o}/attention --network both", "attention/attention.png"),
+        ("manifold", 240, f"{score} 10000 --metrics precision,recall,density,coverage"),
+        ("step-studio64", 200, f"step.py studio64 --set training.batch_size=64 {step}"),
+        ("step-mmgen128", 200, f"step.py mmgen128 --set training.batch_size=32 {step}"),
+        *((f"attention-{side}", 60, f"{attention} {side}") for side in (32, 64, 128, 256)),
+        ("compiled", 540, f"throughput.py {c} --json --seconds 500 --cell-seconds 500 --batch-sizes 256 "
+         "--precisions bf16 --compile"),
     ]  # fmt: skip
-    for name, batch in (("studio64", 64), ("mmgen128", 32)):
-        words = ["step.py", name, "--set", f"training.batch_size={batch}", "--set", "optim.accumulation=1", "--rounds",
-                 "3", "--variants", "plain,project,tf32,bf16", "--json"]  # fmt: skip
-        commands.append(Command(f"step-{name}", words, 200, f"step-{name}.json"))
-    for side in ("32", "64", "128", "256"):
-        words = ["attention.py", "--names", "self_attention", "--explicit", "--resolution", side, "--json"]
-        commands.append(Command(f"attention-{side}", words, 60, f"attention-{side}.json"))
-    compiled = [*throughput, "500", "--cell-seconds", "500", "--batch-sizes", "256", "--precisions", "bf16",
-                "--compile"]  # fmt: skip
-    return [*commands, Command("compiled", compiled, 540, "compiled.json")]
+    return [
+        Command(name, shlex.split(words), seconds, *(result or [f"{name}.json"]))
+        for name, seconds, words, *result in table
+    ]
 
 
 def run_command(command: Command, out: Path) -> str:
@@ -98,4 +96,4 @@ def main(data: Path, weights: Path | None, config: str, steps: int, out: Path, o
 
 
 if __name__ == "__main__":
-    common.run(main)
+    main()

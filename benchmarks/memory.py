@@ -21,10 +21,6 @@ from sagan.utils.system import peak_resident_mib
 
 SMALL = ["generator.channels=32", "discriminator.channels=32", "training.batch_size=16", "data.num_classes=10"]
 STEPS = 2  # the first allocates the optimizers' moments
-NOTE = (
-    "peak_mib: beyond the loaded networks; counted_mib: of it, tensors; estimated_mib: from batches of 1 and 2. "
-    "Resolutions other than the config's use the default networks"
-)
 Cell = tuple[int, bool]  # resolution, activation checkpointing
 
 
@@ -73,37 +69,38 @@ def resident_peak_mib(step: common.Step, device: torch.device) -> float:
     before = psutil.Process().memory_info().rss / MIB
     for _ in range(STEPS):
         step()
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return peak_resident_mib(resource.getrusage(resource.RUSAGE_SELF)) - before
-    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) / 1024 - before
+    return peak_resident_mib(resource.getrusage(resource.RUSAGE_SELF)) - before
 
 
-@click.command()
+@common.benchmark
 @common.of_config(*SMALL)
 @click.option("--resolutions", type=common.CommaSeparated(click.Choice(list(map(str, RESOLUTIONS)))),
               default="32,64,128,256", show_default=True)  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), help="Batch size (default: the config's).")
 @click.option("--limit-gib", type=float, help="Skip steps estimated above this (default: 80 % of free memory).")
 @click.option("--seconds", type=float, default=300.0, show_default=True, help="Time limit for one cell.")
-@common.as_json
-def main(settings: Config, resolutions: list[str], batch: int | None, limit_gib: float | None, seconds: float,
-         as_json: bool) -> None:  # fmt: skip
-    """Measure each cell in its own process. `ratio_memory_R`: peak with over peak without checkpointing."""
-    sides, size = sorted(map(int, set(resolutions))), batch or settings.training.batch_size
+def main(settings: Config, resolutions: list[str], batch: int | None, limit_gib: float | None,
+         seconds: float) -> common.Row:  # fmt: skip
+    """Measure each cell in its own process. `ratio_memory_R`: peak with over peak without checkpointing.
+
+    peak_mib: beyond the loaded networks; counted_mib: of it, tensors; estimated_mib: from batches of 1 and 2.
+    Resolutions other than the config's use the default networks.
+    """
+    size = batch or settings.training.batch_size
     work = partial(measure, settings.to_dict(), size, limit_gib)
-    cells = [(side, checkpointing) for side in sides for checkpointing in (False, True)]
-    found = dict(common.cells_in_processes(work, cells, seconds * len(cells), seconds, fresh=True))
-    rows = [{"resolution": side, "checkpointing": on, **row} for (side, on), row in found.items()]
+    cells = [(side, checkpointing) for side in map(int, resolutions) for checkpointing in (False, True)]
+    rows = [
+        {"resolution": cell[0], "checkpointing": cell[1], **row}
+        for each in cells
+        for cell, row in common.cells_in_processes(work, [each], seconds, seconds)
+    ]
     result: common.Row = {"batch_size": size, "cells": rows}
-    for side in sides:
-        plain, less = found[side, False], found[side, True]
+    for plain, less in zip(rows[::2], rows[1::2], strict=True):
         if plain["state"] == less["state"] == "ok":
-            result[f"ratio_memory_{side}"] = less["peak_mib"] / plain["peak_mib"]
-            result[f"ratio_counted_{side}"] = less["counted_mib"] / plain["counted_mib"]
-    common.show(result, as_json, NOTE)
+            result[f"ratio_memory_{plain['resolution']}"] = less["peak_mib"] / plain["peak_mib"]
+            result[f"ratio_counted_{plain['resolution']}"] = less["counted_mib"] / plain["counted_mib"]
+    return result
 
 
 if __name__ == "__main__":
-    common.run(main)
+    main()

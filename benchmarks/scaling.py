@@ -52,15 +52,14 @@ def train(config: Path, out: Path, processes: int, threads: int) -> float:
     return seconds_an_image(out)
 
 
-@click.command()
+@common.benchmark
 @common.of_config(*SMALL)
 @click.option("--processes", type=click.IntRange(2), default=2, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each process.")
 @click.option("--steps", type=click.IntRange(2), default=12, show_default=True, help="The first quarter is not timed.")
 @common.rounds(default=3)
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
-@common.as_json
-def main(settings: Config, processes: int, threads: int, steps: int, rounds: int, device: str, as_json: bool) -> None:
+def main(settings: Config, processes: int, threads: int, steps: int, rounds: int, device: str) -> common.Row:
     """Train with the same batch size per process. `ratio_efficiency`: 1 is perfect scaling."""
     seconds: dict[int, list[float]] = {1: [], processes: []}
     with tempfile.TemporaryDirectory() as name:
@@ -69,14 +68,13 @@ def main(settings: Config, processes: int, threads: int, steps: int, rounds: int
                 path = Path(name) / f"{count}.yaml"
                 path.write_text(timed_config(settings, count, steps, Path(name) / "data", device).to_yaml())
                 each.append(train(path, Path(name) / f"{count}-{i}", count, threads))
-    result: common.Row = {
+    return {
         "resolution": settings.data.resolution, "batch_size_a_process": settings.training.batch_size,
         "processes": processes, "threads_a_process": threads, "rounds": rounds,
         **{f"images_per_second_{count}": 1 / median(each) for count, each in seconds.items()},
         "ratio_efficiency": common.ratio(seconds[1], seconds[processes]) / processes,
     }  # fmt: skip
-    common.show(result, as_json)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    main()

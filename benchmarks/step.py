@@ -29,7 +29,6 @@ from sagan.utils.errors import UserError
 from sagan.utils.random import torch_generator
 
 STUDIO32 = ["discriminator.widths=[2,2,2,2]", "optim.d_steps=1", "training.batch_size=32", "data.num_classes=10"]
-PLAIN = "plain: two discriminator passes, convolutions unfolded, contiguous, eager"
 Precision = Literal["no", "tf32", "bf16"]
 
 
@@ -57,15 +56,11 @@ VARIANTS = {
     "plain": Variant(two_passes=True, folded=False, channels_last=False),
     "project": Variant(),
     "unfolded": Variant(folded=False),
-    "contiguous": Variant(channels_last=False),
-    "two_passes": Variant(two_passes=True),
     "without_norm": Variant(spectral_norm=False),
     "tf32": Variant(precision="tf32"),
     "bf16": Variant(precision="bf16"),
     "compiled": Variant(compiled=True),
     "cuda_graphs": Variant(compiled=True, cuda_graphs=True),
-    "bf16_compiled": Variant(precision="bf16", compiled=True),
-    "bf16_cuda_graphs": Variant(precision="bf16", compiled=True, cuda_graphs=True),
 }
 TRAINED = ("project", "compiled", "cuda_graphs")  # what a run can use in float32
 
@@ -148,19 +143,19 @@ class TrainingStep:
         return {"d_loss": loss.detach()}
 
 
-@click.command()
+@common.benchmark
 @common.of_config(*STUDIO32)
 @click.option("--variants", type=common.CommaSeparated(click.Choice(list(VARIANTS))), help="The first is the baseline. "
               "[default: plain,project, and compiled with a C++ compiler, cuda_graphs on a GPU]")  # fmt: skip
 @common.rounds(default=5)
-@common.as_json
-def main(settings: Config, variants: list[str] | None, rounds: int, as_json: bool) -> None:
+def main(settings: Config, variants: list[str] | None, rounds: int) -> common.Row:
     """Time a training step (default: studio32, 64 channels, batch 32) in several variants.
 
-    `ratio_step`: speedup of the fastest float32 variant that a run can use over the plain one.
-    `ratio_of_matmul_NAME`: its FLOP/s over that of a large float32 matrix product.
+    plain: two discriminator passes, convolutions unfolded, contiguous, eager. `ratio_step`: speedup over it of the
+    fastest float32 variant that a run can use. `ratio_of_matmul_NAME`: its FLOP/s over that of a large float32 matrix
+    product.
     """
-    device = common.pick_device(settings)
+    device, batch = common.pick_device(settings), settings.training.batch_size
     on_gpu = device.type == "cuda"
     if variants is None:
         compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
@@ -170,27 +165,27 @@ def main(settings: Config, variants: list[str] | None, rounds: int, as_json: boo
     steps = {name: TrainingStep(settings, device, VARIANTS[name]) for name in variants}
     multiply, operations = common.matrix_product(device)
     seconds, warm_up = common.interleaved({**steps, "matmul": multiply}, rounds)
-    product = seconds.pop("matmul")
-    batch, first = settings.training.batch_size, variants[0]
+    product, first = seconds.pop("matmul"), variants[0]
     result: common.Row = {
         **common.about(device), "resolution": settings.data.resolution, "batch_size": batch, "rounds": rounds,
         "gflops_matmul": operations / median(product) / 1e9, **common.rates(batch, seconds),
     }  # fmt: skip
     for name, step in steps.items():
+        compiled = VARIANTS[name].compiled
         if name != first:
             result[f"ratio_{name}_to_{first}"] = common.ratio(seconds[first], seconds[name])
-        if VARIANTS[name].compiled:
+        if compiled:
             result[f"warm_up_seconds_{name}"] = warm_up[name]
-        if on_gpu or not VARIANTS[name].compiled:
+        if on_gpu or not compiled:
             result[f"peak_mib_{name}"] = common.peak_mib(step, device)
-        if not VARIANTS[name].compiled:
+        if not compiled:
             flops = common.flops_of(step)
             result[f"gflops_{name}"] = flops / median(seconds[name]) / 1e9
             result[f"ratio_of_matmul_{name}"] = common.ratio(product, seconds[name]) * flops / operations
-    if first == "plain" and (trained := [key for t in TRAINED if (key := f"ratio_{t}_to_plain") in result]):
-        result["ratio_step"] = max(result[key] for key in trained)
-    common.show(result, as_json, PLAIN if "plain" in variants else "")
+    if trained := [value for name in TRAINED if (value := result.get(f"ratio_{name}_to_plain"))]:
+        result["ratio_step"] = max(trained)
+    return result
 
 
 if __name__ == "__main__":
-    common.run(main)
+    main()

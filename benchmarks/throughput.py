@@ -17,7 +17,6 @@ from sagan.config.schema import Config
 
 Form = Literal["eager", "compiled", "CUDA graphs"]
 LOSSES, CHUNKS, CHUNK_SECONDS = 5, 3, 0.5
-NOTE = "losses_differ_by: largest difference from float32, eager, in the first five steps"
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,6 @@ class Cell:
     precision: Precision
     channels_last: bool = True
     form: Form = "eager"
-
-    @property
-    def reference(self) -> "Cell":
-        return Cell(self.batch_size, "no")
 
 
 def grid(batch_sizes: list[int], precisions: list[Precision], compiled: bool) -> Iterator[Cell]:
@@ -48,30 +43,20 @@ def measure(raw: dict[str, Any], cell: Cell) -> common.Row:
     device = common.pick_device(config)
     variant = Variant(channels_last=cell.channels_last, precision=cell.precision, compiled=cell.form != "eager",
                       cuda_graphs=cell.form == "CUDA graphs")  # fmt: skip
-    found: common.Row = common.about(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        multiply, operations = common.matrix_product(device, torch.bfloat16)
-        common.timed(multiply, 3)
-        found["bf16_matmul_tflops"] = 10 * operations / common.timed(multiply, 10) / 1e12
     elif variant.needs_cuda:
         return {"state": "skipped", "why": f"{cell.precision}, {cell.form}: needs a CUDA device"}
     torch._dynamo.reset()  # earlier cells count against the limit of recompilations
     step = TrainingStep(config, device, variant)
-    losses: list[list[float]] = []
-
-    def recorded() -> None:
-        losses.append([value.item() for value in step().values()])
-
-    found["seconds_first_step"] = common.timed(recorded)
-    common.timed(recorded, LOSSES - 1)
+    losses = [[value.item() for value in step().values()] for _ in range(LOSSES)]
     count = max(1, min(100, round(CHUNK_SECONDS / common.timed(step))))
-    seconds = [common.timed(step, count) / count for _ in range(CHUNKS)]
-    found |= {"images_per_second": cell.batch_size / median(seconds), "spread": common.spread(seconds)}
-    found["losses"] = losses
+    seconds = common.interleaved({"step": step}, CHUNKS, count)[0]["step"]
+    found: common.Row = {**common.about(device), "images_per_second": cell.batch_size / median(seconds),
+                         "losses": losses}  # fmt: skip
     if cell.form == "eager" or device.type == "cuda":
         found["peak_mib"] = common.peak_mib(step, device)
-    if cell == cell.reference:
+    if cell == Cell(cell.batch_size, "no"):
         found["flops_an_image"] = common.flops_of(step) / cell.batch_size
     return found
 
@@ -80,19 +65,16 @@ def compared(found: dict[Cell, common.Row]) -> list[common.Row]:
     """All rows, each with its comparison to the float32 row of the same batch size."""
     rows = []
     for cell, row in found.items():
-        reference, extra = found.get(cell.reference, {}), {}
+        reference, extra = found.get(Cell(cell.batch_size, "no"), {}), {}
         if "losses" in row and "losses" in reference:
             pairs = zip(row["losses"], reference["losses"], strict=True)
             extra["losses_differ_by"] = [max(abs(a - b) for a, b in zip(x, y, strict=True)) for x, y in pairs]
             extra["ratio_to_float32"] = row["images_per_second"] / reference["images_per_second"]
-            extra["tflops"] = row["images_per_second"] * reference["flops_an_image"] / 1e12
-            if "bf16_matmul_tflops" in row:
-                extra["ratio_of_bf16_matmul"] = extra["tflops"] / row["bf16_matmul_tflops"]
         rows.append({**asdict(cell), **row, **extra})
     return rows
 
 
-@click.command()
+@common.benchmark
 @common.of_config(*STUDIO32)
 @click.option("--batch-sizes", type=common.CommaSeparated(click.IntRange(1)), default="64,128,256,512",
               show_default=True)  # fmt: skip
@@ -101,10 +83,12 @@ def compared(found: dict[Cell, common.Row]) -> list[common.Row]:
 @click.option("--compile", "compiled", is_flag=True, help="Also measure torch.compile, with and without CUDA graphs.")
 @click.option("--seconds", type=float, default=300.0, show_default=True, help="Time limit for the whole call.")
 @click.option("--cell-seconds", type=float, default=60.0, show_default=True, help="Time limit for one cell.")
-@common.as_json
 def main(settings: Config, batch_sizes: list[int], precisions: list[Precision], compiled: bool, seconds: float,
-         cell_seconds: float, as_json: bool) -> None:  # fmt: skip
-    """Measure training throughput (images/s; default: studio32) over a grid of cells, within a time limit."""
+         cell_seconds: float) -> common.Row:  # fmt: skip
+    """Measure training throughput (images/s; default: studio32) over a grid of cells, within a time limit.
+
+    losses_differ_by: largest difference from float32, eager, in each of the first five steps.
+    """
     found: dict[Cell, common.Row] = {}
     cells = [*grid(batch_sizes, precisions, compiled)]
     for cell, row in common.cells_in_processes(partial(measure, settings.to_dict()), cells, seconds, cell_seconds):
@@ -114,10 +98,8 @@ def main(settings: Config, batch_sizes: list[int], precisions: list[Precision], 
     result: common.Row = {"resolution": settings.data.resolution, "d_steps": settings.d_steps, "cells": rows}
     if timed_rows := [row for row in rows if "ratio_to_float32" in row]:
         result["ratio_fastest"] = max(timed_rows, key=lambda row: row["images_per_second"])["ratio_to_float32"]
-    for row in [] if as_json else rows:  # a table has no room for lists
-        row |= {"losses": "", "losses_differ_by": max(row.get("losses_differ_by", [float("nan")]))}
-    common.show(result, as_json, NOTE)
+    return result
 
 
 if __name__ == "__main__":
-    common.run(main)
+    main()

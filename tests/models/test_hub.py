@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,15 +42,11 @@ def test_round_trip(snapshot: Path) -> None:
     assert sorted(path.name for path in snapshot.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_equal_states_give_equal_bytes(tmp_path: Path) -> None:
+def test_equal_states_give_equal_bytes(snapshot: Path, tmp_path: Path) -> None:
     """The bytes do not depend on insertion order, memory layout, path or time."""
-    (tmp_path / "deep" / "er").mkdir(parents=True)
-    one, other = tmp_path, tmp_path / "deep" / "er"
-    write_snapshot(one, CONFIG, state())
     transposed = {"b": torch.arange(6.0).view(2, 3).T.contiguous().T.requires_grad_()}
-    write_snapshot(other, dict(reversed(CONFIG.items())), dict(reversed((state() | transposed).items())))
-    for name in ("config.json", "model.safetensors"):
-        assert (one / name).read_bytes() == (other / name).read_bytes()
+    write_snapshot(tmp_path, dict(reversed(CONFIG.items())), dict(reversed((state() | transposed).items())))
+    assert all(path.read_bytes() == (tmp_path / path.name).read_bytes() for path in snapshot.iterdir())
 
 
 def test_a_snapshot_can_be_read_by_others(snapshot: Path) -> None:
@@ -60,23 +57,20 @@ def test_a_snapshot_can_be_read_by_others(snapshot: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-@pytest.mark.parametrize("cut", ["missing", "empty", "half", "header", "other"])
-def test_damaged_files_are_named(snapshot: Path, name: str, cut: str) -> None:
-    path = snapshot / name
-    content = path.read_bytes()
-    path.unlink()
-    damaged = {"empty": b"", "half": content[: len(content) // 2], "header": b"\xff" * 8 + content[8:], "other": b"[]"}
-    if cut != "missing":
-        path.write_bytes(damaged[cut])
+@pytest.mark.parametrize(
+    "damage",
+    [None, lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"\xff" * 8 + b[8:], lambda b: b"[]", lambda b: b"{}",
+     lambda b: b'{"format": "diffusers"}', lambda b: b"null"],
+    ids=["missing", "empty", "half", "header", "list", "object", "other-format", "null"],
+)  # fmt: skip
+def test_damaged_files_are_named(snapshot: Path, name: str, damage: Callable[[bytes], bytes] | None) -> None:
+    content = (snapshot / name).read_bytes()
+    (snapshot / name).unlink()
+    if damage:
+        (snapshot / name).write_bytes(damage(content))
     message = refusal(snapshot)
     assert name in message
     assert str(snapshot) in message
-
-
-@pytest.mark.parametrize("content", ["{}", '{"format": "diffusers"}', "null", "5"])
-def test_another_kind_is_refused(snapshot: Path, content: str) -> None:
-    (snapshot / "config.json").write_text(content)
-    assert FORMAT in refusal(snapshot)
 
 
 def test_a_pickle_is_not_opened(snapshot: Path) -> None:
@@ -91,8 +85,8 @@ def test_a_pickle_is_not_opened(snapshot: Path) -> None:
     assert not witness.exists()
 
 
-def test_paths_that_are_no_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong paths are refused without asking the Hub."""
+def test_paths_that_are_no_snapshot(tmp_path: Path) -> None:
+    """The Hub is not asked."""
     (tmp_path / "file").write_text("")
     assert "it has no config.json" in refusal(tmp_path)
     assert "this is a file" in refusal(tmp_path / "file")
@@ -101,7 +95,6 @@ def test_paths_that_are_no_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_disk_that_is_full_is_an_os_error(tmp_path: Path) -> None:
-    """A full disk raises OSError with its errno and file name."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -115,7 +108,6 @@ def test_a_disk_that_is_full_is_an_os_error(tmp_path: Path) -> None:
 
 
 def test_tensors_of_every_type_survive(tmp_path: Path) -> None:
-    """All types, whole numbers and empty tensors are preserved."""
     tensors = {"half": torch.ones(2).half(), "bfloat": torch.ones(2).bfloat16(), "whole": torch.tensor([2**62]),
                "none": torch.zeros(0, 3), "yes": torch.tensor([True])}  # fmt: skip
     save_tensors(tensors, tmp_path / "a.safetensors")
@@ -134,9 +126,8 @@ def test_tensors_of_every_type_survive(tmp_path: Path) -> None:
         ({"more": torch.zeros(1)}, "tensor more is not part of this network"),
         ({"weight": torch.zeros(3, 2)}, "weight has shape (3, 2), this network needs (2, 3)"),
         ({"bias": torch.tensor([0.0, torch.nan])}, "bias holds values that are not finite"),
-        ({"bias": torch.tensor([torch.inf, 0.0])}, "bias holds values that are not finite"),
     ],
-    ids=["missing", "extra", "shape", "nan", "inf"],
+    ids=["missing", "extra", "shape", "nan"],
 )
 def test_load_exactly(change: dict[str, Tensor | None], problem: str) -> None:
     """A state that does not fit is refused and changes nothing."""

@@ -19,13 +19,6 @@ from sagan.layers.spectral_norm import (
 )
 from sagan.models.blocks import initialize
 
-SIZES = [(2, 2), (8, 8), (7, 7), (5, 8), (2, 9), (3, 2)]
-
-
-@pytest.fixture
-def _always_fold(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sagan.layers.resampling, "FOLD_FROM_PIXELS", 0)
-
 
 def plain(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """What the layer is by definition."""
@@ -35,26 +28,24 @@ def plain(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1), 2)
 
 
-@pytest.mark.usefixtures("_always_fold")
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [(2, 2), (8, 8), (7, 7), (5, 8), (2, 9), (3, 2)])
 @pytest.mark.parametrize("kind", [UpsampleConv2d, DownsampleConv2d])
 @pytest.mark.parametrize("folding", [True, False])
-def test_resampling_convolutions_equal_the_plain_form(kind: type, size: tuple[int, int], folding: bool):
-    """Values and derivatives up to the second order equal the plain form, at even and odd sizes."""
+def test_resampling_convolutions_equal_the_plain_form(
+    kind: type, size: tuple[int, int], folding: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Values and derivatives up to the second order."""
+    monkeypatch.setattr(sagan.layers.resampling, "FOLD_FROM_PIXELS", 0)
     torch.manual_seed(0)
     layer = kind(3, 4).double()
     layer.folding = folding
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    inputs = [x, layer.weight, layer.bias]
-    found, expected = layer(x), plain(layer, x)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    weight = torch.randn_like(expected)
-    found, expected = (
-        torch.autograd.grad((y.tanh() * weight).sum(), inputs, create_graph=True) for y in (found, expected)
-    )
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    found, expected = (torch.autograd.grad(y[0].square().sum(), inputs) for y in (found, expected))
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    inputs, weight, results = [x, layer.weight, layer.bias], None, []
+    for y in (layer(x), plain(layer, x)):
+        weight = torch.randn_like(y) if weight is None else weight
+        slopes = torch.autograd.grad((y.tanh() * weight).sum(), inputs, create_graph=True)
+        results.append([y, *slopes, *torch.autograd.grad(slopes[0].square().sum(), inputs)])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
 
 
 def test_folding_starts_at_its_size():
@@ -88,7 +79,6 @@ def test_batch_norm_equals_torch(training: bool, eps: float, momentum: float):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("class_norm", ["table", "linear"])
 def test_conditional_batch_norm_equals_torch_and_a_lookup(training: bool, class_norm: str):
-    """Each sample gets the gain and bias of its class; statistics equal torch.nn.BatchNorm2d."""
     torch.manual_seed(0)
     norm, theirs = ConditionalBatchNorm(4, 3, class_norm).double(), nn.BatchNorm2d(4, affine=False).double()
     for parameter in norm.parameters():
@@ -99,8 +89,8 @@ def test_conditional_batch_norm_equals_torch_and_a_lookup(training: bool, class_
     gain, bias = (gain, bias) if class_norm == "table" else (1 + gain.T, bias.T)  # (K, C)
     expected = theirs(x) * gain[labels][:, :, None, None] + bias[labels][:, :, None, None]
     torch.testing.assert_close(norm(x, labels), expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(norm.running_mean, theirs.running_mean, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(norm.running_var, theirs.running_var, rtol=1e-12, atol=1e-12)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(norm, name), getattr(theirs, name), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("class_norm", ["table", "linear"])
@@ -136,8 +126,7 @@ def test_initialization_of_each_scheme():
     for module, fans in zip(network, [(8 + 6) * 9, 64 + 32, 10 + 16, 10 + 16], strict=True):
         bound = (6 / fans) ** 0.5
         assert 0.9 * bound < module.weight.abs().max() <= bound
-    assert not network[0].bias.any()
-    assert not network[1].bias.any()
+    assert not any(layer.bias.any() for layer in network[:2])
 
 
 def normalized_layers() -> list[tuple[nn.Module, Tensor]]:
@@ -151,7 +140,7 @@ def normalized_layers() -> list[tuple[nn.Module, Tensor]]:
 @pytest.mark.parametrize("index", range(6))
 @pytest.mark.parametrize("fold_from", [0, 10**9])
 def test_one_power_iteration_per_training_forward(index: int, fold_from: int, monkeypatch: pytest.MonkeyPatch):
-    """A training forward makes exactly one power iteration; eval mode and hold_state make none."""
+    """Eval mode and hold_state make none."""
     monkeypatch.setattr(sagan.layers.resampling, "FOLD_FROM_PIXELS", fold_from)
     layer, x = normalized_layers()[index]
     spectral_normalize(layer)
@@ -208,7 +197,7 @@ def test_what_is_normalized():
 
 
 def test_hold_state_holds_batch_norm():
-    """Held batch norm uses batch statistics without updating; an error does not leave it held."""
+    """It uses the batch's statistics; an error does not leave it held."""
     norm, x = BatchNorm(3), torch.randn(4, 3, 2, 2) + 5
     expected = copy.deepcopy(norm)(x)
     with hold_state(norm):
@@ -221,7 +210,6 @@ def test_hold_state_holds_batch_norm():
 
 
 def test_a_copy_is_independent_and_baking_keeps_the_function():
-    """A deep copy shares no vectors; the state without spectral norm computes the same."""
     for layer, x in normalized_layers():
         plain = copy.deepcopy(layer)
         spectral_normalize(layer)

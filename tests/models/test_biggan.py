@@ -53,8 +53,7 @@ def test_samples_and_interpolations(settings: tuple[str, ...], classes: int, tmp
 @each_form
 def test_onnx(settings: tuple[str, ...], classes: int, tmp_path: Path) -> None:
     generator = small_generator(*settings, num_classes=classes, channels=2)
-    export.write_onnx(
-        export.trace(generator, uint8=False), tmp_path / "g.onnx", {"project": "sagan", "version": "0"}, 18
-    )
+    model, metadata = export.trace(generator, uint8=False), {"project": "sagan", "version": "0"}
+    export.write_onnx(model, tmp_path / "g.onnx", metadata, 18)
     network = export.open_onnx(tmp_path / "g.onnx")
     assert export.check_images(tmp_path, network, generator, uint8=False)["largest_difference"] < 0.01

@@ -1,7 +1,6 @@
 """Features, Frechet distance and FID, compared with torch-fidelity: python benchmarks/evaluate.py."""
 
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -112,12 +111,7 @@ def compare_fid(folders: tuple[Path, Path], tensors: dict[str, Tensor], device: 
         as_dataset(torch.from_numpy(PreparedData.open(folder).images[:])) if is_prepared(folder) else str(folder)
         for folder in folders
     ]
-    with (
-        TemporaryDirectory() as folder,
-        warnings.catch_warnings(),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-    ):
-        warnings.simplefilter("ignore")  # about worker processes
+    with TemporaryDirectory() as folder, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         file = Path(folder) / "weights.pth"
         file.write_bytes(extractors.as_file(tensors).getvalue())
         start = time.perf_counter()

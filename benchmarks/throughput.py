@@ -1,11 +1,10 @@
 """Training throughput by batch size, precision, layout and compilation: python benchmarks/throughput.py [CONFIG]."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from statistics import median
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import click
 import common
@@ -15,62 +14,53 @@ from step import STUDIO32, Precision, TrainingStep, Variant
 from sagan.config.load import make_config, replaced
 from sagan.config.schema import Config
 
-Form = Literal["eager", "compiled", "CUDA graphs"]
 LOSSES, CHUNKS, CHUNK_SECONDS = 5, 3, 0.5
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One way to compute the step at one batch size."""
-
-    batch_size: int
-    precision: Precision
-    channels_last: bool = True
-    form: Form = "eager"
+FORMS = ({}, {"compiled": True}, {"compiled": True, "cuda_graphs": True})
+Cell = tuple[int, Variant]  # batch size
 
 
 def grid(batch_sizes: list[int], precisions: list[Precision], compiled: bool) -> Iterator[Cell]:
     """All cells, most useful first: eager in channels last, then compiled, then contiguous."""
-    forms: tuple[Form, ...] = get_args(Form) if compiled else ("eager",)
-    for channels_last, form in product((True, False), forms):
+    for channels_last, form in product((True, False), FORMS if compiled else FORMS[:1]):
         for batch, precision in product(batch_sizes, precisions):
-            yield Cell(batch, precision, channels_last, form)
+            yield batch, Variant(channels_last=channels_last, precision=precision, **form)
 
 
 def measure(raw: dict[str, Any], cell: Cell) -> common.Row:
     """Losses of the first steps, then time and peak memory; runs in a child process."""
-    config = replaced(make_config(raw), {"training": {"batch_size": cell.batch_size}, "optim": {"accumulation": 1}})
+    batch, variant = cell
+    config = replaced(make_config(raw), {"training": {"batch_size": batch}, "optim": {"accumulation": 1}})
     device = common.pick_device(config)
-    variant = Variant(channels_last=cell.channels_last, precision=cell.precision, compiled=cell.form != "eager",
-                      cuda_graphs=cell.form == "CUDA graphs")  # fmt: skip
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif variant.needs_cuda:
-        return {"state": "skipped", "why": f"{cell.precision}, {cell.form}: needs a CUDA device"}
+        return {"state": "skipped", "why": "needs a CUDA device"}
     torch._dynamo.reset()  # earlier cells count against the limit of recompilations
     step = TrainingStep(config, device, variant)
     losses = [[value.item() for value in step().values()] for _ in range(LOSSES)]
     count = max(1, min(100, round(CHUNK_SECONDS / common.timed(step))))
     seconds = common.interleaved({"step": step}, CHUNKS, count)[0]["step"]
-    found: common.Row = {**common.about(device), "images_per_second": cell.batch_size / median(seconds),
-                         "losses": losses}  # fmt: skip
-    if cell.form == "eager" or device.type == "cuda":
+    found: common.Row = {**common.about(device), "images_per_second": batch / median(seconds), "losses": losses}
+    if not variant.compiled or device.type == "cuda":
         found["peak_mib"] = common.peak_mib(step, device)
-    if cell == Cell(cell.batch_size, "no"):
-        found["flops_an_image"] = common.flops_of(step) / cell.batch_size
+    if variant == Variant():
+        found["flops_an_image"] = common.flops_of(step) / batch
     return found
 
 
 def compared(found: dict[Cell, common.Row]) -> list[common.Row]:
     """All rows, each with its comparison to the float32 row of the same batch size."""
     rows = []
-    for cell, row in found.items():
-        reference, extra = found.get(Cell(cell.batch_size, "no"), {}), {}
+    for (batch, variant), row in found.items():
+        reference, extra = found.get((batch, Variant()), {}), {}
         if "losses" in row and "losses" in reference:
             pairs = zip(row["losses"], reference["losses"], strict=True)
             extra["losses_differ_by"] = [max(abs(a - b) for a, b in zip(x, y, strict=True)) for x, y in pairs]
             extra["ratio_to_float32"] = row["images_per_second"] / reference["images_per_second"]
-        rows.append({**asdict(cell), **row, **extra})
+        way = {name: getattr(variant, name) for name in ("precision", "channels_last", "compiled", "cuda_graphs")}
+        rows.append({"batch_size": batch, **way, **row, **extra})
+    for row in rows:
+        row.pop("losses", None)
     return rows
 
 

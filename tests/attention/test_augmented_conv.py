@@ -70,11 +70,6 @@ def test_without_positions_any_size_serves():
     assert make((4, 4), relative=False)(draw((3, 6), channels=16)).shape == (2, 16, 3, 6)
 
 
-@pytest.mark.parametrize(("channels", "heads"), [(16, 1), (64, 1), (128, 2), (256, 4), (512, 8), (1024, 8)])
-def test_default_heads_have_20_key_channels_each(channels: int, heads: int):
-    assert make_attention("augmented_conv", channels, 4).heads == heads
-
-
 def test_tables_start_at_the_papers_scale():
     """N(0, 1/d), of shape (2L - 1, d)."""
     tables = dict(make_attention("augmented_conv", 256, (32, 64), pool=True).named_parameters(recurse=False))

@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from forms import assert_equations, draw, normed, projected, randomized
 from torch import Tensor
 
-from sagan.attention import make_attention
-
 FORMS = [{}, {"kernel": 3}, {"gain": "none"}, {"reduction": 2}, {"norm": "batch"}, {"norm": "group"}]
 make = partial(randomized, "cbam", 12, std=0.7, gamma=0.6)
 
@@ -47,9 +45,3 @@ def reference(x: Tensor, state: Mapping[str, Tensor], norm: str = "none", **_) -
 @pytest.mark.parametrize("options", FORMS, ids=str)
 def test_equals_the_equations(options: dict, size: tuple[int, int]):
     assert_equations(make(8, **options), draw(size, channels=12), reference, options)
-
-
-@pytest.mark.parametrize(("channels", "width"), [(16, 4), (256, 16)])
-def test_the_inner_width_is_a_sixteenth_and_at_least_4(channels: int, width: int):
-    module = make_attention("cbam", channels, 8)
-    assert sum(p.numel() for p in module.parameters()) == 2 * channels * width + channels + width + 98 + 1

@@ -75,17 +75,6 @@ def test_equals_the_equations(options: dict, size: tuple[int, int]):
     assert_equations(make(size, **options), small(*size), dual, options)
 
 
-def test_the_released_sign_ranks_the_other_way_round():
-    """sign -1 is the released softmax(max - E)."""
-    x = draw((4, 5), channels=CHANNELS).detach()
-    rows = {sign: make(form="channel", sign=sign).attention_rows(x, torch.zeros(1, 2))["channel"] for sign in (1, -1)}
-    energies = torch.stack([image @ image.T for image in x.flatten(2)])
-    released = (energies.amax(dim=2, keepdim=True) - energies).softmax(dim=2)
-    torch.testing.assert_close(rows[-1][:, 0, 0], released, rtol=0, atol=1e-12)
-    assert rows[1].diagonal(dim1=3, dim2=4).mean() > 0.9
-    assert rows[-1].diagonal(dim1=3, dim2=4).mean() < 0.01
-
-
 def test_widths_and_gains_are_the_papers():
     """Query and key are C/8 wide, value C, with biases; both gains start at 0."""
     module = make_attention("dual_attention", 64, 12)

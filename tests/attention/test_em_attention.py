@@ -80,20 +80,19 @@ def test_equals_the_equations(options: dict, size: tuple[int, int]):
     assert_equations(make(size, **{"bases": 4, **options}), draw(size), reference, options, 1e-8)
 
 
-def test_detached_passes_the_gradient_of_the_identity_and_freezes_its_first_convolution():
+@pytest.mark.parametrize("gradient", ["detached", "full"])
+def test_detached_passes_the_gradient_of_the_identity_and_freezes_its_first_convolution(gradient: str):
     """Also under spectral norm and after `initialize`."""
-    for gradient in ("detached", "full"):
-        module, x = make((4, 5), bases=4, gradient=gradient, gain="none"), draw((4, 5))
-        initialize(module, "xavier")
-        spectral_normalize(module)
-        weight = torch.randn_like(x)
-        (module(x) * weight).sum().backward()
-        assert x.grad is not None
-        assert torch.equal(x.grad, weight) == (gradient == "detached")
-        frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-        first = {name for name, _ in module.named_parameters() if name.startswith("inner.")}
-        assert frozen == (first if gradient == "detached" else set())
-        assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+    module, x = make((4, 5), bases=4, gradient=gradient, gain="none"), draw((4, 5))
+    initialize(module, "xavier")
+    spectral_normalize(module)
+    weight = torch.randn_like(x)
+    (module(x) * weight).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, weight) == (gradient == "detached")
+    frozen = {name.split(".")[0] for name, p in module.named_parameters() if not p.requires_grad}
+    assert frozen == ({"inner"} if gradient == "detached" else set())
+    assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
 
 def test_a_large_lam_is_spherical_k_means():
@@ -144,14 +143,11 @@ def test_a_step_leaves_earlier_graphs_alone():
     moved = state_of(module)
     second = module(y)  # D(real), D(fake), then the backward of both
     expected = unit(x, state)[0].square().sum() + unit(y, moved)[0].square().sum()
-    inputs = [p for p in module.parameters() if p.requires_grad]
-
-    def penalty(loss: Tensor) -> list[Tensor]:
+    found = []
+    for loss in (first.square().sum() + second.square().sum(), expected):
         slopes = torch.autograd.grad(loss, (x, y), create_graph=True)
-        return list(torch.autograd.grad(torch.stack([s.square().sum() for s in slopes]).sum(), inputs))
-
-    for gradient, by_loop in zip(penalty(first.square().sum() + second.square().sum()), penalty(expected), strict=True):
-        torch.testing.assert_close(gradient, by_loop, rtol=1e-7, atol=1e-7)
+        found.append(torch.autograd.grad(sum(s.square().sum() for s in slopes), list(module.parameters())))
+    torch.testing.assert_close(*found, rtol=1e-7, atol=1e-7)
 
 
 def test_an_empty_basis_has_finite_derivatives():

@@ -27,11 +27,11 @@ def test_equals_the_equations(options: dict, size: tuple[int, int]):
     assert_equations(module, draw(size, 3, channels=12), reference, options)
 
 
+@pytest.mark.parametrize(("name", "more"), [("squeeze_excitation", 0), ("cbam", 2 * 7 * 7)])
 @pytest.mark.parametrize(("channels", "width"), [(16, 4), (64, 4), (256, 16), (8, 4)])
-def test_the_inner_width_is_a_sixteenth_and_at_least_4(channels: int, width: int):
-    module = make_attention("squeeze_excitation", channels, 8)
-    assert module.squeeze.weight.shape == (width, channels)
-    assert sum(p.numel() for p in module.parameters()) == 2 * channels * width + channels + width + 1
+def test_the_inner_width_is_a_sixteenth_and_at_least_4(channels: int, width: int, name: str, more: int):
+    module = make_attention(name, channels, 8)
+    assert sum(p.numel() for p in module.parameters()) == 2 * channels * width + channels + width + 1 + more
 
 
 def test_a_doubled_gate_starts_near_one():

@@ -38,6 +38,17 @@ def test_mistakes_name_what_is_known(name: str):
             make_attention(name, CHANNELS, 12, "conv", gain="scalar")
 
 
+HEADS = {  # 20 key channels in each head, and heads 64 wide, or more
+    "augmented_conv": {16: 1, 64: 1, 128: 2, 256: 4, 512: 8, 1024: 8},
+    "transformer": {16: 1, 64: 1, 96: 1, 128: 2, 200: 2, 512: 8},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_default_heads(name: str):
+    assert {channels: make_attention(name, channels, 4).heads for channels in HEADS[name]} == HEADS[name]
+
+
 WRONG = {
     "self_attention": [{"query_ratio": 0.01}, {"query_ratio": "wide"}],
     "non_local": [{"form": "cosine"}, {"pool": "max"}, {"norm": "layer"}, {"ratio": 0.0},

@@ -68,11 +68,6 @@ def test_equals_the_equations(options: dict, size: tuple[int, int], built: tuple
     assert_equations(make(built or size, **options), draw(size, channels=16), reference, options)
 
 
-@pytest.mark.parametrize(("channels", "heads"), [(16, 1), (64, 1), (96, 1), (128, 2), (200, 2), (512, 8)])
-def test_default_heads_are_64_wide_or_wider(channels: int, heads: int):
-    assert make_attention("transformer", channels, 4).heads == heads
-
-
 def test_initialization_is_the_papers():
     """Weights are Xavier-uniform; positions N(0, 0.02), biases of the MLP N(0, 1e-6)."""
     p = dict(make_attention("transformer", 64, 16).named_parameters())

@@ -156,9 +156,7 @@ def test_lpips_metrics(data: PreparedData, tmp_path: Path, evaluate: Evaluate) -
     assert read_png(tmp_path / "result-nearest.png").shape[0] > 500
 
 
-def test_labels_follow_the_reference(
-    run: Path, tmp_path: Path, evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_labels_follow_the_reference(run: Path, tmp_path: Path, evaluate: Evaluate) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "r.npz", images=images, labels=np.repeat([0, 1, 2, 3], [31, 3, 3, 3]))
     by_reference, uniform = (
@@ -167,9 +165,6 @@ def test_labels_follow_the_reference(
     )
     assert (by_reference["protocol"]["labels"], uniform["protocol"]["labels"]) == ("reference", "uniform")
     assert by_reference["fid"] != uniform["fid"]
-    np.savez(tmp_path / "five.npz", images=images, labels=np.arange(40) % 5)
-    assert sagan("evaluate", run, "--reference", tmp_path / "five.npz", "--backbone", STANDIN, "--num", 20) == 2
-    assert "--labels uniform" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("alone")
@@ -183,7 +178,6 @@ def test_runs_are_compared_with_their_training_data(data: PreparedData, tmp_path
         training={"steps": 1, "batch_size": 4},
     )  # fmt: skip
     assert sagan("train", config, "--out", tmp_path / "run") == 0
-    found = evaluate(tmp_path / "run", None, "--metrics", "fid", "--backbone", STANDIN, "--num", 8)
-    assert found["protocol"]["reference_count"] == 12
-    modes = evaluate(tmp_path / "run", None, "--metrics", "fid", "--backbone", STANDIN, "--num", 8, "--modes")["modes"]
-    assert len(modes) == 4
+    command = [tmp_path / "run", None, "--metrics", "fid", "--backbone", STANDIN, "--num", 8]
+    assert evaluate(*command)["protocol"]["reference_count"] == 12
+    assert len(evaluate(*command, "--modes")["modes"]) == 4

@@ -89,19 +89,6 @@ def test_a_subset_is_fixed_and_random(data: PreparedData) -> None:
         whole.sample(41)
 
 
-def test_bad_folders_are_refused(images: np.ndarray, tmp_path: Path) -> None:
-    folder = write(tmp_path, images)
-    save_png(folder / "zzz.png", np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(UserError, match=r"mixed sizes, 000.png is 24x20 and zzz.png 20x20"):
-        from_files(folder)
-    (folder / "zzz.png").write_bytes((folder / "003.png").read_bytes()[:300])
-    with pytest.raises(UserError, match=r"zzz.png: not readable as an image"):
-        from_files(folder).read(np.arange(7))
-    for other in ("absent", "zzz.png", "absent.npz"):
-        with pytest.raises(UserError, match=r"expected a folder of images or an \.npz"):
-            from_files(tmp_path / other)
-
-
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
     return load_backbone(register_standin(), logits=True)

@@ -9,7 +9,7 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from two import in_two
 
 from sagan.evaluation import fid
-from sagan.evaluation.fid import Moments, Statistics, float64_device, frechet_distance, intra_fid
+from sagan.evaluation.fid import Moments, Statistics, _nuclear_norm, float64_device, frechet_distance, intra_fid
 from sagan.utils.errors import UserError
 
 
@@ -128,6 +128,14 @@ def test_eigenvalues_below_zero_are_ignored() -> None:
     a, b = Statistics(100, np.zeros(256), rounded), Statistics(100, np.zeros(256), np.eye(256))
     expected = values.sum() + 256 - 2 * np.sqrt(values.clip(min=0)).sum()
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_small_singular_values_are_not_lost() -> None:
+    """As roots of eigenvalues, rounding of 1e-16 would make them 1e-8."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(400, 400)))[0] for _ in range(2))
+    values = np.where(np.arange(400) < 20, 1.0, 1e-9)
+    assert _nuclear_norm(torch.from_numpy(left * values @ right)) == pytest.approx(values.sum(), rel=1e-9)
 
 
 def labeled(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -151,16 +151,6 @@ def test_a_finished_ablation_is_shown_again(ablated: Path, capsys: pytest.Captur
     assert capsys.readouterr().err.startswith("sagan: --seeds: ")
 
 
-def test_a_variant_that_cannot_be_built_is_refused(ablated: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    before = files_of(ablated / "out")
-    vary = f"{VARY[1]},{{name: self_attention, heads: 2}}"
-    assert ablate(ablated, "--vary", vary) == 2
-    shown = capfd.readouterr()
-    assert shown.err.startswith("sagan: variant self_attention,heads=2: generator.attention.8: self_attention has no ")
-    assert shown.err.count("\n") == 1
-    assert files_of(ablated / "out") == before
-
-
 def test_a_variant_that_fails_does_not_end_the_others(
     data: PreparedData, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import sagan
-from processes import launch
+from processes import train_in_two
 from safetensors.torch import load_file
 from tiny import files_of, lines_of, log_of, tiny_config, tiny_run, train_tiny, write_config
 from torch import Tensor, nn
@@ -327,9 +327,7 @@ def test_two_processes_go_back_together(tmp_path: Path, data: PreparedData) -> N
     config = write_config(tmp_path / "config.yaml", data, divergence={"spread": 0.9, "action": "rollback", "times": 2},
                           training={"steps": 9, "sample_every": 3, "checkpoint_every": 2, "samples_per_class": 2},
                           )  # fmt: skip
-    with launch(config, tmp_path / "run") as process:
-        _, said = process.communicate(timeout=120)
-    assert process.returncode != 0
+    said = train_in_two(config, tmp_path / "run", succeeds=False)
     assert said.count("rolled back to step 2") == 2
     assert said.count("at step 3 after 2 rollbacks; stopped") == 1
     assert "sagan/" not in said  # no traceback of ours

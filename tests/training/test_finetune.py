@@ -211,18 +211,6 @@ def test_linear_classes_become_a_table(tmp_path: Path) -> None:
     torch.testing.assert_close(images(ema_generator(gan.ema), labels), expected, rtol=0, atol=1e-2)
 
 
-def test_sources_that_hold_nothing(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "early" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "file").write_text("")
-    source_of(tmp_path, "run", 4)
-    (tmp_path / "run" / "checkpoints" / "00000007" / "state.json").unlink()
-    for name, problem in (("empty", "not a snapshot"), ("early", "no whole checkpoint"), ("file", "this is a file"),
-                          ("run", "damaged"), ("no/such/folder", "no such folder")):  # fmt: skip
-        with pytest.raises(UserError, match=problem):
-            initialize_from(fresh(4), str(tmp_path / name))
-
-
 def test_a_generator_goes_on_learning(tmp_path: Path) -> None:
     _, source = source_of(tmp_path, "run", 4)
     gan = fresh(6)

@@ -33,10 +33,7 @@ def test_two_processes_are_one(tmp_path: Path, data: PreparedData) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto takes the GPUs")
 def test_processes_without_a_gpu_know_each_other(tmp_path: Path, data: PreparedData) -> None:
     config = write_config(tmp_path / "config.yaml", data, training={"steps": 2, "device": "auto"})
-    with launch(config, tmp_path / "run") as process:
-        _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert said.count("step 2/2") == 1
+    assert train_in_two(config, tmp_path / "run").count("step 2/2") == 1
 
 
 REGULARIZED = {
@@ -162,9 +159,7 @@ def test_an_error_of_one_process_ends_the_other(tmp_path: Path, data: PreparedDa
     config = write_config(tmp_path / "config.yaml", data, training={"steps": 100_000, "checkpoint_every": 3})
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to("/proc/none")  # no folder can be made there
-    with launch(config, tmp_path / "run") as process:
-        _, said = process.communicate(timeout=200)  # gloo would wait for half an hour
-    assert process.returncode != 0
+    said = train_in_two(config, tmp_path / "run", succeeds=False)  # gloo would wait for half an hour
     assert f"sagan: {tmp_path / 'run' / 'checkpoints'}: " in said
 
 
@@ -184,9 +179,7 @@ def test_two_launchers_in_a_new_folder(tmp_path: Path, data: PreparedData) -> No
 @pytest.mark.slow
 def test_a_batch_that_does_not_divide(tmp_path: Path, data: PreparedData) -> None:
     config = write_config(tmp_path / "config.yaml", data, training={"batch_size": 9})
-    with launch(config, tmp_path / "run") as process:
-        _, said = process.communicate(timeout=120)
-    assert process.returncode != 0
+    said = train_in_two(config, tmp_path / "run", succeeds=False)
     assert said.count("training.batch_size 9 is not divisible by 2 processes") == 1
     assert "exitcode  : 2" in said
     assert "sagan/" not in said

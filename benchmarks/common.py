@@ -263,7 +263,7 @@ def show(result: Row) -> None:
         result = {key: value for key, value in result.items() if key not in own}
     for key, value in result.items():
         if key not in ("cells", "names"):
-            print(f"{key:30}  {_text(value)}")
+            print(f"{key:36}  {_text(value)}")
     table = Table(*columns, box=None)
     for cell in cells:
         table.add_row(*(_text(cell.get(column, "")) for column in columns))

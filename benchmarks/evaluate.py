@@ -1,10 +1,9 @@
 """Features, Frechet distance and FID, compared with torch-fidelity: python benchmarks/evaluate.py."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile
 from typing import cast
 
 import click
@@ -107,26 +106,28 @@ def compare_distances(count: int) -> common.Row:
 def compare_fid(folders: tuple[Path, Path], tensors: dict[str, Tensor], device: torch.device) -> common.Row:
     """Time the FID of two folders (PNG files or prepared data) end to end, without TF32 and caches."""
     sets = [open_images(parse_source(str(folder))) for folder in folders]
-    theirs = [
+    first, second = (
         as_dataset(torch.from_numpy(PreparedData.open(folder).images[:])) if is_prepared(folder) else str(folder)
         for folder in folders
-    ]
-    with TemporaryDirectory() as folder, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        file = Path(folder) / "weights.pth"
-        file.write_bytes(extractors.as_file(tensors).getvalue())
-        start = time.perf_counter()
-        fid = torch_fidelity.calculate_metrics(
-            input1=theirs[0], input2=theirs[1], fid=True, cuda=device.type == "cuda", batch_size=BATCH,
-            feature_extractor_weights_path=str(file), samples_find_deep=True, cache=False, verbose=False,
-        )["frechet_inception_distance"]  # fmt: skip
-        middle = time.perf_counter()
+    )
+    fid, count = {}, sum(each.count for each in sets)
+
+    def theirs() -> None:
+        fid["torch_fidelity"] = torch_fidelity.calculate_metrics(
+            input1=first, input2=second, fid=True, cuda=device.type == "cuda", batch_size=BATCH,
+            feature_extractor_weights_path=file.name, samples_find_deep=True, cache=False, verbose=False,
+        )[KEY_METRIC_FID]  # fmt: skip
+
+    def ours() -> None:
         backbone = our_backbone(tensors, device)
-        generated, real = (extract(each, backbone, BATCH).statistics for each in sets)
-        ours = frechet_distance(generated, real)
-    seconds = {"torch_fidelity": middle - start, "project": time.perf_counter() - middle}
-    count = sum(each.count for each in sets)
+        fid["project"] = frechet_distance(*(extract(each, backbone, BATCH).statistics for each in sets))
+
+    with NamedTemporaryFile(suffix=".pth") as file, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        Path(file.name).write_bytes(extractors.as_file(tensors).getvalue())
+        seconds = {"torch_fidelity": common.timed(theirs), "project": common.timed(ours)}
     return {
-        "fid_images": count, "fid_torch_fidelity": fid, "fid_project": ours, "fid_differs_by": abs(fid - ours),
+        "fid_images": count, **{f"fid_{name}": value for name, value in fid.items()},
+        "fid_differs_by": abs(fid["torch_fidelity"] - fid["project"]),
         **{f"images_per_second_fid_{name}": count / each for name, each in seconds.items()},
         "ratio_fid": seconds["torch_fidelity"] / seconds["project"],
     }  # fmt: skip

@@ -19,28 +19,20 @@ SMALL = ["generator.channels=16", "discriminator.channels=16", "training.batch_s
 IMAGES = 256  # of the embedded shapes
 
 
-def timed_config(config: Config, processes: int, steps: int, data: Path, device: str) -> Config:
+def timed_config(config: Config, processes: int, steps: int, data: Path) -> Config:
     """The config on shapes with its batch size per process, logged four times, without evaluation or saving."""
     rarely = dict.fromkeys(("sample_every", "snapshot_every", "checkpoint_every"), steps + 1)
     classes = 0 if config.data.num_classes == 0 else None
     training = {
         **rarely, "steps": steps, "batch_size": config.training.batch_size * processes, "trackers": [],
         "log_every": max(1, steps // 4), "init_from": None,
-        "device": "cpu" if device == "cpu" else config.training.device,
     }  # fmt: skip
     source = {"source": f"shapes:{IMAGES}", "prepared": str(data), "num_classes": classes}
     return replaced(config, {"data": source, "training": training, "evaluate": {"every": 0}})
 
 
-def seconds_an_image(run_folder: Path) -> float:
-    """Seconds per image between the first and the last line of the log, without start-up, warm-up and saving."""
-    lines = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
-    first, last = ((1000 * line["kimg"], line["images_per_second"]) for line in (lines[0], lines[-1]))
-    return (last[0] / last[1] - first[0] / first[1]) / (last[0] - first[0])
-
-
 def train(config: Path, out: Path, processes: int, threads: int) -> float:
-    """Seconds per image of `sagan train`, alone or under torchrun."""
+    """Seconds per image of `sagan train`, alone or under torchrun, without start-up, warm-up and saving."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--no-python"]
     command = [sys.executable, *launcher] if processes > 1 else []
     command += [*common.SAGAN, "train", str(config), "--out", str(out)]
@@ -49,7 +41,9 @@ def train(config: Path, out: Path, processes: int, threads: int) -> float:
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("sagan: ") or "Error: " in line]
         raise UserError(f"training in {processes} processes failed: {errors[0] if errors else done.returncode}")
-    return seconds_an_image(out)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    first, last = ((1000 * line["kimg"], line["images_per_second"]) for line in (lines[0], lines[-1]))
+    return (last[0] / last[1] - first[0] / first[1]) / (last[0] - first[0])
 
 
 @common.benchmark
@@ -58,15 +52,14 @@ def train(config: Path, out: Path, processes: int, threads: int) -> float:
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each process.")
 @click.option("--steps", type=click.IntRange(2), default=12, show_default=True, help="The first quarter is not timed.")
 @common.rounds(default=3)
-@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
-def main(settings: Config, processes: int, threads: int, steps: int, rounds: int, device: str) -> common.Row:
+def main(settings: Config, processes: int, threads: int, steps: int, rounds: int) -> common.Row:
     """Train with the same batch size per process. `ratio_efficiency`: 1 is perfect scaling."""
     seconds: dict[int, list[float]] = {1: [], processes: []}
     with tempfile.TemporaryDirectory() as name:
         for i in range(rounds):
             for count, each in seconds.items():
                 path = Path(name) / f"{count}.yaml"
-                path.write_text(timed_config(settings, count, steps, Path(name) / "data", device).to_yaml())
+                path.write_text(timed_config(settings, count, steps, Path(name) / "data").to_yaml())
                 each.append(train(path, Path(name) / f"{count}-{i}", count, threads))
     return {
         "resolution": settings.data.resolution, "batch_size_a_process": settings.training.batch_size,

@@ -112,11 +112,11 @@ def test_state_is_where_the_forward_left_it() -> None:
         with record_attention(network) as maps, hold_state(network):
             two = network.trunk(second)
             (one.square().sum() + two.sum()).backward()
-        gradients = {name: p.grad for name, p in network.trunk.named_parameters()}
-        found.append((gradients, dict(network.trunk.state_dict()), {k: m.weights for k, m in maps.items()}))
-    for a, b in zip(*found, strict=True):
-        assert a.keys() == b.keys() != set()
-        assert all(torch.equal(a[name], b[name]) for name in a)
+        gradients = {f"gradient of {name}": p.grad for name, p in network.trunk.named_parameters()}
+        weights = {f"map {name}": recorded.weights for name, recorded in maps.items()}
+        found.append(gradients | weights | network.trunk.state_dict())
+        assert weights
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 def test_nothing_is_prepared_where_no_gradient_is_taken() -> None:

@@ -1,5 +1,7 @@
 """coarse_to_fine against a loop over images, cells and slices; where patches lie; what it costs."""
 
+import math
+
 import pytest
 import torch
 from front_ends import COARSE_TO_FINE, front_end, front_end_config, judged
@@ -71,18 +73,10 @@ def test_hint_reaches_the_coarse_trunk_alone():
     ("side", "resolution", "patch"), [(8, 32, 8), (8, 32, 16), (4, 32, 9), (8, 128, 32), (8, 32, 4)]
 )
 def test_patches_lie_at_their_cells(side: int, resolution: int, patch: int):
-    """Patches lie inside the image, cover their cells and are centered on them."""
-    cells = torch.arange(side * side)[None]
-    corners = patch_corners(cells, side, resolution, patch)[0]
-    cell = resolution // side
-    assert corners.min() >= 0
-    assert corners.max() <= resolution - patch
-    for index, (top, left) in enumerate(corners.tolist()):
-        for start, at in ((top, index // side), (left, index % side)):
-            assert start <= at * cell or patch < cell
-            assert start + patch >= (at + 1) * cell or patch < cell
-            if 0 < start < resolution - patch:
-                assert abs((start + patch / 2) - (at + 0.5) * cell) <= 0.5
+    """A patch is centered on its cell, half a pixel to the right if its side is odd, and moved inside the image."""
+    cell, corners = resolution // side, patch_corners(torch.arange(side * side)[None], side, resolution, patch)[0]
+    start = [min(max(math.ceil((at + 0.5) * cell - patch / 2), 0), resolution - patch) for at in range(side)]
+    assert corners.tolist() == [[top, left] for top in start for left in start]
     images = torch.randn(1, 3, resolution, resolution)
     for found, (top, left) in zip(cut_patches(images, corners[None], patch)[0], corners.tolist(), strict=True):
         assert torch.equal(found, images[0, :, top : top + patch, left : left + patch])

@@ -44,10 +44,8 @@ def compare(network: nn.Module, inputs: Inputs, case: Case, hold: bool = False) 
         assert "gamma" not in name or gradient != 0
         atol = 1e-9 * float(by_loop.abs().max().clamp(min=1))
         torch.testing.assert_close(gradient, by_loop, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
-    after = reference.state | reference.moved
-    for name, tensor in network.state_dict().items():
-        moved = after[name].detach()
-        torch.testing.assert_close(tensor, moved, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    after = {name: tensor.detach() for name, tensor in (reference.state | reference.moved).items()}
+    torch.testing.assert_close(dict(network.state_dict()), after, rtol=1e-9, atol=1e-9)
 
 
 @each_case

@@ -109,6 +109,7 @@ def write_config(path: Path, prepared: PreparedData, **changes: dict) -> Path:
 
 def tiny_run(folder: Path, config: Config, data: PreparedData) -> Run:
     """A run at step 0, its networks prepared by Accelerate, as `sagan train` builds it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     config = resolved(config, data)
     run = build_run(folder, config, data, make_accelerator(config, folder))
     if config.evaluate.every:

@@ -15,7 +15,7 @@ from tiny import tiny_config, tiny_run
 
 from sagan.data.dataset import PreparedData
 from sagan.evaluation.registry import DIRECTION, METRICS, Inputs, Metric, Scores, decides
-from sagan.evaluation.result import EvaluationResult, Protocol, labels_by_frequency, over_repeats, protocol_differences
+from sagan.evaluation.result import EvaluationResult, Protocol, labels_by_frequency, over_repeats
 from sagan.experiments.runs import MetricsLine
 from sagan.experiments.table import score_text
 from sagan.runs.checkpoint import Progress
@@ -106,13 +106,6 @@ def test_repeats_give_mean_and_spread() -> None:
     assert found.protocol.seeds == "0-9,10-19"
     assert "± 1.4142" in found.to_table()
     assert "warning: 10 samples: few" in found.to_table()
-
-
-def test_protocols_differ_in_what_changes_scores_but_chance() -> None:
-    one = result(1.0).to_dict()["protocol"]
-    assert protocol_differences(one, result(1.0, "10-19", versions={"torch": "9"}).to_dict()["protocol"]) == []
-    assert protocol_differences(one, result(1.0, truncation=0.5).to_dict()["protocol"]) == ["truncation"]
-    assert protocol_differences(one, {**one, "size": [64, 64]}) == ["size"]
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any))

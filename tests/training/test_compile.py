@@ -1,12 +1,10 @@
-"""torch.compile of the training step: one graph for each way in which the updates call a network, none broken, none
-compiled again, and the losses of the eager step."""
+"""torch.compile: one graph for each way in which the updates call a network, and the losses of the eager step."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from processes import RATES, assert_same_losses, launch
 from tiny import log_of, one_process, tiny_batches, tiny_config, tiny_gan, tiny_run, train_tiny, write_config
 from torch._dynamo.utils import counters
@@ -38,7 +36,7 @@ def compiler() -> Iterator[None]:
 
 
 def assert_compiled_once(graphs: int) -> None:
-    """So many graphs since the test began, and no break between two parts of one forward."""
+    """Compiled `graphs` graphs since the test began, without a graph break."""
     assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"], dict(counters["graph_break"])
     assert counters["frames"]["ok"] == counters["frames"]["total"] == graphs
@@ -46,7 +44,7 @@ def assert_compiled_once(graphs: int) -> None:
 
 @pytest.mark.parametrize(("accumulation", "graphs"), [(1, CALLS), (2, CALLS + 2)])
 def test_a_graph_for_every_way_of_calling(accumulation: int, graphs: int) -> None:
-    """Each call compiles one graph, is never recompiled, and computes the same. (Held micro-batches add graphs.)"""
+    """Held micro-batches add graphs."""
     config = tiny_config("generator.attention={8: self_attention, 16: em_attention}")
     eager, compiled = tiny_gan(config), tiny_gan(config)
     for network in (compiled.generator, compiled.discriminator):
@@ -67,7 +65,6 @@ def test_a_graph_for_every_way_of_calling(accumulation: int, graphs: int) -> Non
 
 def train_over_a_collapse(folder: Path, config: Config, data: PreparedData) -> None:
     """Train; once, after step 3, a weight becomes NaN, so the run goes back to its checkpoint of step 2."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     run = tiny_run(folder, config, data)
     resume(run)
 
@@ -81,12 +78,10 @@ def train_over_a_collapse(folder: Path, config: Config, data: PreparedData) -> N
 
 
 def test_a_compiled_run_is_the_eager_run(tmp_path: Path, data: PreparedData) -> None:
-    """A compiled run with logs, scores, a roll-back and a resumption equals the eager run."""
     for name, compiled in (("eager", False), ("compiled", True)):
         settings = (*LOOKING, f"training.compile={compiled}")
         train_over_a_collapse(tmp_path / name, tiny_config(*settings, "training.steps=5"), data)
         assert_compiled_once(CALLS * compiled)
-        AcceleratorState._reset_state(reset_partial_state=True)
         train_tiny(tmp_path / name, tiny_config(*settings, "training.steps=7"), data)
         assert_compiled_once(2 * CALLS * compiled)  # other networks: a run that goes on builds its own
     assert len(log_of(tmp_path / "compiled")) == 7
@@ -94,9 +89,8 @@ def test_a_compiled_run_is_the_eager_run(tmp_path: Path, data: PreparedData) -> 
 
 
 def test_two_compiled_processes_are_two_eager_ones(tmp_path: Path, data: PreparedData) -> None:
-    """Two compiled processes equal two eager ones."""
-    config = write_config(tmp_path / "config.yaml", data, generator={"sync_norm": True}, optim=RATES,
-                          training={"steps": 3})  # fmt: skip
+    changes = {"generator": {"sync_norm": True}, "optim": RATES, "training": {"steps": 3}}
+    config = write_config(tmp_path / "config.yaml", data, **changes)
     for name, compiled in (("eager", "false"), ("compiled", "true")):
         with launch(config, tmp_path / name, f"training.compile={compiled}") as process:
             _, said = process.communicate(timeout=1500)

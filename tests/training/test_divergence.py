@@ -225,7 +225,7 @@ def test_a_roll_back_goes_to_the_best_and_keeps_what_it_leaves(tmp_path: Path, d
         assert states["00000003"]["param_groups"][name][0]["lr"] == rate / 4
 
 
-def test_a_run_that_was_rolled_back_resumes_to_the_bit(tmp_path: Path, data: PreparedData) -> None:
+def test_a_run_that_was_rolled_back_resumes_bit_for_bit(tmp_path: Path, data: PreparedData) -> None:
     config = tiny_config("training.steps=7", *BACK, *SCORED, "optim.d_steps=2", "data.flip=true",
                          "training.checkpoint_every=2", "augment.policy=[color]", "optim.decay=linear")  # fmt: skip
     bad = {(4, 0), (6, 1)}

@@ -253,21 +253,14 @@ def _work(work: Callable[[Any], Row], cell: Any) -> Row:
 
 
 def show(result: Row) -> None:
-    """Print a table of the cells, or of the values KIND_NAME by "names", and a line for each other value."""
-    cells, names = result.get("cells", []), result.get("names", [])
-    columns = dict.fromkeys(key for cell in cells for key in cell if key not in result)
-    for name in names:
-        own = {key: key.removesuffix(f"_{name}") for key in result if key.endswith(f"_{name}")}
-        columns |= {"name": None, **dict.fromkeys(own.values())}
-        cells = [*cells, {"name": name} | {kind: result[key] for key, kind in own.items()}]
-        result = {key: value for key, value in result.items() if key not in own}
+    """Print a line for each value, and a table of the cells."""
     for key, value in result.items():
-        if key not in ("cells", "names"):
+        if key != "cells":
             print(f"{key:36}  {_text(value)}")
-    table = Table(*columns, box=None)
-    for cell in cells:
-        table.add_row(*(_text(cell.get(column, "")) for column in columns))
-    if cells:
+    if cells := result.get("cells"):
+        table = Table(*(columns := dict.fromkeys(key for cell in cells for key in cell)), box=None)
+        for cell in cells:
+            table.add_row(*(_text(cell.get(column, "")) for column in columns))
         Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 

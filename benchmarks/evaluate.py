@@ -13,7 +13,6 @@ import torch
 import torch_fidelity
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
@@ -32,33 +31,6 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 def as_dataset(images: Tensor) -> Dataset:
     """uint8 (N, H, W, 3) as a data set for torch-fidelity: one image (3, H, W) at a time."""
     return Subset(cast(Dataset, images.permute(0, 3, 1, 2)), range(len(images)))
-
-
-def random_weights(seed: int) -> dict[str, Tensor]:
-    """Seeded random weights of the Inception network, whose activations neither vanish nor explode."""
-    with torch.random.fork_rng(devices=[]):
-        network = _Untrained("inception-v3-compat", ["2048"], feature_extractor_weights_path=extractors.as_file({}))
-    tensors, rng = network.state_dict(), torch_generator(seed, "inception")
-    for name, tensor in tensors.items():
-        if name.endswith("running_var") or name.endswith("bn.weight"):
-            tensor.uniform_(0.8, 1.2, generator=rng)
-        elif tensor.is_floating_point():
-            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5 if tensor.dim() > 1 else 0.1, generator=rng)
-    return tensors
-
-
-class _Untrained(FeatureExtractorInceptionV3):
-    def load_state_dict(self, *arguments: object, **options: object) -> object:
-        """Keep the initial values."""
-        return super().load_state_dict({}, strict=False)
-
-
-def inception_tensors(given: Path | None) -> tuple[dict[str, Tensor], str]:
-    """The given weights, those in torch hub's cache, or random ones, and which of these."""
-    pretrained = extractors.BACKBONES["inception"].pretrained
-    if given is not None or pretrained.cached.is_file():
-        return extractors.load_tensors(extractors.find_weights(pretrained, given)), "pretrained"
-    return random_weights(0), "random (none in torch hub's cache; speed does not depend on them)"
 
 
 def our_backbone(tensors: dict[str, Tensor], device: torch.device) -> extractors.Backbone:
@@ -136,16 +108,17 @@ def compare_fid(folders: tuple[Path, Path], tensors: dict[str, Tensor], device: 
 @common.benchmark
 @click.option("--num", type=click.IntRange(2), default=256, show_default=True, help="Images a round.")
 @common.rounds(default=3)
-@click.option("--inception-weights", type=click.Path(path_type=Path), help="Default: torch hub's cache, else random.")
+@click.option("--inception-weights", type=click.Path(path_type=Path), help="Default: torch hub's cache, or a download.")
 @click.option("--fid", type=(FOLDER, FOLDER), metavar="SAMPLES REFERENCE", help="Also compare the FID of two folders.")
 def main(num: int, rounds: int, inception_weights: Path | None, fid: tuple[Path, Path] | None) -> common.Row:
     """Compare with torch-fidelity's own loop. `ratio_features`, `ratio_frechet`, `ratio_fid`: speedups."""
     for folder in fid or ():
         if (folder / SAMPLE_GRID).exists():
             raise UserError(f"{folder}: holds {SAMPLE_GRID}, which torch-fidelity would score too; remove it")
-    device, (tensors, kind) = common.pick_device(), inception_tensors(inception_weights)
+    device, pretrained = common.pick_device(), extractors.BACKBONES["inception"].pretrained
+    tensors = extractors.load_tensors(extractors.find_weights(pretrained, inception_weights))
     result: common.Row = {**common.about(device), "resolution": SIZE, "batch_size": BATCH, "images": num,
-                          "rounds": rounds, "weights": kind}  # fmt: skip
+                          "rounds": rounds}  # fmt: skip
     result |= compare_features(tensors, num, rounds, device) | compare_distances(rounds)
     return result | (compare_fid(fid, tensors, device) if fid else {})
 

@@ -15,7 +15,7 @@ import torch
 from common import MIB
 from step import TrainingStep, Variant
 
-from sagan.config.load import make_config, replaced
+from sagan.config.load import make_config
 from sagan.config.schema import RESOLUTIONS, Config
 from sagan.utils.system import peak_resident_mib
 
@@ -37,24 +37,13 @@ def cell_config(config: Config, cell: Cell, batch: int) -> Config:
     return make_config(raw)
 
 
-def measure(raw: dict[str, Any], batch: int, limit_gib: float | None, cell: Cell) -> common.Row:
-    """Peak memory of one cell, unless its estimate exceeds the limit; runs in a child process."""
+def measure(raw: dict[str, Any], batch: int, cell: Cell) -> common.Row:
+    """Peak memory of one cell; runs in a child process."""
     config = cell_config(make_config(raw), cell, batch)
     device = common.pick_device(config)
-    limit = 0.8 * common.free_bytes(device) / MIB if limit_gib is None else 1024 * limit_gib
-    estimate = estimated_mib(config, device)
-    found: common.Row = {**common.about(device), "limit_mib": limit, "estimated_mib": estimate}
-    if estimate > limit:
-        return {**found, "state": "too large"}
     step = TrainingStep(config, device, Variant())
-    return {**found, "peak_mib": resident_peak_mib(step, device), "counted_mib": common.peak_mib(step, device)}
-
-
-def estimated_mib(config: Config, device: torch.device) -> float:
-    """Extrapolate the peak of a step from batches of one and two."""
-    small = [replaced(config, {"training": {"batch_size": batch}}) for batch in (1, 2)]
-    one, two = (common.peak_mib(TrainingStep(each, device, Variant()), device) for each in small)
-    return one + (config.training.batch_size - 1) * (two - one)
+    found = {"peak_mib": resident_peak_mib(step, device), "counted_mib": common.peak_mib(step, device)}
+    return {**common.about(device), **found}
 
 
 def resident_peak_mib(step: common.Step, device: torch.device) -> float:
@@ -77,17 +66,14 @@ def resident_peak_mib(step: common.Step, device: torch.device) -> float:
 @click.option("--resolutions", type=common.CommaSeparated(click.Choice(list(map(str, RESOLUTIONS)))),
               default="32,64,128,256", show_default=True)  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), help="Batch size (default: the config's).")
-@click.option("--limit-gib", type=float, help="Skip steps estimated above this (default: 80 % of free memory).")
 @click.option("--seconds", type=float, default=300.0, show_default=True, help="Time limit for one cell.")
-def main(settings: Config, resolutions: list[str], batch: int | None, limit_gib: float | None,
-         seconds: float) -> common.Row:  # fmt: skip
+def main(settings: Config, resolutions: list[str], batch: int | None, seconds: float) -> common.Row:
     """Measure each cell in its own process. `ratio_memory_R`: peak with over peak without checkpointing.
 
-    peak_mib: beyond the loaded networks; counted_mib: of it, tensors; estimated_mib: from batches of 1 and 2.
-    Resolutions other than the config's use the default networks.
+    peak_mib: beyond the loaded networks; counted_mib: of it, tensors. Other resolutions use the default networks.
     """
     size = batch or settings.training.batch_size
-    work = partial(measure, settings.to_dict(), size, limit_gib)
+    work = partial(measure, settings.to_dict(), size)
     cells = [(side, checkpointing) for side in map(int, resolutions) for checkpointing in (False, True)]
     rows = [
         {"resolution": cell[0], "checkpointing": cell[1], **row}

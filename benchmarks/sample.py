@@ -33,6 +33,7 @@ def random_generator(config: Config) -> Generator:
     for module in generator.modules():
         if isinstance(module, Normalization):
             module.momentum = 1.0
+    generator.memory_format = torch.channels_last
     z = torch.randn(32, generator.z_dim, generator=torch_generator(0, "bench"))
     generator.train()(z, torch.arange(32) % classes if classes else None)
     return generator.eval()
@@ -48,17 +49,10 @@ def plain_form(generator: Generator) -> Generator:
     return plain
 
 
-def project_form(generator: Generator) -> Generator:
-    """The form of a snapshot: spectral norm removed, channels last."""
-    folded = remove_spectral_norm(generator)
-    folded.memory_format = torch.channels_last
-    return folded
-
-
 def time_processes(generator: Generator, folder: Path, count: int) -> dict[str, list[float]]:
     """Seconds of each process in interleaved rounds."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    save_snapshot(project_form(generator), folder / "snapshot")
+    save_snapshot(remove_spectral_norm(generator), folder / "snapshot")
 
     def start(*command: str) -> None:
         subprocess.run(command, env=environment, capture_output=True, check=True)
@@ -99,7 +93,10 @@ def main(config: str, rounds: int, startup: bool) -> common.Row:
         result["ratio_sample_to_import_torch"] = common.ratio(seconds["sample"], seconds["import_torch"])
         return result
     z, labels = latents(range(IMAGES), generator.z_dim), default_labels(range(IMAGES), generator.num_classes)
-    forms = {"plain": plain_form(generator).forward, "project": project_form(generator)}  # a method is not fused
+    forms = {
+        "plain": plain_form(generator).forward,
+        "project": remove_spectral_norm(generator),
+    }  # methods are not fused
 
     def sample(name: str) -> torch.Tensor:
         return torch.cat(list(generate(forms[name], z, labels, device)))

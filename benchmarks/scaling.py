@@ -21,14 +21,10 @@ IMAGES = 256  # of the embedded shapes
 
 def timed_config(config: Config, processes: int, steps: int, data: Path) -> Config:
     """The config on shapes with its batch size per process, logged four times, without evaluation or saving."""
-    rarely = dict.fromkeys(("sample_every", "snapshot_every", "checkpoint_every"), steps + 1)
-    classes = 0 if config.data.num_classes == 0 else None
-    training = {
-        **rarely, "steps": steps, "batch_size": config.training.batch_size * processes, "trackers": [],
-        "log_every": max(1, steps // 4), "init_from": None,
-    }  # fmt: skip
-    source = {"source": f"shapes:{IMAGES}", "prepared": str(data), "num_classes": classes}
-    return replaced(config, {"data": source, "training": training, "evaluate": {"every": 0}})
+    training = dict.fromkeys(("sample_every", "snapshot_every", "checkpoint_every"), steps + 1)
+    training |= {"steps": steps, "batch_size": config.training.batch_size * processes, "log_every": max(1, steps // 4)}
+    source = {"source": f"shapes:{IMAGES}", "prepared": str(data), "num_classes": config.data.num_classes and None}
+    return replaced(config, {"data": source, "training": training | {"trackers": []}, "evaluate": {"every": 0}})
 
 
 def train(config: Path, out: Path, processes: int, threads: int) -> float:

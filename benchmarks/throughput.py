@@ -43,8 +43,6 @@ def measure(raw: dict[str, Any], cell: Cell) -> common.Row:
     found: common.Row = {**common.about(device), "images_per_second": batch / median(seconds), "losses": losses}
     if not variant.compiled or device.type == "cuda":
         found["peak_mib"] = common.peak_mib(step, device)
-    if variant == Variant():
-        found["flops_an_image"] = common.flops_of(step) / batch
     return found
 
 

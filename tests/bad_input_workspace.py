@@ -10,10 +10,9 @@ import numpy as np
 import torch
 import yaml
 from command_line import sagan
-from evaluate import random_weights
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from standin import register_standin
+from standin import random_weights, register_standin
 from tiny import TINY, tiny_config
 from torch import Tensor
 from torchvision.models import alexnet

@@ -1,10 +1,14 @@
-"""A small seeded feature extractor, registered with torch-fidelity as any user would register one: no weights file."""
+"""Feature extractors without a weights file: a small one, registered as a user would, and a random Inception."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+from sagan.evaluation.extractors import as_file
+from sagan.utils.random import torch_generator
 
 NAME = "sagan-standin"
 DIMENSION, CLASSES = 64, 10
@@ -51,3 +55,22 @@ def register_standin() -> str:
     if NAME not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor(NAME, StandIn)
     return NAME
+
+
+def random_weights(seed: int) -> dict[str, Tensor]:
+    """Seeded random weights of the Inception network, whose activations neither vanish nor explode."""
+    with torch.random.fork_rng(devices=[]):
+        network = _Untrained("inception-v3-compat", ["2048"], feature_extractor_weights_path=as_file({}))
+    tensors, rng = network.state_dict(), torch_generator(seed, "inception")
+    for name, tensor in tensors.items():
+        if name.endswith("running_var") or name.endswith("bn.weight"):
+            tensor.uniform_(0.8, 1.2, generator=rng)
+        elif tensor.is_floating_point():
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5 if tensor.dim() > 1 else 0.1, generator=rng)
+    return tensors
+
+
+class _Untrained(FeatureExtractorInceptionV3):
+    def load_state_dict(self, *arguments: object, **options: object) -> object:
+        """Keep the initial values."""
+        return super().load_state_dict({}, strict=False)

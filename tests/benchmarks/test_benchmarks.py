@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from evaluate import random_weights
 from PIL import Image
+from standin import random_weights
 from tiny import TINY as TINY_RUN
 from tiny import write_config
 
@@ -37,7 +37,11 @@ SLOW = {
     f"scaling.py {TINY} --steps 4 --rounds 1": {"ratio_efficiency", "images_per_second_2"},
     "sample.py --rounds 1": {"ratio_sample", "images_differ_by"},
     "sample.py --rounds 1 --startup": {"ratio_help_to_python", "ratio_sample_to_import_torch"},
-    "evaluate.py --num 2 --rounds 1 --fid a b": {"ratio_features", "ratio_frechet", "ratio_fid"},
+    "evaluate.py --num 2 --rounds 1 --fid a b --inception-weights w.pth": {
+        "ratio_features",
+        "ratio_frechet",
+        "ratio_fid",
+    },
 }
 
 
@@ -75,6 +79,8 @@ def test_a_benchmark_that_starts_processes_prints_its_figures(arguments: str, tm
         (tmp_path / name).parent.mkdir(exist_ok=True)
         image = np.random.default_rng(seed).integers(256, size=(32, 32, 3)).astype(np.uint8)
         Image.fromarray(image).save(tmp_path / f"{name}.png")
+    if "w.pth" in arguments:
+        (tmp_path / "w.pth").write_bytes(as_file(random_weights(0)).getvalue())
     script, *words = arguments.split()
     command = [sys.executable, ROOT / "benchmarks" / script, *words, "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

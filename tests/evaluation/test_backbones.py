@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluate import random_weights
 from PIL import Image
-from standin import NAME, StandIn, register_standin
+from standin import NAME, StandIn, random_weights, register_standin
 from torch import Tensor
 from torch_fidelity import feature_extractor_clip as their_clip
 from torch_fidelity import feature_extractor_dinov2 as their_dinov2

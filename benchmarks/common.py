@@ -20,8 +20,6 @@ from typing import Any
 import click
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -36,9 +34,6 @@ SAGAN = [sys.executable, "-c", "from sagan.cli import main; main()"]
 MIB = 2**20
 Row = dict[str, Any]
 Step = Callable[[], object]
-
-# --- the command line
-
 rounds = partial(click.option, "--rounds", type=click.IntRange(1), show_default=True, help="Interleaved rounds.")
 
 
@@ -46,14 +41,14 @@ def benchmark(measure: Callable[..., Row]) -> click.Command:
     """A command that prints the row that `measure` returns; its docstring is the help."""
 
     @click.command()
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result on one line.")
     @wraps(measure)
     def command(as_json: bool, **options: Any) -> None:
         try:
             result = measure(**options)
         except UserError as error:
             raise click.UsageError(str(error)) from None
-        print(json.dumps(result)) if as_json else show(result)
+        print(json.dumps(result, indent=None if as_json else 2))
 
     return command
 
@@ -95,9 +90,6 @@ def about(device: torch.device) -> Row:
     """Device, threads and torch version, as every benchmark records them."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
-# --- time and operations
 
 
 def timed(step: Step, count: int = 1) -> float:
@@ -153,9 +145,6 @@ def matrix_product(device: torch.device, dtype: torch.dtype = torch.float32) -> 
     return lambda: torch.mm(a, b), 2 * side**3
 
 
-# --- memory
-
-
 def free_bytes(device: torch.device) -> int:
     """Memory that can be allocated without swapping."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
@@ -203,9 +192,6 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-# --- processes
-
-
 def cells_in_processes(
     work: Callable[[Any], Row], cells: Sequence[Any], seconds: float, cell_seconds: float
 ) -> Iterator[tuple[Any, Row]]:
@@ -247,24 +233,3 @@ def _work(work: Callable[[Any], Row], cell: Any) -> Row:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             return {"state": "out of memory"}
         return {"state": "failed", "why": f"{type(error).__name__}: {error}"[:200]}
-
-
-# --- output
-
-
-def show(result: Row) -> None:
-    """Print a line for each value, and a table of the cells."""
-    for key, value in result.items():
-        if key != "cells":
-            print(f"{key:36}  {_text(value)}")
-    if cells := result.get("cells"):
-        table = Table(*(columns := dict.fromkeys(key for cell in cells for key in cell)), box=None)
-        for cell in cells:
-            table.add_row(*(_text(cell.get(column, "")) for column in columns))
-        Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, list):
-        return " ".join(map(_text, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -26,10 +26,9 @@ def make_pictures(folder: Path, count: int) -> list[Path]:
     make_folder(folder)
     paths = [folder / f"{i:06d}.{'jpg' if i % 2 else 'png'}" for i in range(count)]
     for i, path in enumerate(paths):
-        rng = np.random.default_rng(i)
-        layers = [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for side in (4, 32)]
-        coarse, fine = (layer.resize((PICTURE, PICTURE), Image.Resampling.BICUBIC) for layer in layers)
-        Image.blend(coarse, fine, 0.3).save(path)
+        shape, rng = (PICTURE, PICTURE), np.random.default_rng(i)
+        coarse, fine = (Image.fromarray(rng.integers(256, size=(n, n, 3)).astype(np.uint8)) for n in (4, 32))
+        Image.blend(coarse.resize(shape), fine.resize(shape), 0.3).save(path)
     return paths
 
 

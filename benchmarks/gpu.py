@@ -1,8 +1,7 @@
 """Run the measurements of docs/results/gpu on one GPU: python benchmarks/gpu.py --data DATA --weights INCEPTION.pth
 
-In order: throughput of the training step, training and evaluation of a run, larger sizes, attention. Each command has
-its own time limit and writes to --out. Run the same command again to resume: finished results are kept, and training
-resumes. `--only NAME` runs one command.
+Each command has its own time limit and writes to --out. Run the same command again to resume: finished results are
+kept, and training resumes. `--only NAME` runs one command.
 """
 
 import os

@@ -31,8 +31,8 @@ def cell_config(config: Config, cell: Cell, batch: int) -> Config:
         raw["data"]["resolution"] = resolution
         for name in ("generator", "discriminator"):
             del raw[name]["widths"], raw[name]["attention"]
-    raw["training"] |= {"activation_checkpointing": checkpointing, "batch_size": batch}
-    raw["training"] |= {"compile": False, "cuda_graphs": False}
+    form = {"activation_checkpointing": checkpointing, "compile": False, "cuda_graphs": False}
+    raw["training"] |= {**form, "batch_size": batch}
     raw["optim"]["accumulation"] = 1
     return make_config(raw)
 

@@ -30,13 +30,11 @@ def timed_config(config: Config, processes: int, steps: int, data: Path) -> Conf
 def train(config: Path, out: Path, processes: int, threads: int) -> float:
     """Seconds per image of `sagan train`, alone or under torchrun, without start-up, warm-up and saving."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--no-python"]
-    command = [sys.executable, *launcher] if processes > 1 else []
-    command += [*common.SAGAN, "train", str(config), "--out", str(out)]
+    command = [*([sys.executable, *launcher] * (processes > 1)), *common.SAGAN, "train", str(config), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("sagan: ") or "Error: " in line]
-        raise UserError(f"training in {processes} processes failed: {errors[0] if errors else done.returncode}")
+        raise UserError(f"training in {processes} processes failed: {done.stderr.strip().splitlines()[-1:]}")
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     first, last = ((1000 * line["kimg"], line["images_per_second"]) for line in (lines[0], lines[-1]))
     return (last[0] / last[1] - first[0] / first[1]) / (last[0] - first[0])

@@ -34,16 +34,13 @@ Precision = Literal["no", "tf32", "bf16"]
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to compute the step. `folded` and `channels_last` change rounding only.
-
-    `precision`: "no" is float32 throughout, without the TF32 that torch allows in convolutions by default.
-    """
+    """A way to compute the step. `folded` and `channels_last` change rounding only."""
 
     two_passes: bool = False  # of the discriminator: reals, then fakes
     folded: bool = True
     channels_last: bool = True
     spectral_norm: bool = True
-    precision: Precision = "no"
+    precision: Precision = "no"  # float32 throughout, without the TF32 that torch allows in convolutions
     compiled: bool = False
     cuda_graphs: bool = False
 

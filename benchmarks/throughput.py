@@ -57,9 +57,7 @@ def compared(found: dict[Cell, common.Row]) -> list[common.Row]:
             extra["ratio_to_float32"] = row["images_per_second"] / reference["images_per_second"]
         way = {name: getattr(variant, name) for name in ("precision", "channels_last", "compiled", "cuda_graphs")}
         rows.append({"batch_size": batch, **way, **row, **extra})
-    for row in rows:
-        row.pop("losses", None)
-    return rows
+    return [{key: value for key, value in row.items() if key != "losses"} for row in rows]
 
 
 @common.benchmark

@@ -36,7 +36,7 @@ CONSISTENCY_DRAWS = 3
 
 
 def consistency_transform(images: Tensor, draws: Tensor) -> Tensor:
-    """The transform T of consistency regularization (arXiv:1910.12027, section 3.1): random flip and shift.
+    """The transform T of consistency regularization (arXiv:1910.12027): random flip and shift.
 
     Shifts by up to 1/8 of each side, filling in by reflection. (B, 3, H, W), uniform draws (B, 3) -> (B, 3, H, W).
     """

@@ -62,16 +62,15 @@ class UpdateGraphs:
         self, network: nn.Module, kind: Hashable, update: Update, reals: Sequence[RealBatch],
         latents: Sequence[LatentBatch],
     ) -> dict[str, Tensor]:  # fmt: skip
-        """update(reals, latents) of `network`, eagerly at first. Updates of one `kind` differ only in their inputs."""
+        """Run an update of `network`, eagerly at first. Updates of one `kind` differ only in their inputs."""
         if kind not in self.recordings:
             if self.warm_ups.get(kind, 0) < WARM_UP:
                 self.warm_ups[kind] = self.warm_ups.get(kind, 0) + 1
                 return _on_side_stream(lambda: update(list(reals), list(latents)))
             self.recordings[kind] = self._record(network, update, reals, latents)
         recording = self.recordings[kind]
-        for mine, theirs in zip(_tensors(recording.reals), _tensors(reals), strict=True):
-            mine.copy_(theirs, non_blocking=True)
-        for mine, theirs in zip(_tensors(recording.latents), _tensors(latents), strict=True):
+        kept, given = _tensors([*recording.reals, *recording.latents]), _tensors([*reals, *latents])
+        for mine, theirs in zip(kept, given, strict=True):
             mine.copy_(theirs, non_blocking=True)
         return recording.graph.replay()
 
@@ -107,7 +106,7 @@ def _tensors(batches: Sequence[Batch]) -> list[Tensor]:
 
 
 def _on_side_stream(function: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Warm up as torch requires before recording: on another stream than the default one."""
+    """Run on another stream than the default one, as torch requires before recording."""
     if not torch.cuda.is_available():
         return function()
     side = torch.cuda.Stream()

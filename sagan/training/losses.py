@@ -62,7 +62,7 @@ LOSSES: dict[str, AdversarialLoss] = {
     "hinge": AdversarialLoss(_hinge, _raise_logits),  # Lim & Ye 2017; SAGAN eq. 4
     "non_saturating": AdversarialLoss(_logistic, _non_saturating),  # Goodfellow et al. 2014
     "wasserstein": AdversarialLoss(_critic, _raise_logits),  # Arjovsky et al. 2017
-    # Pairs of a real and a fake (Jolicoeur-Martineau 2018; R3GAN: Huang et al. 2025, arXiv:2501.05441, eq. 2)
+    # Pairs of a real and a fake (Jolicoeur-Martineau 2018; R3GAN: Huang et al. 2025, arXiv:2501.05441)
     "relativistic": AdversarialLoss(_relativistic, _relativistic_generator, needs_reals=True),
 }
 
@@ -82,7 +82,7 @@ class GradientPenalty:
     """weight · ½·E‖∇D(x)‖² on reals (R1) or fakes (R2). `name` is its key in the log, where it is unweighted.
 
     `every`: n > 1 applies it in every n-th discriminator update only, n times as strong (lazy regularization, Karras et
-    al. 2020, arXiv:1912.04958, appendix B).
+    al. 2020, arXiv:1912.04958).
     """
 
     name: str
@@ -92,7 +92,7 @@ class GradientPenalty:
 
 
 def lecam(real_logits: Tensor, fake_logits: Tensor, anchors: Tensor) -> Tensor:
-    """E(D(x) - α_F)² + E(D(G(z)) - α_R)² (Tseng et al. 2021, arXiv:2104.03310, eq. 6).
+    """E(D(x) - α_F)² + E(D(G(z)) - α_R)² (Tseng et al. 2021, arXiv:2104.03310).
 
     `anchors` (2,): α_R and α_F, moving averages of the logits of reals and of fakes. Differs from the paper: they start
     at 0 and the term is active from the first step.

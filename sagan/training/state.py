@@ -170,9 +170,10 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
         noise=bool(consistency.latents or consistency.diversity),
     )  # fmt: skip
     progress = Progress(0, scored=_scored(config))
-    rates = (torch.zeros((), device=accelerator.device), torch.zeros((), device=accelerator.device))
-    return Run(folder, config, data, accelerator, gan, make_objective(config), batches, progress,
-               rates=rates if recorded else None)  # fmt: skip
+    run = Run(folder, config, data, accelerator, gan, make_objective(config), batches, progress)
+    if recorded:
+        run.rates = (torch.zeros((), device=accelerator.device), torch.zeros((), device=accelerator.device))
+    return run
 
 
 def resume(run: Run) -> list[str]:

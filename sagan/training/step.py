@@ -172,7 +172,7 @@ def _discriminator_loss(
 
 
 def _nearby(latents: LatentBatch, objective: Objective) -> Tensor:
-    """z plus a little noise (B, z_dim), the T(z) of zCR (arXiv:2002.04724, section 3.2)."""
+    """z plus a little noise (B, z_dim), the T(z) of zCR (arXiv:2002.04724)."""
     assert latents.noise is not None
     return latents.z + objective.consistency.noise * latents.noise
 

@@ -187,7 +187,7 @@ def _train_until(run: Run, log: RunLog, received: list[int]) -> Divergence | int
             for update in range(step * d_steps, (step + 1) * d_steps):
                 reals = run.batches.reals(update, next(reader))
                 latents = run.batches.latents("discriminator", update)
-                if settings.cuda_graphs:
+                if settings.cuda_graphs and settings.compile:
                     begin_update()
                 values |= _update_discriminator(run, updates, update, reals, latents)
             latents = run.batches.latents("generator", step)
@@ -285,7 +285,7 @@ def _log(run: Run, log: RunLog, values: dict[str, torch.Tensor]) -> Divergence |
 
 
 def _evaluate(run: Run, log: RunLog, due: dict[str, bool]) -> tuple[Divergence | None, Generator]:
-    """Score and sample the averaged generator, as far as due. Returns what shows divergence, and the generator."""
+    """Score and sample the averaged generator where due. Returns the divergence found, if any, and the generator."""
     before, step, main = run.progress, run.progress.step, run.accelerator.is_main_process
     ema, diverged = ema_generator(run.gan.ema), None
     if run.evaluate is not None and due["scores"]:

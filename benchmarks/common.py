@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as OutOfTime
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -219,8 +220,9 @@ def cells_in_processes(
 
 def _end(pool: ProcessPoolExecutor | None) -> None:
     for process in multiprocessing.active_children():
-        for compiler in psutil.Process(process.pid).children(recursive=True):
-            compiler.kill()
+        with suppress(psutil.NoSuchProcess):  # it may end by itself
+            for compiler in psutil.Process(process.pid).children(recursive=True):
+                compiler.kill()
         process.kill()
     if pool is not None:
         pool.shutdown()

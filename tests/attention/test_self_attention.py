@@ -53,3 +53,12 @@ def test_fused_equals_explicit(widths: tuple[int, int], dtype: torch.dtype, tole
     query, key, value = inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     expected = (0.6 * query @ key.mT).softmax(dim=3) @ value
     assert_same_with_gradients(dot_product_attention(*inputs, scale=0.6), expected, inputs, tolerance)
+
+
+def test_half_precision_on_a_cpu_computes_in_float32():
+    """Also under autocast: the result is that of float32, rounded once."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 1, 20, 8).bfloat16() for _ in range(3)]
+    expected = dot_product_attention(*(x.float() for x in inputs)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(dot_product_attention(*inputs), expected)

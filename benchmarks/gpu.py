@@ -83,7 +83,7 @@ def run_command(command: Command, out: Path) -> str:
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Prepared CIFAR-10 training images.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Inception weights (default: torch hub's cache).")
-@click.option("--config", default="cifar10-gpu", show_default=True)
+@click.option("--config", default="cifar10", show_default=True)
 @click.option("--steps", default=24_000, show_default=True, help="Images/s of throughput.json x 1020 s / batch size.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/gpu"), show_default=True)
 @click.option("--only", multiple=True, help="Run only this command; repeat for several.")

@@ -41,7 +41,6 @@ def counts(config: Config) -> tuple[int, ...]:
         ("mmgen128", [], 42_017_412, 39_448_258),
         ("biggan-cifar10", [], 9_416_196, 2_415_170),
         ("biggan-imagenet128", [], 70_433_988, 87_982_370),
-        ("cifar10", [], 4_386_308, 1_075_586),
         ("imagenet128", [], 42_017_412, 39_448_258),
         (None, BIGGAN_256, 82_235_844, 99_225_890),
     ],
@@ -87,6 +86,7 @@ STUDIO = ORTHOGONAL | PLAIN_NORM | {
 BIGGAN = PLAIN_NORM | both("spectral_norm_eps", 1e-8) | batch(256, 2, 500_000) | ema(0.9999, 2000)
 SHARED = {"generator.class_norm": "shared"}
 MMGEN32 = STUDIO | CIFAR | both("spectral_norm_eps", 1e-12) | {"discriminator.relu_shortcut": False, "data.flip": True}
+SMALL_STUDIO = MMGEN32 | {name: OFFICIAL[name] for name in CIFAR} | {"optim.generator.lr": 2e-4, "d_steps": 2}
 MMGEN128 = BIGGAN | ema(0.999, 2000) | batch(256, 1, 1_000_000)
 
 
@@ -102,7 +102,7 @@ MMGEN128 = BIGGAN | ema(0.999, 2000) | batch(256, 1, 1_000_000)
         ("mmgen128", MMGEN128),
         ("biggan-cifar10", STUDIO | CIFAR | SHARED | ema(0.9999, 1000)),
         ("biggan-imagenet128", PLAIN_NORM | ORTHOGONAL | SHARED | batch(2048, 8, 150_000) | ema(0.9999, 20_000)),
-        ("cifar10", MMGEN32 | ema(None, 0)),
+        ("cifar10", SMALL_STUDIO | SHARED | batch(128, 1, 22_500) | ema(None, 0)),
         ("imagenet128", MMGEN128 | batch(256, 4, 1_000_000)),
     ],
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from sagan.config.schema import Settings
-from sagan.data.sources import Problem
+from sagan.data.files import Problem
 from sagan.utils.images import image_grid, name_rows
 
 EXAMPLES = 3
@@ -31,6 +31,10 @@ UNUSABLE = {
     "outside": "are links out of the folder",
     "nested": "are below the class folders",
     "empty_class": "are empty class folders",
+    "unsafe": "are links, or lead out of the archive",
+    "unlabelled": "have no label",
+    "missing": "are named by the labels alone",
+    "contradiction": "have several labels",
 }
 WARNINGS = {
     "duplicates": "exact copies of another image of their class",

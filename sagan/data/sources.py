@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import itertools
 import math
-import os
-import stat
 import sys
 import zipfile
 from abc import ABC, abstractmethod
@@ -13,11 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from sagan.data.files import SUFFIXES, Files, Place, Problem, open_files, printable, suffix
+from sagan.data.layout import SPLITS, STYLEGAN, Layout, class_folders, few, from_rows, stylegan_rows
 from sagan.data.shapes import CLASSES, render
 from sagan.utils.errors import UserError, suggestion
 from sagan.utils.io import Member, check_expansion, expand_home, open_archive, read_table
@@ -32,14 +32,6 @@ class Item:
 
     name: str
     read: Callable[[], tuple[Image.Image, int]]
-
-
-class Problem(NamedTuple):
-    """Something in a source that cannot be used. `kind`: a key of `report.UNUSABLE`."""
-
-    kind: str
-    name: str
-    reason: str
 
 
 class Source(ABC):
@@ -80,142 +72,61 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "sagan"
 
 
-def printable(name: str) -> str:
-    """Escape control characters and broken encodings in a file name."""
-    return name if name.isprintable() else ascii(name)[1:-1]
-
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-DEEPEST = 32  # levels of folders to search
-SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
-
-
 class FolderSource(Source):
-    """A folder of images or of class folders. Raises UserError if it has no images or its layout is ambiguous."""
+    """Images of a folder or an archive: class folders, images alone, or any folders with a `dataset.json` of labels.
+
+    Raises UserError if it has no images or its layout is ambiguous.
+    """
 
     def __init__(self, root: Path) -> None:
-        tree = _Tree(root.resolve())
-        self.root = tree.root
-        parts = tree.root.parts[-2:] if tree.root.name.lower() in SPLITS else tree.root.parts[-1:]
+        self._files = files = open_files(root)
+        self.root, self._fingerprint = files.root, files.fingerprint()
+        parts = self.root.parts[-2:] if self.root.name.lower() in SPLITS else self.root.parts[-1:]
         self.name = printable("/".join(parts))
-        self._classes = _classes(root, tree)
-        self.num_classes = len(self._classes)
-        nested = [path for folder, paths in tree.images.items() if "/" in folder for path in paths]
-        empty = [name for name in self._classes if not tree.images.get(name)]
-        self.problems = (
-            *tree.problems,
-            *(Problem("nested", printable(path), "lies deeper than the class folders") for path in nested),
-            *(Problem("empty_class", printable(name), "a class folder without an image") for name in empty),
-        )
-        self.ignored = tuple(map(printable, tree.ignored))
-        self._fingerprint = tree.digest.hexdigest()
-        self._paths = [(path, i) for i, name in enumerate(self._classes or [""]) for path in tree.images.get(name, [])]
+        outer = files.outer()
+        paths = {index: name[len(outer) :] for index, name in enumerate(files.names)}
+        images = {index: path for index, path in paths.items() if suffix(path) in SUFFIXES}
+        others = [index for index in paths if index not in images]
+        if not images:
+            raise UserError(f"{root}: {_no_image(files)}")
+        if table := stylegan_rows(files, paths):
+            used, rows = table
+            others.remove(used)
+            self._layout = Layout(dict.fromkeys(images, 0), (), [])
+            if rows is not None:
+                self._layout = from_rows(images, rows, STYLEGAN)
+            self._fingerprint += hashlib.sha256(repr(self._layout[:2]).encode()).hexdigest()
+        else:
+            folders = [folder[len(outer) :] for folder in files.folders if folder.startswith(outer)]
+            self._layout = class_folders(root, images, folders)
+        self.num_classes = len(self._layout.classes)
+        self.problems = (*files.problems, *self._layout.problems)
+        self.ignored = tuple(printable(files.names[index]) for index in others)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._layout.labels)
 
     def fingerprint(self) -> str:
         return self._fingerprint
 
     def class_names(self) -> tuple[str, ...]:
-        return tuple(map(printable, self._classes))
+        return self._layout.classes
 
     def items(self) -> Iterator[Item]:
-        for path, label in self._paths:
-            yield Item(printable(path), partial(_open, f"{self.root}/{path}", label))
+        labels = self._layout.labels
+        for index, place in self._files.read(list(labels)):
+            yield Item(printable(self._files.names[index]), partial(_open, place, labels[index]))
 
 
-class _Tree:
-    """Files below `root`. `images`: paths relative to the root, by folder ("" for the root itself, "a/b" below)."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.images, self.digest = root, dict[str, list[str]](), hashlib.sha256()
-        self.folders, self.ignored, self.problems = list[str](), list[str](), list[Problem]()  # top-level folders
-        self._walk("")
-
-    def _walk(self, folder: str) -> None:
-        try:
-            with os.scandir(os.path.join(self.root, folder)) as entries:
-                visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-        except PermissionError:
-            place = printable(os.path.join(self.root, folder))
-            raise UserError(f"{place}: no permission to read this folder") from None
-        for entry in visible:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_symlink() and not self._contains(entry.path):
-                self._refuse("outside", path, "a link that leaves the data folder")
-            elif entry.is_dir():
-                if path.count("/") > DEEPEST:
-                    self._refuse("nested", path[:200], f"lies over {DEEPEST} folders deep")
-                elif not folder or not entry.is_symlink():  # links below the top could lead to their own parents
-                    self.folders += [] if folder else [entry.name]
-                    self._walk(path)
-            elif Path(entry.name).suffix.lower() in SUFFIXES:
-                self._add_image(folder, path, entry)
-            else:
-                self.ignored.append(path)
-
-    def _contains(self, link: str) -> bool:
-        """Whether the target of a link is below the root; links in a circle have no target."""
-        try:
-            return Path(link).resolve().is_relative_to(self.root)
-        except (OSError, RuntimeError):
-            return False
-
-    def _add_image(self, folder: str, path: str, entry: os.DirEntry[str]) -> None:
-        try:
-            about = entry.stat()
-        except OSError as error:
-            return self._refuse("undecodable", path, error.strerror or "not readable")
-        if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait forever
-            return self._refuse("undecodable", path, "a pipe, a socket or a device, no file")
-        self.digest.update(b"%s\0%d\0%d\0" % (os.fsencode(path), about.st_size, about.st_mtime_ns))
-        self.images.setdefault(folder, []).append(path)
-        return None
-
-    def _refuse(self, kind: str, path: str, reason: str) -> None:
-        self.problems.append(Problem(kind, printable(path)[:200], reason))
+def _no_image(files: Files) -> str:
+    if files.problems:
+        return f"holds no usable image; {files.problems[0].name}: {files.problems[0].reason}"
+    found = f" (but {len(files.names)} other files: {few(files.names)})" if files.names else ""
+    return f"holds no image{found}; images end in {', '.join(sorted(SUFFIXES))}"
 
 
-def _classes(root: Path, tree: _Tree) -> list[str]:
-    """The class folders, sorted; [] for a flat folder. Raises UserError for other layouts."""
-    with_images = [name for name in tree.folders if tree.images.get(name)]
-    nested = sorted({folder.rpartition("/")[0] for folder in tree.images if "/" in folder})
-    if not tree.images:
-        known, others = ", ".join(sorted(SUFFIXES)), tree.ignored
-        found = f" (but {len(others)} other files: {_few(others)})" if others else ""
-        problem = f"holds no image{found}; images end in {known}"
-        if tree.problems:
-            problem = f"holds no usable image; {tree.problems[0].name}: {tree.problems[0].reason}"
-    elif "" in tree.images:
-        if not with_images and not nested:
-            return []
-        problem = (
-            f"holds images ({_few(tree.images[''])}) beside folders with images ({_few(with_images or nested)}); "
-            "give either class folders or images alone"
-        )
-    elif not with_images:
-        choice = " or ".join(str(root / name) for name in nested[:3])
-        problem = f"its class folders lie deeper than one level; the source to give is {choice}"
-    elif len(with_images) == 1 and not nested:
-        only = with_images[0]
-        problem = (
-            f"holds one class folder only, {only}; to train without labels give {root / only}, "
-            "for classes put each into a folder of its own"
-        )
-    elif SPLITS.issuperset(name.lower() for name in with_images):
-        problem = f"{_few(with_images)} are splits, not classes; give one of them, such as {root / with_images[-1]}"
-    else:
-        return tree.folders
-    raise UserError(f"{root}: {problem}")
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(map(printable, names[:3])) + (", …" if len(names) > 3 else "")
-
-
-def _open(path: str, label: int) -> tuple[Image.Image, int]:
-    return Image.open(path, formats=FORMATS), label
+def _open(place: Place, label: int) -> tuple[Image.Image, int]:
+    return Image.open(place if isinstance(place, str) else place(), formats=FORMATS), label
 
 
 NPZ_KEYS = ("images", "arr_0"), ("labels", "arr_1")
@@ -419,14 +330,10 @@ def open_source(text: str, resolution: int) -> Source:
     if kind == "torchvision":
         return TorchvisionSource(rest)
     path = expand_home(text)
-    if path.is_dir():
-        return FolderSource(path)
     if path.is_file() and path.suffix.lower() == ".npz":
         return NpzSource(path)
-    if path.is_file():
-        packed = path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz"}
-        hint = "unpack it and give the folder" if packed else "give a folder"
-        raise UserError(f"{text}: a file that is no .npz; {hint}")
+    if path.exists():
+        return FolderSource(path)
     raise UserError(f"{text}: no such folder or file (nor `shapes` or `torchvision:NAME`)")
 
 

@@ -4,23 +4,23 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import common
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
 from standin import random_weights
-from tiny import TINY as TINY_RUN
-from tiny import write_config
+from tiny import files_of, lines_of
 
+from sagan.config.load import load_config
 from sagan.data.dataset import PreparedData
 from sagan.evaluation.extractors import as_file
+from sagan.runs.snapshot import load_snapshot
+from sagan.training import graphs
 
 ROOT = Path(__file__).parents[2]
 TINY = "--set generator.channels=8 --set discriminator.channels=8 --set training.batch_size=4"
@@ -32,16 +32,11 @@ SCRIPTS = {  # arguments -> keys of the result
     f"data.py {TINY} --images 8 --steps 1": {"ratio_prepare", "ratio_wait"},
 }  # fmt: skip
 SLOW = {
-    f"throughput.py {TINY} --batch-sizes 2 --precisions no,bf16": {"cells", "ratio_fastest"},
     f"memory.py {TINY} --resolutions 32": {"cells", "ratio_memory_32", "ratio_counted_32"},
     f"scaling.py {TINY} --steps 4 --rounds 1": {"ratio_efficiency", "images_per_second_2"},
     "sample.py --rounds 1": {"ratio_sample", "images_differ_by"},
     "sample.py --rounds 1 --startup": {"ratio_help_to_python", "ratio_sample_to_import_torch"},
-    "evaluate.py --num 2 --rounds 1 --fid a b --inception-weights w.pth": {
-        "ratio_features",
-        "ratio_frechet",
-        "ratio_fid",
-    },
+    "evaluate.py --num 2 --rounds 1 --inception-weights w.pth": {"ratio_features", "ratio_frechet"},
 }
 
 
@@ -75,10 +70,6 @@ def test_a_benchmark_prints_its_figures(arguments: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", SLOW)
 def test_a_benchmark_that_starts_processes_prints_its_figures(arguments: str, tmp_path: Path) -> None:
-    for seed, name in enumerate(("a/0", "a/1", "b/0", "b/1")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        image = np.random.default_rng(seed).integers(256, size=(32, 32, 3)).astype(np.uint8)
-        Image.fromarray(image).save(tmp_path / f"{name}.png")
     if "w.pth" in arguments:
         (tmp_path / "w.pth").write_bytes(as_file(random_weights(0)).getvalue())
     script, *words = arguments.split()
@@ -92,7 +83,7 @@ def test_a_benchmark_that_starts_processes_prints_its_figures(arguments: str, tm
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [("step.py --variants nope", "'nope'"), ("step.py --variants tf32", "tf32"), ("step.py nope.yaml", "nope.yaml"),
-     ("throughput.py --batch-sizes 4,x", "'x'"), ("memory.py --resolutions 48", "'48'")],
+     ("attention.py --names cbam,x", "'x'"), ("memory.py --resolutions 48", "'48'")],
 )  # fmt: skip
 def test_a_mistake_is_named(arguments: str, named: str) -> None:
     script, *words = arguments.split()
@@ -101,33 +92,125 @@ def test_a_mistake_is_named(arguments: str, named: str) -> None:
     assert named in done.output
 
 
-def test_gpu_commands_are_kept_and_limited(tmp_path: Path) -> None:
-    """A command with a result does not run again; one that takes too long is stopped and its output dropped."""
+def call_gpu(*words: object, code: int = 0) -> str:
+    done = CliRunner().invoke(load("gpu.py").main, [str(word) for word in words])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_packed_data_is_restored_or_refused(data: PreparedData, tmp_path: Path) -> None:
+    given, first, second = tmp_path / "pack", tmp_path / "first", tmp_path / "second"
+    call_gpu("pack", data.folder, "--out", given)
+    for folder, name in ((first, "half-1.npz"), (second, "half-2.npz")):
+        folder.mkdir()
+        (given / name).rename(folder / name)
+    call_gpu("unpack", second, first, "--out", tmp_path / "whole")
+    for name in ("images.npy", "labels.npy", "manifest.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (data.folder / name).read_bytes()
+
+    call_gpu("unpack", first, "--out", tmp_path / "half")
+    half = PreparedData.open(tmp_path / "half")
+    assert half.manifest.class_counts == tuple(count // 2 for count in data.manifest.class_counts)
+    assert half.manifest.content_hash == load("gpu.py").content_hash(np.array(half.images), half.labels)
+    kept = {image.tobytes() for image in data.images}
+    assert all(image.tobytes() in kept for image in half.images)
+
+    with np.load(second / "half-2.npz") as file:
+        arrays = dict(file)
+    np.savez(second / "half-2.npz", allow_pickle=False, **{**arrays, "labels": np.roll(arrays["labels"], 1)})
+    message = call_gpu("unpack", first, second, "--out", tmp_path / "wrong", code=2)
+    assert "content hash" in message
+    (second / "half-2.npz").write_bytes((first / "half-1.npz").read_bytes()[:-1000])
+    message += call_gpu("unpack", first, second, "--out", tmp_path / "wrong", code=2)
+    assert "damaged" in message
+    message += call_gpu("record", "--pack", first, "--work", tmp_path / "work", "--out", tmp_path / "out", code=2)
+    assert "half-2.npz is not in" in message
+    assert len(message.splitlines()) == 3
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_run_comes_back_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the checkpoints, with the newest snapshot; a lost part is noticed."""
+    gpu, run, out = load("gpu.py"), tmp_path / "run", tmp_path / "out"
+    files = ["config.yaml", "log.jsonl", "samples/00000002.png", "snapshots/00000002/model.safetensors"]
+    for name in [*files, "snapshots/00000001/model.safetensors", "checkpoints/00000002/generator.safetensors"]:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(np.random.default_rng(len(name)).bytes(60_000))
+    out.mkdir()
+    monkeypatch.setattr(gpu, "PART", 100_000)
+    gpu.send(run, out, [])
+    sizes = [path.stat().st_size for path in out.glob("run.tar.*")]
+    assert len(sizes) == 3
+    assert max(sizes) <= 100_000
+    call_gpu("restore", out, "--out", tmp_path / "back")
+    assert files_of(tmp_path / "back") == {name: (run / name).read_bytes() for name in files}
+    (out / "run.tar.1").write_bytes(b"")
+    assert "record.json" in call_gpu("restore", out, "--out", tmp_path / "back", code=2)
+
+
+def test_what_a_check_reports(tmp_path: Path) -> None:
+    """That it ran, its error or that it took too long."""
     gpu = load("gpu.py")
-    for name, words, seconds, expected in (
-        ("info", ["configs"], 100, "done"), ("info", ["nonsense"], 100, "already done"),
-        ("wrong", ["nonsense"], 100, "exit code 2"), ("slow", ["step.py"], 0.1, "out of time"),
+    for words, seconds, state in (
+        (["configs"], 100, "ran"), (["train", "nope.yaml", "--out", "x"], 100, "failed: sagan: nope.yaml: no such"),
+        (["--help"], 0.01, "failed: out of time"),
     ):  # fmt: skip
-        assert gpu.run_command(gpu.Command(name, words, seconds, f"{name}.json"), tmp_path) == expected
-    assert "shapes32" in (tmp_path / "info.json").read_text()
-    assert not (tmp_path / "slow.json").exists()
+        assert gpu.run_check("name", words, tmp_path, seconds)["state"].startswith(state)
+    error = "torch.AcceleratorError: CUDA error: device-side assert"
+    assert gpu.last_error(f"Traceback:\n  File\n{error}\nCompile with `TORCH_USE_CUDA_DSA`\n") == error
+    assert gpu.last_error("Killed\n") == "Killed"
+
+
+def test_the_record_takes_the_fastest_sound_cell_of_its_batch_size(tmp_path: Path) -> None:
+    gpu = load("gpu.py")
+    options = SimpleNamespace(work=tmp_path, images_per_second=None)
+    assert gpu.chosen(options, 128) == (True, 5000.0)
+    cells = [
+        {"batch_size": size, "cuda_graphs": graphs, "compiled": False, "sound": sound, "images_per_second": rate}
+        for size, graphs, sound, rate in ((128, False, True, 1), (128, True, True, 3), (256, True, True, 5),
+                                          (512, False, True, 2), (512, True, False, 9))
+    ]  # fmt: skip
+    cells += [{**cells[0], "compiled": True, "images_per_second": 7}, {**cells[0], "sound": False, "state": "failed"}]
+    (tmp_path / "first.json").write_text(json.dumps({"cells": cells}))
+    assert [gpu.chosen(options, size) for size in (128, 256, 512)] == [(True, 3), (True, 5), (False, 2)]
 
 
 @pytest.mark.slow
-def test_the_gpu_plan_in_miniature(data: PreparedData, tmp_path: Path) -> None:
-    """`sagan` and the benchmarks accept every command of the plan, and each finds its inputs."""
-    gpu, out, weights = load("gpu.py"), tmp_path / "out", tmp_path / "weights.pth"
-    config = write_config(tmp_path / "tiny.yaml", data, training=TINY_RUN["training"] | {"snapshot_every": 4})
-    weights.write_bytes(as_file(random_weights(0)).getvalue())
-    small = {"24000": "4", "50000": "8", "10000": "8", "4096": "2", "256,512,128": "4", "256": "4", "3": "1",
-             "plain,project,tf32,bf16": "plain,project", "training.batch_size=64": "training.batch_size=1",
-             "training.batch_size=32": "training.batch_size=1"}  # fmt: skip
-    out.mkdir()
-    for command in gpu.plan(out, data.folder, ["--inception-weights", str(weights)], str(config), steps=4):
-        if command.name not in ("compiled", "step-mmgen128", "attention-64", "attention-128", "attention-256"):
-            words = [small.get(word, word) for word in command.words]
-            assert gpu.run_command(replace(command, words=words), out) == "done", command
-    assert {"fid", "kid"} <= json.loads((out / "fid.json").read_text()).keys()
+def test_the_rehearsal_of_a_gpu_run(data: PreparedData, tmp_path: Path) -> None:
+    """From the packed data to the files that come back: within their limits, and a run that sagan can use."""
+    command = [sys.executable, ROOT / "benchmarks/gpu.py", "rehearse", data.folder, "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, record, third = (json.loads((tmp_path / f"back/{name}.json").read_text()) for name in
+                            ("first", "record", "third"))  # fmt: skip
+    assert {row["state"] for row in first["checks"].values()} == {"ran"}
+    assert first["checks"].keys() > {"float32", "tf32", "bf16", "cuda_graphs", "r1", "sample", "attend"}
+    assert max(first["checks"]["float32"]["losses_differ_by"]) < 1e-3
+    assert [cell["sound"] for cell in first["cells"]] == [True]
+    assert record["legs"][0]["state"] == "stopped"
+    assert record["legs"][1]["from"] > 0
+    assert third["step"]["ratio_bf16_to_plain"] > 0
+    back = [path for path in (tmp_path / "back").iterdir() if path.stem not in ("first", "third")]
+    assert len(back) <= 8
+    assert all(path.stat().st_size <= 16 << 20 for path in back)
+    assert load_snapshot(tmp_path / "run").num_classes == data.manifest.num_classes
+    log = lines_of(tmp_path / "run/log.jsonl")
+    assert log[-1]["step"] > record["legs"][1]["from"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_recorded_updates_of_the_benchmark_are_the_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the graphs; the separate passes of the plain form give nearly the same losses."""
+    step, losses = load("step.py"), {}
+    monkeypatch.setattr(graphs, "CudaGraph", lambda function, parameters: SimpleNamespace(replay=function))
+    changes = ["generator.channels=8", "discriminator.channels=8", "training.batch_size=4", "optim.d_steps=2",
+               "loss.consistency.reals=10", "data.num_classes=4"]  # fmt: skip
+    for name in ("project", "cuda_graphs", "plain"):
+        training = step.TrainingStep(load_config(None, changes), torch.device("cpu"), step.VARIANTS[name])
+        losses[name] = [[value.item() for value in training().values()] for _ in range(5)]
+        assert (training.graphs is None) == (name != "cuda_graphs")
+    assert losses["cuda_graphs"] == losses["project"]
+    assert losses["plain"][0][0] == pytest.approx(losses["project"][0][0], rel=0.2)
 
 
 def test_variants_take_turns() -> None:

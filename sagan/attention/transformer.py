@@ -77,19 +77,23 @@ class Transformer(AttentionModule):
     def _positions(self, x: Tensor) -> Tensor | None:
         """(1, C, H, W) for this map."""
         if self.position == "sincos":
-            return sine_positions(self.channels, *x.shape[2:]).to(x)
+            device = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
+            return sine_positions(self.channels, x.shape[2], x.shape[3], device).to(x)
         table = self.position_table
         if table is None or table.shape[2:] == x.shape[2:]:
             return table
         return F.interpolate(table, x.shape[2:], mode="bicubic")
 
 
-def sine_positions(channels: int, height: int, width: int) -> Tensor:
+def sine_positions(channels: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Sines and cosines of column, then of row, a quarter of the channels each: (1, C, H, W) in float64.
 
     Frequencies 10000^(-i/(C/4)), Vaswani et al. 2017 (arXiv:1706.03762, section 3.5), in two dimensions.
     """
-    frequencies = 10000.0 ** (-torch.arange(channels // 4, dtype=torch.float64) * 4 / channels)
-    columns = torch.outer(frequencies, torch.arange(width, dtype=torch.float64))[:, None].expand(-1, height, -1)
-    rows = torch.outer(frequencies, torch.arange(height, dtype=torch.float64))[:, :, None].expand(-1, -1, width)
+    quarter, across, down = (
+        torch.arange(count, dtype=torch.float64, device=device) for count in (channels // 4, width, height)
+    )
+    frequencies = 10000.0 ** (-quarter * 4 / channels)
+    columns = torch.outer(frequencies, across)[:, None].expand(-1, height, -1)
+    rows = torch.outer(frequencies, down)[:, :, None].expand(-1, -1, width)
     return torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()])[None]

@@ -169,7 +169,7 @@ class Zoom(FrontEnd):
     def forward(
         self, trunk: nn.Module, head: nn.Module, images: Tensor, labels: Tensor | None, reals: Tensor | None
     ) -> DiscriminatorOutput:
-        features, box = trunk(images), images.new_tensor([0.0, 0.0, 1.0]).expand(len(images), 3)  # (tx, ty, tl)
+        features, box = trunk(images), F.pad(images.new_ones(len(images), 1), (2, 0))  # (tx, ty, tl) = (0, 0, 1)
         logits, boxes = [head(features, labels)], [box]
         penalty = torch.zeros((), device=images.device)
         for index, proposal in enumerate(self.proposals):

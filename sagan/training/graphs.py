@@ -17,7 +17,6 @@ from sagan.training.step import LatentBatch, RealBatch
 
 WARM_UP = 3  # eager updates of each kind before it is recorded: they allocate optimizer state and choose kernels
 
-Batch = RealBatch | LatentBatch
 Update = Callable[[list[RealBatch], list[LatentBatch]], dict[str, Tensor]]
 
 
@@ -31,7 +30,7 @@ class CudaGraph:
 
     def __init__(self, function: Callable[[], dict[str, Tensor]], parameters: Sequence[nn.Parameter]) -> None:
         self.graph, self.parameters = torch.cuda.CUDAGraph(), parameters
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # another thread sends inputs meanwhile
             self.values = function()
         self.gradients = [parameter.grad for parameter in parameters]
 
@@ -69,7 +68,7 @@ class UpdateGraphs:
                 return _on_side_stream(lambda: update(list(reals), list(latents)))
             self.recordings[kind] = self._record(network, update, reals, latents)
         recording = self.recordings[kind]
-        kept, given = _tensors([*recording.reals, *recording.latents]), _tensors([*reals, *latents])
+        kept, given = tensors_of([*recording.reals, *recording.latents]), tensors_of([*reals, *latents])
         for mine, theirs in zip(kept, given, strict=True):
             mine.copy_(theirs, non_blocking=True)
         return recording.graph.replay()
@@ -101,7 +100,8 @@ def _copy(batch: Any) -> Any:
     return replace(batch, **{name: tensor.clone() for name, tensor in vars(batch).items() if tensor is not None})
 
 
-def _tensors(batches: Sequence[Batch]) -> list[Tensor]:
+def tensors_of(batches: Sequence[RealBatch | LatentBatch]) -> list[Tensor]:
+    """All tensors of some micro-batches."""
     return [tensor for batch in batches for tensor in vars(batch).values() if tensor is not None]
 
 

@@ -32,6 +32,7 @@ from sagan.runs.run_dir import check_run, final_snapshot, lock_run, open_run, re
 from sagan.runs.snapshot import save_snapshot
 from sagan.sampling.sampler import default_labels, generate, latents
 from sagan.training import divergence
+from sagan.training.batches import Inputs
 from sagan.training.divergence import Divergence
 from sagan.training.ema import average_statistics, decay_at, ema_generator, update_ema
 from sagan.training.finetune import initialize_from
@@ -177,21 +178,19 @@ def train(run: Run, log: RunLog) -> int | None:
 def _train_until(run: Run, log: RunLog, received: list[int]) -> Divergence | int | None:
     """Train on until the run is finished (None), a process receives a signal, or the run diverges."""
     settings, start, d_steps = run.config.training, run.progress.step, run.config.d_steps
-    fetch, agreement = run.batches.fetch(run.data), _Agreement(run, received)
+    prepare, agreement = run.batches.ahead(run.data, d_steps), _Agreement(run, received)
     updates = UpdateGraphs(run.gan) if run.rates is not None else None
-    with Prefetcher(fetch, start * d_steps, settings.steps * d_steps) as reader:
+    with Prefetcher(prepare, start * d_steps, settings.steps * d_steps) as reader:
         while not run.finished:
             step = run.progress.step
             set_rates(run)
-            values, reals = {}, []
+            values, inputs = {}, Inputs([], [], [])
             for update in range(step * d_steps, (step + 1) * d_steps):
-                reals = run.batches.reals(update, next(reader))
-                latents = run.batches.latents("discriminator", update)
+                inputs = next(reader)()
                 if settings.cuda_graphs and settings.compile:
                     begin_update()
-                values |= _update_discriminator(run, updates, update, reals, latents)
-            latents = run.batches.latents("generator", step)
-            values |= _update_generator(run, updates, latents, reals)
+                values |= _update_discriminator(run, updates, update, inputs.reals, inputs.latents)
+            values |= _update_generator(run, updates, inputs.generator, inputs.reals)
             decay = decay_at(run.config.ema, step + 1, settings.batch_size)
             update_ema(run.gan.ema, run.gan.generator, decay)
             run.progress = replace(run.progress, step=step + 1)

@@ -1,5 +1,7 @@
 """What updates consume: the same global batch at any number of processes, each image once an epoch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from sagan.data.dataset import PreparedData
 from sagan.training.batches import Batches
+from sagan.training.graphs import tensors_of
 
 COUNT, BATCH = 40, 16
 DRAWN = [(3, "generator", 0), (3, "generator", 1), (3, "discriminator", 0), (4, "generator", 0)]
@@ -121,3 +124,97 @@ def test_memory_format(data: PreparedData, channels_last: bool) -> None:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert reals.images.is_contiguous(memory_format=layout)
     assert torch.equal(reals.images, batches().reals(0, mine.fetch(data)(0))[0].images)
+
+
+def test_inputs_of_a_step(data: PreparedData) -> None:
+    """With the last of three discriminator updates come the latents of the generator."""
+    mine = batches()
+    prepare, fetch = mine.ahead(data, d_steps=3), mine.fetch(data)
+    for update in range(4):
+        found = prepare(update)()
+        assert same(found.reals, mine.reals(update, fetch(update)))
+        assert same(found.latents, mine.latents("discriminator", update))
+        assert len(found.generator) == (update == 2)
+        assert update != 2 or same(found.generator, mine.latents("generator", 0))
+
+
+def same(found: list, expected: list) -> bool:
+    return all(map(torch.equal, tensors_of(found), tensors_of(expected)))
+
+
+class Cuda:
+    """A stand-in for the streams and events of a CUDA device whose memory is the host's. `done`: what was called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[tuple] = []
+        self.training = self.now = Stream(self, "training")
+        self.pinned: list[Tensor] = []
+        for name, stand_in in {
+            "Stream": lambda device: Stream(self, "side"),
+            "stream": self.on,
+            "current_stream": lambda device: self.training,
+            "Event": lambda blocking: Event(self, "begun"),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+        monkeypatch.setattr(Tensor, "pin_memory", lambda x: self.pin(x))
+        monkeypatch.setattr(Tensor, "to", lambda x, device, non_blocking=False: self.copy(x, device, non_blocking))
+        monkeypatch.setattr(Tensor, "record_stream", lambda x, stream: self.done.append(("keep", x, stream.name)))
+
+    @contextmanager
+    def on(self, stream: "Stream") -> Iterator[None]:
+        self.now, before = stream, self.now
+        yield
+        self.now = before
+
+    def pin(self, x: Tensor) -> Tensor:
+        self.pinned.append(x.clone())
+        return self.pinned[-1]
+
+    def copy(self, x: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
+        assert device.type == "cuda"
+        waits = not (non_blocking and any(x is pinned for pinned in self.pinned))
+        self.done.append(("copy", self.now.name, waits))
+        return x.clone()
+
+
+class Event:
+    def __init__(self, cuda: Cuda, name: str) -> None:
+        self.cuda, self.name = cuda, name
+
+    def synchronize(self) -> None:
+        self.cuda.done.append(("synchronize", self.name))
+
+
+class Stream:
+    def __init__(self, cuda: Cuda, name: str) -> None:
+        self.cuda, self.name, self.device = cuda, name, torch.device("cuda")
+
+    def record_event(self, event: Event | None = None) -> Event:
+        event = event or Event(self.cuda, "ready")
+        self.cuda.done.append(("record", event.name, self.name))
+        return event
+
+    def wait_event(self, event: Event) -> None:
+        self.cuda.done.append(("wait", event.name, self.name))
+
+
+def test_on_cuda_another_stream_copies_ahead(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pinned memory, which the device does not reuse too early, and never far ahead of the device."""
+    expected = batches(accumulation=2).ahead(data, d_steps=1)(0)()
+    cuda = Cuda(monkeypatch)
+    prepare = batches(accumulation=2, device=torch.device("cuda")).ahead(data, d_steps=1)
+    receive = prepare(0)
+    *copies, ready = cuda.done
+    assert copies == [("copy", "side", False)] * (5 + 5 + 4)  # reals, latents of the discriminator, of the generator
+    assert ready == ("record", "ready", "side")
+    cuda.done.clear()
+    found = receive()
+    assert cuda.done[0] == ("wait", "ready", "training")
+    assert cuda.done[-1] == ("record", "begun", "training")
+    kept = [entry[1] for entry in cuda.done[1:-1] if entry[0] == "keep" and entry[2] == "training"]
+    for name in ("reals", "latents", "generator"):
+        assert same(getattr(found, name), getattr(expected, name))
+        assert all(any(x is y for y in kept) for x in tensors_of(getattr(found, name)))
+    cuda.done.clear()
+    prepare(1)
+    assert cuda.done[0] == ("synchronize", "begun")

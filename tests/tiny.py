@@ -34,6 +34,7 @@ TINY = {
         "steps": 6,
         "batch_size": 8,
         "device": "cpu",
+        "precision": "float32",
         "trackers": [],
         "log_every": 1,
         "checkpoint_every": 1000,

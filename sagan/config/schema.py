@@ -268,7 +268,7 @@ class EmaSettings(Settings):
 class TrainingSettings(Settings):
     steps: Positive = 100_000  # generator updates
     batch_size: Positive = 64  # images per update, over all processes and accumulation steps
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"  # auto: bf16 where the hardware has it
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     channels_last: bool = True
     compile: bool = False

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DynamoBackend,
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+    gather_object,
+    parse_flag_from_env,
+)
 from torch import Tensor, nn
 
 from sagan.config.load import check_processes, replaced
@@ -94,6 +101,34 @@ def _computes_in_bf16(device: str) -> bool:
     return any(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile"))
 
 
+UNSUPPORTED = {"DEEPSPEED": "DeepSpeed", "FSDP": "FSDP", "MEGATRON_LM": "Megatron-LM"}
+
+
+def launcher_conflicts(config: Config) -> list[str]:
+    """A message for everything that `accelerate launch` and the config (precision resolved) say differently.
+
+    The config holds. UserError for plugins that training does not support.
+    """
+    if used := [name for name in UNSUPPORTED if parse_flag_from_env(f"ACCELERATE_USE_{name}")]:
+        raise UserError(
+            f"accelerate launch: {UNSUPPORTED[used[0]]} is not supported, because both networks fit on every GPU; use "
+            "--multi_gpu, or torchrun"
+        )
+    training = config.training
+    pairs = (
+        ("MIXED_PRECISION", "training.precision", training.precision.replace("float32", "no"), training.precision),
+        ("DYNAMO_BACKEND", "training.compile", "inductor" if training.compile else "no", training.compile),
+        ("GRADIENT_ACCUMULATION_STEPS", "optim.accumulation", str(config.optim.accumulation), config.optim.accumulation),
+    )
+    messages = []
+    for variable, setting, own, value in pairs:
+        launched = os.environ.get(f"ACCELERATE_{variable}", "no").lower()
+        if launched not in ("no", "1", own):
+            option = f"--{variable.lower()} {launched}"
+            messages.append(f"{setting}: {str(value).lower()} of the config holds, not {option} of accelerate launch")
+    return messages
+
+
 def make_accelerator(config: Config, run: Path) -> Accelerator:
     """The Accelerator for a config's device, precision and trackers. Raises UserError if the machine lacks one."""
     device = config.training.device
@@ -118,6 +153,7 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
         mixed_precision="no" if precision == "float32" else precision,
         log_with=list(trackers) or None,
         project_dir=str(run),
+        dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.NO),  # training.compile compiles
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # step.py accumulates by itself
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )

@@ -44,6 +44,7 @@ from sagan.training.state import (
     begin_update,
     build_run,
     close,
+    launcher_conflicts,
     make_accelerator,
     resolve_precision,
     resume,
@@ -99,11 +100,12 @@ def train_command(config_path: Path, out: Path, overrides: list[str]) -> int:
         "versions": {name: version(name) for name in RECORDED_VERSIONS},
     }
     config, message = resolve_precision(config, recorded_config(out))
+    messages = [*([message] if message else []), *launcher_conflicts(config)]
     check_run(out, config, about)
     with lock_run(out) if rank == 0 else nullcontext():
         check_run(out, config, about)  # again: another process may have started a run there in the meantime
         if final_snapshot(out, config.training.steps) is None:
-            return _train_run(config, out, data, about, [message] if message else [])
+            return _train_run(config, out, data, about, messages)
     if rank == 0:
         print(f"{out}: finished, all {config.training.steps} steps are done", file=sys.stderr)
     return 0

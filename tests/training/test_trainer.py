@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.utils import is_aim_available
+from accelerate.utils import is_aim_available, is_compiled_module
 from safetensors.torch import load_file
 from standin import register_standin
 from tiny import files_of, lines_of, log_of, one_process, tiny_config, tiny_run, train_tiny
@@ -17,7 +17,7 @@ from sagan.data.dataset import PreparedData
 from sagan.runs.checkpoint import list_checkpoints, mark_checkpoint, newest_whole_checkpoint
 from sagan.runs.run_dir import final_snapshot
 from sagan.training.ema import decay_at, update_ema
-from sagan.training.state import make_accelerator, resolve_precision, resume
+from sagan.training.state import launcher_conflicts, make_accelerator, resolve_precision, resume
 from sagan.training.step import discriminator_step, generator_step
 from sagan.training.trainer import resolved, save, steps_to_agreement
 from sagan.utils.errors import UserError
@@ -257,8 +257,10 @@ def test_what_the_machine_lacks_is_refused(tmp_path: Path, override: str, proble
 def test_the_environment_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     accelerator = make_accelerator(tiny_config(), tmp_path)
     assert accelerator.mixed_precision == "no"
+    assert not is_compiled_module(accelerator.prepare(torch.nn.Linear(1, 1)))
     loss = torch.ones((), requires_grad=True)
     accelerator.backward(loss)
     assert loss.grad == 1
@@ -281,6 +283,28 @@ def test_auto_precision_follows_the_run_then_the_launcher_then_the_processor(
     config, message = resolve_precision(tiny_config("training.precision=auto"), run)
     assert config.training.precision == expected
     assert recorded or f"auto is {expected}" in str(message)
+
+
+@pytest.mark.parametrize(
+    ("variable", "said", "expected"),
+    [("MIXED_PRECISION", "bf16", "training.precision: float32 of the config holds, not --mixed_precision bf16"),
+     ("DYNAMO_BACKEND", "INDUCTOR", "training.compile: false of the config holds, not --dynamo_backend inductor"),
+     ("GRADIENT_ACCUMULATION_STEPS", "4", "optim.accumulation: 1 of the config holds, not --gradient_accumulation"),
+     ("MIXED_PRECISION", "no", None), ("DYNAMO_BACKEND", "NO", None), ("GRADIENT_ACCUMULATION_STEPS", "1", None)],
+)  # fmt: skip
+def test_says_what_holds_where_launcher_and_config_differ(
+    monkeypatch: pytest.MonkeyPatch, variable: str, said: str, expected: str | None
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_{variable}", said)
+    messages = launcher_conflicts(tiny_config())
+    assert [message.startswith(str(expected)) for message in messages] == [True] * (expected is not None)
+
+
+@pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_refuses_plugins_of_the_launcher(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UserError, match="is not supported, because both networks fit on every GPU; use --multi_gpu"):
+        launcher_conflicts(tiny_config())
 
 
 @pytest.mark.parametrize("old", ["no", "'no'", "false"])

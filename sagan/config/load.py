@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from sagan.config.schema import (
     ATTENTION_RESOLUTION,
     DISCRIMINATOR_WIDTHS,
+    EXPONENT,
     FRONTEND_SETTINGS,
     GENERATOR_WIDTHS,
     RESOLUTIONS,
@@ -30,7 +31,10 @@ SHIPPED = next(  # inside the package in a wheel, beside it in a checkout
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML loader (no object tags) with limits, in which a repeated setting is an error."""
+    """Safe YAML loader (no object tags) with limits, in which a repeated setting is an error.
+
+    As in YAML 1.2, the words no, off, yes and on stay words (pydantic accepts them for booleans), and 1e-4 is a number.
+    """
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -46,6 +50,14 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} is written twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+BOOLEAN = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != BOOLEAN or first in "tTfF"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
 
 
 def _written_out(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:

@@ -1,5 +1,6 @@
 """The settings of a run with their defaults, as frozen pydantic models. Imports no torch."""
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -34,10 +35,21 @@ def first_check(checks: Checks, prefix: str = "") -> None:
             raise ValueError(f"{prefix}{message}")
 
 
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")  # 1e-4: a number in YAML 1.2, a word in 1.1
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts words in quotes that are numbers or booleans in YAML 1.1 or 1.2."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
+
+
 class Settings(BaseModel):
     """A group of settings; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # a folder may be called 3
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 class AttentionSettings(Settings):
@@ -47,6 +59,15 @@ class AttentionSettings(Settings):
 
     name: str
     place: Literal["after", "branch", "conv"] = "after"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _booleans(cls, raw: Any) -> Any:
+        """Options have no declared type, so words that mean a boolean elsewhere are one here, too."""
+        words = {"yes": True, "on": True, "no": False, "off": False}
+        if not isinstance(raw, dict):
+            return raw
+        return {k: words.get(v, v) if isinstance(v, str) and k not in cls.model_fields else v for k, v in raw.items()}
 
     @model_validator(mode="after")
     def _check(self) -> "AttentionSettings":
@@ -431,4 +452,4 @@ class Config(Settings):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False)

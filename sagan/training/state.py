@@ -118,7 +118,12 @@ def launcher_conflicts(config: Config) -> list[str]:
     pairs = (
         ("MIXED_PRECISION", "training.precision", training.precision.replace("float32", "no"), training.precision),
         ("DYNAMO_BACKEND", "training.compile", "inductor" if training.compile else "no", training.compile),
-        ("GRADIENT_ACCUMULATION_STEPS", "optim.accumulation", str(config.optim.accumulation), config.optim.accumulation),
+        (
+            "GRADIENT_ACCUMULATION_STEPS",
+            "optim.accumulation",
+            str(config.optim.accumulation),
+            config.optim.accumulation,
+        ),
     )
     messages = []
     for variable, setting, own, value in pairs:

@@ -1,8 +1,11 @@
 """Settings: from YAML and --set to a complete config, or one line that names the mistake."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
 
 from sagan.config.load import differences, load_config, replaced, shipped_configs
 from sagan.config.schema import RESOLUTIONS, Config
@@ -215,3 +218,46 @@ def test_shipped_configs_are_found_by_name(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "shapes32").write_text("seed: 5")
     assert load_config("shapes32").seed == 5
     assert all(shipped_configs().values())
+
+
+def choices(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, object]]:
+    """(setting, a value as the documentation writes it, what it means), for every setting with known values."""
+    for name, field in model.model_fields.items():
+        kind: Any = field.annotation
+        for part in (kind,) if get_origin(kind) in (tuple, dict) else (kind, *get_args(kind)):
+            if isinstance(part, type) and issubclass(part, BaseModel) and part is kind:
+                yield from choices(part, f"{prefix}{name}.")
+            elif get_origin(part) is Literal:
+                yield from ((prefix + name, str(value), value) for value in get_args(part))
+            elif part is bool:
+                yield from ((prefix + name, word, word in ("true", "yes", "on")) for word in
+                            ("true", "yes", "on", "false", "no", "off"))  # fmt: skip
+            elif part is float:
+                yield prefix + name, "1e-4", 1e-4
+            elif part is str:
+                yield from ((prefix + name, word, word) for word in ("no", "on", "none", "runs/x", "3"))
+            elif part is type(None):
+                yield prefix + name, "null", None
+
+
+@pytest.mark.parametrize(("name", "word", "value"), [
+    *choices(),
+    ("training.precision", "no", "float32"),
+    ("generator.attention", "{16: {name: em_attention, momentum: 1e-1}}", {16: {"momentum": 0.1}}),
+    ("generator.attention", "{16: {name: self_attention, pool: off}}", {16: {"pool": False}}),
+])  # fmt: skip
+def test_every_documented_value_is_read_as_written(tmp_path: Path, name: str, word: str, value: object) -> None:
+    """On the command line, in a file, and again from the config that a run writes."""
+    *groups, last = name.split(".")
+    path = tmp_path / "config.yaml"
+    path.write_text("{" + "".join(f"{group}: {{" for group in groups) + f"{last}: {word}" + "}" * len(groups) + "}")
+    needed = ["data.num_classes=0"] if name == "generator.hierarchical" else []
+    configs = [load_config(None, [f"{name}={word}", *needed]), load_config(path, needed)]
+    (tmp_path / "written.yaml").write_text(configs[0].to_yaml())
+    for config in [*configs, load_config(tmp_path / "written.yaml")]:
+        found: Any = config
+        for part in name.split("."):
+            found = getattr(found, part)
+        if isinstance(value, dict):
+            found = {place: spec.options for place, spec in found.items()}
+        assert found == value

@@ -6,7 +6,7 @@ import re
 import stat
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -34,6 +34,12 @@ class Problem(NamedTuple):
 def printable(name: str) -> str:
     """Escape control characters and broken encodings in a file name."""
     return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def shared_folder(paths: Iterable[str]) -> str:
+    """The deepest folder around all paths, with its "/"; "" for none."""
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths] or [""])
+    return f"{folder}/" if folder else ""
 
 
 def suffix(name: str) -> str:
@@ -150,8 +156,7 @@ class Archive(Files):
         return f"{about.st_size} {about.st_mtime_ns}"
 
     def outer(self) -> str:
-        folder = os.path.commonpath([os.path.dirname(name) for name in self.names] or [""])
-        return f"{folder}/" if folder else ""
+        return shared_folder(self.names)
 
     @abstractmethod
     def _list(self) -> None:

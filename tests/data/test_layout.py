@@ -123,3 +123,55 @@ def test_files_that_are_no_dataset_json(chunks: Path):
     assert open_source(str(chunks), 32).ignored == ("dataset.json",)
     shutil.copytree(chunks, chunks / "copy")
     assert "2 folders hold a dataset.json (copy, .)" in refusal(chunks)
+
+
+NESTED = {  # folder above the classes and below them
+    "class": ("", ""), "class/images": ("", "images"), "class/img/rgb": ("", "img/rgb"), "root/data/class": ("a/b", ""),
+    "train/class": ("train", ""), "train/class/images": ("train", "images"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_the_classes_are_the_level_at_which_folders_differ(tmp_path: Path, name: str):
+    (above, below), root = NESTED[name], tmp_path / "set"
+    for folder in ("n01", "n02", "n02-x"):
+        save(*(root / above / folder / below / f"{folder}_{i}.png" for i in range(3)))
+        (root / above / folder / f"{folder}_boxes.txt").write_text("")
+    (root / "docs").mkdir()
+    (root / "docs" / "words.txt").write_text("")
+    if above:
+        (root / "empty").mkdir()
+    else:
+        shutil.rmtree(root / "docs")
+    expected = {
+        (Path(above) / folder / below / f"{folder}_{i}.png").as_posix(): folder
+        for folder in ("n01", "n02", "n02-x") for i in range(3)
+    }  # fmt: skip
+    assert classes(root) == classes(zipped(root)) == expected
+    (root / above / "n03" / below).mkdir(parents=True)
+    assert FolderSource(root).problems == (
+        ("empty_class", f"{above}/n03".strip("/"), "a class folder without an image"),
+    )
+
+
+def test_tiny_imagenet_as_published(tmp_path: Path):
+    root = tmp_path / "tiny-imagenet-200"
+    for i in range(8):
+        save(root / f"train/n0{i % 4}/images/{i}.JPEG", *(root / f"{s}/images/{i}.JPEG" for s in ("val", "test")))
+    message = refusal(root)
+    assert f"test, train, val are splits, not classes; give one of them, such as {root}/train" in message
+    assert "val/images" not in message
+    assert set(classes(root / "train").values()) == {"n00", "n01", "n02", "n03"}
+
+
+@pytest.mark.parametrize(("images", "expected"), [
+    (["a/images/1", "b/img/1"], "the source to give is {root}/a or {root}/b"),  # no common name
+    (["a/x/1", "a/y/1", "b/x/1"], "the source to give is {root}/a or {root}/b"),
+    (["train/images/1", "test/images/1"], "test, train are splits"),
+    (["d/train/a/1", "d/val/a/1", "d/val/b/1"], "give one of them, such as {root}/d/train"),
+    (["d/a/1", "d/2", "d/b/3"], "holds images (d/2.png) beside folders with images (a, b)"),
+    (["a/images/1"], "holds one class folder only, a/images; to train without labels give {root}/a/images"),
+])  # fmt: skip
+def test_folders_that_are_no_classes(tmp_path: Path, images: list[str], expected: str):
+    save(*(tmp_path / "set" / f"{name}.png" for name in images))
+    assert expected.format(root=tmp_path / "set") in refusal(tmp_path / "set")

@@ -61,8 +61,10 @@ def test_other_files_are_counted_and_hidden_ones_ignored(folder: Path):
     ("images", "expected"),
     [
         (["a/1"], "{root}/a"),  # one class
-        (["train/cat/1", "train/dog/1"], "{root}/train"),  # one level too deep
-        (["train/cat/1", "test/cat/1"], "{root}/test or {root}/train"),
+        (
+            ["train/cat/1", "test/cat/1", "train/dog/1"],
+            "test, train are splits, not classes; give one of them, such as {root}/train",
+        ),
         (["train/1", "Test/1"], "splits, not classes"),
         (["stray", "cat/1", "dog/1"], "stray.png"),
         (["a/b/c/1", "2"], "2.png"),

@@ -66,6 +66,10 @@ def comparison_text(comparison: Comparison, width: int) -> str:
         columns = _history(comparison)
     notes = [STAR] if any(column.bold for column in columns) else []
     notes += _protocol_notes(comparison) + _warnings(comparison)
+    notes += [
+        f"{run.name}: {name} changed from {value_text(old)} to {value_text(new)} after step {change['step']:,}"
+        for run in comparison.runs for change in run.changes for name, (old, new) in change["changes"].items()
+    ]  # fmt: skip
     lines = [textwrap.fill(note, max(width, 40), subsequent_indent="   ", break_on_hyphens=False) for note in notes]
     return "\n\n".join([*title, text_table(columns, width), *(["\n".join(lines)] if lines else [])])
 
@@ -170,6 +174,7 @@ def comparison_record(comparison: Comparison) -> dict[str, Any]:
         runs.append({
             "name": run.name, "folder": str(run.folder), "step": run.step, "images": run.images(run.step),
             "settings": {name: values[number] for name, values in settings.items()}, "scores": scores,
+            **({"changes": run.changes} if run.changes else {}),
         })  # fmt: skip
     groups = [
         {"group": n, "metrics": [c.metric for c in comparison.columns if c.group == n], "protocol": protocol}

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,7 +12,7 @@ from sagan.config.load import differences, load_config
 from sagan.config.schema import Config
 from sagan.evaluation.registry import DIRECTION, decides
 from sagan.evaluation.result import NOT_COMPARED, protocol_differences
-from sagan.runs.run_dir import ABOUT, BINDING, CONFIG
+from sagan.runs.run_dir import ABOUT, BINDING, CONFIG, read_changes
 from sagan.utils.errors import UserError, first_error
 from sagan.utils.io import read_json
 
@@ -86,7 +86,10 @@ def read_lines(path: Path, kind: type[Line], may_be_cut: bool = False) -> list[L
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run. `about`: run.json, {} if missing; `step`: the last one in any of its files."""
+    """A run. `about`: run.json, {} if missing; `step`: the last one in any of its files.
+
+    `changes`: of settings, within the run: after {"step"}, {"changes": name -> (old, new)}.
+    """
 
     folder: Path
     name: str
@@ -95,6 +98,7 @@ class RunRecord:
     log: list[LogLine]
     metrics: list[MetricsLine]
     step: int
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
     def images(self, step: int) -> int:
         """Images seen after `step` generator updates."""
@@ -124,7 +128,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
     log = read_lines(folder / "log.jsonl", LogLine, may_be_cut=True)
     saved = [int(p.name) for kind in BINDING for p in (folder / kind).glob("[0-9]" * 8) if p.is_dir()]
     step = max([0, *saved, *(line.step for line in [*log[-1:], *metrics] if line.step is not None)])
-    return RunRecord(folder, name, load_config(folder / CONFIG), about, log, metrics, step)
+    return RunRecord(folder, name, load_config(folder / CONFIG), about, log, metrics, step, read_changes(folder))
 
 
 def unique_names(folders: Sequence[Path]) -> list[str]:

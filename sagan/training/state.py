@@ -300,6 +300,7 @@ def set_rates(run: Run) -> None:
         (run.gan.discriminator_optimizer, optim.discriminator),
     )):  # fmt: skip
         for group in optimizer.param_groups:
+            group["betas"], group["eps"] = adam.betas, adam.eps  # a checkpoint has those before a change
             group["lr"] = adam.lr * factor if run.rates is None else run.rates[index].fill_(adam.lr * factor)
 
 

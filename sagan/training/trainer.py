@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,7 +29,7 @@ from sagan.inspection.health import has_maps
 from sagan.inspection.record import attention_of, salient_points
 from sagan.models.generator import Generator
 from sagan.runs.checkpoint import list_checkpoints, prune_checkpoints, save_checkpoint
-from sagan.runs.run_dir import check_run, final_snapshot, lock_run, open_run, recorded_config
+from sagan.runs.run_dir import Changes, changed_config, check_run, final_snapshot, lock_run, open_run, recorded_config
 from sagan.runs.snapshot import save_snapshot
 from sagan.sampling.sampler import default_labels, generate, latents
 from sagan.training import divergence
@@ -62,36 +63,45 @@ RECORDED_VERSIONS = ("torch", "torchvision", "accelerate", "numpy", "torch-fidel
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--out", type=Place(), help="Folder of the run; run the same command again to resume.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting (repeatable).")
+@click.option(
+    "--change",
+    "changes",
+    multiple=True,
+    metavar="A.B=VALUE",
+    help="Change one setting of a run that is resumed, from its next step on (repeatable).",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Short for --set training.device=…")
 @click.option("--init-from", type=Place(), metavar="SNAPSHOT|RUN", help="Start from these weights (fine-tuning).")
 @click.option("--dry-run", is_flag=True, help="Show settings, layers and attention, then stop.")
-def train_cli(config: Path, out: Path | None, overrides: tuple[str, ...], device: str | None, init_from: Path | None,
-          dry_run: bool) -> int:  # fmt: skip
+def train_cli(config: Path, out: Path | None, overrides: tuple[str, ...], changes: tuple[str, ...], device: str | None,
+          init_from: Path | None, dry_run: bool) -> int:  # fmt: skip
     """Train as CONFIG (a YAML file) says; also under `accelerate launch train.py` and torchrun."""
-    changes = [*overrides]
+    settings = [*overrides]
     if device is not None:
-        changes.append(f"training.device={device}")
+        settings.append(f"training.device={device}")
     if init_from is not None:  # as a YAML string: a folder may be called 3
-        changes.append(f"training.init_from={json.dumps(str(init_from), ensure_ascii=False)}")
+        settings.append(f"training.init_from={json.dumps(str(init_from), ensure_ascii=False)}")
     if dry_run:
         from sagan.training.summary import describe_command
 
-        return describe_command(config, changes)
+        return describe_command(config, settings)
     if out is None:
         raise click.UsageError("Missing option '--out': the folder of the run.")
-    return train_command(config, out, changes)
+    return train_command(config, out, settings, changes)
 
 
-def train_command(config_path: Path, out: Path, overrides: list[str]) -> int:
+def train_command(config_path: Path, out: Path, overrides: list[str], changed: Sequence[str] = ()) -> int:
     """Start or resume the run in `out` and train to the config's last step. Returns the exit code.
 
-    Raises UserError for any mistake in config, data, folder or machine before it writes anything to `out`.
+    `changed`: overrides that hold from the next step of the run on. Raises UserError for any mistake in config, data,
+    folder or machine before it writes anything to `out`.
     """
     config = load_config(config_path, overrides)
     check_names(config.evaluate.metrics, "evaluate.metrics")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     data = ensure_prepared(config.data, report=to_stderr if rank == 0 else lambda line: None)
     config = resolved(config, data)
+    config, changes = changed_config(out, config, changed)
     check_processes(config, world)
     about = {
         "content_hash": data.manifest.content_hash,
@@ -101,11 +111,11 @@ def train_command(config_path: Path, out: Path, overrides: list[str]) -> int:
     }
     config, message = resolve_precision(config, recorded_config(out))
     messages = [*([message] if message else []), *launcher_conflicts(config)]
-    check_run(out, config, about)
+    check_run(out, config, about, changes)
     with lock_run(out) if rank == 0 else nullcontext():
-        check_run(out, config, about)  # again: another process may have started a run there in the meantime
+        check_run(out, config, about, changes)  # again: another process may have started a run there in the meantime
         if final_snapshot(out, config.training.steps) is None:
-            return _train_run(config, out, data, about, messages)
+            return _train_run(config, out, data, about, changes, messages)
     if rank == 0:
         print(f"{out}: finished, all {config.training.steps} steps are done", file=sys.stderr)
     return 0
@@ -118,10 +128,12 @@ def resolved(config: Config, data: PreparedData) -> Config:
     return replaced(config, {"optim": {"d_steps": config.d_steps}})
 
 
-def _train_run(config: Config, out: Path, data: PreparedData, about: dict[str, Any], messages: list[str]) -> int:
+def _train_run(
+    config: Config, out: Path, data: PreparedData, about: dict[str, Any], changes: Changes, messages: list[str]
+) -> int:  # fmt: skip
     """Build or resume the run, train it, and report how it ended. Returns the exit code.
 
-    `messages`: for the user, to be shown first.
+    `changes`: of the config against the steps so far; `messages`: for the user, to be shown first.
     """
     accelerator, settings = make_accelerator(config, out), config.training
     run = build_run(out, config, data, accelerator)
@@ -133,9 +145,10 @@ def _train_run(config: Config, out: Path, data: PreparedData, about: dict[str, A
     if settings.init_from is not None and not list_checkpoints(out):
         messages.append(initialize_from(run.gan, settings.init_from))
     messages += resume(run)
+    messages += [f"from step {run.progress.step + 1} on, {n} is {new} (was {old})" for n, (old, new) in changes.items()]
     main = accelerator.is_main_process
     if main:
-        open_run(out, config, about)
+        open_run(out, config, about, changes, run.progress.step)
         truncate_log(out / "metrics.jsonl", run.progress.step)
     accelerator.wait_for_everyone()
     log = RunLog(out, run.progress.step, settings.steps, settings.batch_size, start_trackers(run), silent=not main)

@@ -1,6 +1,8 @@
 """`sagan train` from outside: exit codes, signals, refusals, the same command again."""
 
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -8,9 +10,11 @@ import pytest
 import torch
 from command_line import sagan
 from processes import start, wait_for
+from safetensors.torch import load_file
 from tiny import files_of, log_of, write_config
 
 from sagan.data.dataset import PreparedData
+from sagan.utils.io import append_json_line, read_json
 
 STEPS = 40
 pytestmark = pytest.mark.usefixtures("alone")
@@ -143,3 +147,77 @@ def test_auto_precision_is_recorded_and_kept(
         monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: False)
     assert sagan_train(config, run, "--set", "training.steps=2") == 0
     assert sagan_train(config, run, "--set", "training.steps=3", "--set", "training.precision=float32") == 2
+
+
+CHANGED = ("optim.generator.lr=1e-12", "optim.discriminator.betas=[0.5, 0.9]", "optim.d_steps=2", "loss.r1=0.5",
+           "augment.policy=[color]")  # fmt: skip
+
+
+def test_settings_change_within_a_run(tmp_path: Path, data: PreparedData, capfd: pytest.CaptureFixture[str]) -> None:
+    """From the next step on, exactly, also in later resumes by the first command; `compare` shows it."""
+    config = write_config(
+        tmp_path / "config.yaml", data, training={"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 9}
+    )
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert sagan_train(config, run) == 0
+    shutil.copytree(run, other)
+    change = [word for setting in CHANGED for word in ("--change", setting)]
+    assert sagan_train(config, run, "--set", "training.steps=4", *change) == 0
+    assert "from step 4 on, optim.generator.lr is 1e-12 (was 0.001)" in capfd.readouterr().err
+    assert sagan_train(config, run, "--set", "training.steps=6") == 0
+    assert sagan_train(config, other, "--set", "training.steps=6", *change) == 0
+    for part in ("checkpoints/00000006", "snapshots/00000006"):
+        assert files_of(run / part) == files_of(other / part)
+    before, after = (load_file(run / f"checkpoints/{step:08d}/generator.safetensors") for step in (4, 6))
+    weights = [name for name in before if name.endswith(("original", "bias"))]
+    assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-9) for name in weights)
+    assert "r1" in log_of(run)[-1]
+    assert read_json(run / "checkpoints/00000006/state.json")["param_groups"]["discriminator_optimizer"][0][
+        "betas"] == [0.5, 0.9]  # fmt: skip
+    capfd.readouterr()
+    assert sagan("compare", run, "--json") == 0
+    (shown,) = json.loads(capfd.readouterr().out)["runs"]
+    assert [(change["step"], sorted(change["changes"])) for change in shown["changes"]] == [
+        (3, ["augment.policy", "loss.r1", "optim.d_steps", "optim.discriminator.betas", "optim.generator.lr"])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            ["--change", "generator.channels=4"],
+            "--change generator.channels: networks, data, seed and batch size cannot",
+        ),
+        (["--change", "training.batch_size=4"], "--change training.batch_size: networks, data"),
+        (["--change", "training.log_every=4"], "--change training.log_every: changes no result; use --set"),
+        (["--change", "loss.r1=x"], "--change: loss.r1: input should be a valid number"),
+        (["--set", "loss.r1=1"], "use --change, or undo"),
+    ],
+)
+def test_what_cannot_change_within_a_run(
+    undisturbed: Path, capfd: pytest.CaptureFixture[str], settings: list[str], problem: str
+) -> None:
+    before = files_of(undisturbed / "run")
+    assert sagan_train(undisturbed / "config.yaml", undisturbed / "run", *settings) == 2
+    assert problem in capfd.readouterr().err
+    assert files_of(undisturbed / "run") == before
+
+
+def test_a_new_run_has_nothing_to_change(tmp_path: Path, data: PreparedData, capfd: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path / "config.yaml", data)
+    assert sagan_train(config, tmp_path / "run", "--change", "loss.r1=1") == 2
+    assert "holds no run yet; use --set" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_kill_while_settings_change(tmp_path: Path, data: PreparedData) -> None:
+    """changes.jsonl is written before config.yaml; the next start goes on with the change."""
+    config = write_config(tmp_path / "config.yaml", data, training={"steps": 2})
+    run = tmp_path / "run"
+    assert sagan_train(config, run) == 0
+    append_json_line(run / "changes.jsonl", {"step": 2, "changes": {"loss.r1": [0.0, 0.5]}})
+    assert sagan_train(config, run, "--set", "training.steps=3", "--set", "loss.r1=0.7") == 2
+    assert sagan_train(config, run, "--set", "training.steps=3") == 0
+    assert "r1: 0.5" in (run / "config.yaml").read_text()
+    assert len((run / "changes.jsonl").read_text().splitlines()) == 1

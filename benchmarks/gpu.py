@@ -26,7 +26,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -249,7 +249,9 @@ def first(o: Options) -> None:
     with ThreadPoolExecutor(max(2, (os.cpu_count() or 1) // 2)) as pool:
         for group in checks(o, data, runs):
             running = {name: pool.submit(run, name, words) for name, words in group.items()}
-            wait([future for name, future in running.items() if name != "compile"])  # which goes on beside the cells
+            for name, future in running.items():
+                if name != "compile":  # which goes on beside the cells
+                    future.result()
         for cells in measure_cells(o, end):
             with lock:
                 found["cells"] = cells
@@ -321,7 +323,7 @@ def record(o: Options) -> None:
     fixed = [f"data.source={data}", "training.trackers=[]", f"training.batch_size={batch}", *(
         f"optim.{name}.lr={getattr(optim, name).lr * (batch / own) ** 0.5}" for name in ("generator", "discriminator")
     )]  # fmt: skip
-    start_seconds = 15.0
+    start_seconds, paused = 15.0, False
     while (left := end - time.monotonic() - start_seconds) > 0:
         step = max((int(path.name) for path in run.glob("checkpoints/[0-9]*")), default=0)
         steps = step + max(1, int(rate * left / batch))
@@ -334,17 +336,19 @@ def record(o: Options) -> None:
             recorded = import_module("sagan.config.load").load_config(run / "config.yaml", plan)
             (run / "config.yaml").write_text(recorded.to_yaml())
         words = ["train", o.config, "--out", str(run), *as_options(plan)]
-        leg = train(words, run, o.out, step, end + LATE if legs else time.monotonic() + start_seconds + PAUSE * left)
+        leg = train(words, run, o.out, step, end + LATE if paused else end - (1 - PAUSE) * left)
         legs.append({"from": step, "to": steps, "batch_size": batch, "cuda_graphs": graphs, **leg})
         send(run, o.out, legs)
-        if leg["state"] == "ran" or (leg["state"] == "stopped" and len(legs) > 1):
+        if leg["state"] == "ran" or (leg["state"] == "stopped" and paused):
             return
-        if leg["state"] != "stopped":
-            if not graphs:
-                raise UserError(f"training {leg['state']}")
+        if leg["state"] == "stopped":
+            paused = True
+            if "step_seconds" in leg:
+                rate, start_seconds = batch / leg["step_seconds"], leg["start_seconds"]
+        elif graphs:
             graphs, rate = False, rate / 4
-        elif "step_seconds" in leg:
-            rate, start_seconds = batch / leg["step_seconds"], leg["start_seconds"]
+        else:
+            raise UserError(f"training {leg['state']}")
 
 
 def train(words: list[str], run: Path, out: Path, begin: int, until: float) -> Row:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,6 +22,7 @@ from sagan.data.dataset import PreparedData
 from sagan.evaluation.extractors import as_file
 from sagan.runs.snapshot import load_snapshot
 from sagan.training import graphs
+from sagan.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TINY = "--set generator.channels=8 --set discriminator.channels=8 --set training.batch_size=4"
@@ -173,6 +175,39 @@ def test_the_record_takes_the_fastest_sound_cell_of_its_batch_size(tmp_path: Pat
     cells += [{**cells[0], "compiled": True, "images_per_second": 7}, {**cells[0], "sound": False, "state": "failed"}]
     (tmp_path / "first.json").write_text(json.dumps({"cells": cells}))
     assert [gpu.chosen(options, size) for size in (128, 256, 512)] == [(True, 3), (True, 5), (False, 2)]
+
+
+@pytest.mark.parametrize("crashes", [0, 1, 2])
+def test_the_record_ends_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crashes: int) -> None:
+    """Its last step follows from the rate before the pause, not from the guess; a crash costs the CUDA graphs."""
+    gpu, clock, legs = load("gpu.py"), [7.0], []
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(gpu, "receive", lambda options, halves: tmp_path)
+
+    def train(words: list[str], run: Path, out: Path, begin: int, until: float) -> dict:
+        settings = dict(word.split("=", 1) for word in words if "=" in word)
+        legs.append(settings)
+        if len(legs) <= crashes:
+            clock[0] += 9
+            return {"state": "failed: RuntimeError"}
+        steps = min(int((until - clock[0] - 20) / 0.05), int(settings["training.steps"]) - begin)
+        clock[0] += 20 + 0.05 * steps
+        (run / "checkpoints" / f"{begin + steps:08d}").mkdir(parents=True)
+        finished = begin + steps == int(settings["training.steps"])
+        return {"state": "ran" if finished else "stopped", "step_seconds": 0.05, "start_seconds": 20}
+
+    monkeypatch.setattr(gpu, "train", train)
+    options = SimpleNamespace(out=tmp_path / "out", work=tmp_path, config="cifar10", changes=(), seconds=None,
+                              batch=(512,), images_per_second=99_999)  # fmt: skip
+    with pytest.raises(UserError) if crashes == 2 else nullcontext():
+        gpu.record(options)
+    expected = {0: ["true", "true"], 1: ["true", "false", "false"], 2: ["true", "false"]}
+    assert [leg["training.cuda_graphs"] for leg in legs] == expected[crashes]
+    assert {float(leg["optim.generator.lr"]) for leg in legs} == {4e-4}  # twice the config's, at four times its batch
+    if crashes < 2:
+        assert clock[0] == pytest.approx(7 + 560, abs=0.1)
+        last = legs[-1]
+        assert float(last["optim.decay_start"]) == pytest.approx(int(last["training.steps"]) / 3, abs=1)
 
 
 @pytest.mark.slow

@@ -410,15 +410,19 @@ def restore(o: Options) -> None:
 def third(o: Options) -> None:
     """The plain form of the step against the fastest, 64 and 128 px, and attention, fused and explicit."""
     sys.path.insert(0, str(o.work / "site"))
-    common, torch = import_module("common"), import_module("torch")
-    forms = "plain,bf16,bf16_cuda_graphs" if torch.cuda.is_available() else "plain,bf16"
-    step = ["--rounds", "2", "--variants", forms, "--json"]
-    attention = ["--names", "self_attention", "--explicit", "--rounds", "3", "--json", "--resolution"]
-    cells = [("step", ["step", o.config, *as_options(o.changes), *step])]
-    cells += [(f"attention-{side}", ["attention", *attention, str(side)]) for side in (32, 64, 128, 256)]
-    for config, size in (("studio64", 64), ("mmgen128", 32)):
-        changes = [f"training.batch_size={size}", "optim.accumulation=1", *o.changes]
-        cells.append((f"step-{config}", ["step", config, *as_options(changes), *step]))
+    common, on_gpu = import_module("common"), import_module("torch").cuda.is_available()
+    forms = "plain,bf16,bf16_cuda_graphs" if on_gpu else "plain,bf16"
+    cells = []
+    for config, *changes in (
+        (o.config,),
+        ("studio64", "training.batch_size=64"),
+        ("mmgen128", "training.batch_size=32"),
+    ):
+        words = as_options([*changes, "optim.accumulation=1", *o.changes])
+        cells.append((config, ["step", config, *words, "--rounds", "2", "--variants", forms, "--json"]))
+    for side in (32, 64, 128, 256) if on_gpu else (32,):
+        words = ["--names", "self_attention", "--explicit", "--rounds", "3", "--resolution", str(side), "--json"]
+        cells.append((f"attention-{side}", ["attention", *words]))
     found, seconds = {}, o.seconds or 90
     for (name, _), row in common.cells_in_processes(run_benchmark, cells, seconds, seconds / 2):
         found[name] = row
@@ -456,7 +460,7 @@ def rehearse(o: Options) -> None:
     (given / "half-2.npz").write_bytes(second)
     call("record", "--pack", given, "--out", back, "--seconds", o.seconds or 60, *shared)
     call("restore", back, "--out", o.out / "run")
-    call("third", "--out", back, "--seconds", o.seconds or 60, *shared)
+    call("third", "--out", back, "--seconds", 300, *shared)
 
 
 def unpack_command(o: Options) -> None:

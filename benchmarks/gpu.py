@@ -299,9 +299,13 @@ def measure(raw: Row, cell: tuple[int, Any]) -> Row:
 
 
 def chosen(o: Options, batch: int) -> tuple[bool, float]:
-    """Whether to record updates, and images/s: of the fastest sound cell of this batch size that needs no compiler."""
+    """Whether to record updates, and images/s: of the fastest sound cell of this batch size that needs no compiler.
+
+    Without a measurement of recorded updates, they are tried.
+    """
     found = read_json(o.work / "first.json")["cells"] if (o.work / "first.json").exists() else []
-    cells = [cell for cell in found if cell["sound"] and not cell["compiled"]]
+    tried = any(cell["cuda_graphs"] for cell in found)
+    cells = [cell for cell in found if tried and cell["sound"] and not cell["compiled"]]
     best = max(cells, key=lambda cell: (cell["batch_size"] == batch, cell["images_per_second"]), default=None)
     graphs, rate = (best["cuda_graphs"], best["images_per_second"]) if best else (True, 5000.0)
     return graphs, o.images_per_second or rate
@@ -458,7 +462,7 @@ def rehearse(o: Options) -> None:
     (given / "half-2.npz").write_bytes(second[:5000] + b"damage" + second[5006:])
     call("record", "--pack", given, "--out", back, *shared, code=2)
     (given / "half-2.npz").write_bytes(second)
-    call("record", "--pack", given, "--out", back, "--seconds", o.seconds or 60, *shared)
+    call("record", "--pack", given, "--out", back, "--seconds", o.seconds or 60, "--images-per-second", 10, *shared)
     call("restore", back, "--out", o.out / "run")
     call("third", "--out", back, "--seconds", 300, *shared)
 

@@ -175,6 +175,8 @@ def test_the_record_takes_the_fastest_sound_cell_of_its_batch_size(tmp_path: Pat
     cells += [{**cells[0], "compiled": True, "images_per_second": 7}, {**cells[0], "sound": False, "state": "failed"}]
     (tmp_path / "first.json").write_text(json.dumps({"cells": cells}))
     assert [gpu.chosen(options, size) for size in (128, 256, 512)] == [(True, 3), (True, 5), (False, 2)]
+    (tmp_path / "first.json").write_text(json.dumps({"cells": cells[:1]}))
+    assert gpu.chosen(options, 128) == (True, 5000.0)
 
 
 @pytest.mark.parametrize("crashes", [0, 1, 2])
@@ -211,6 +213,7 @@ def test_the_record_ends_with_the_time(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_rehearsal_of_a_gpu_run(data: PreparedData, tmp_path: Path) -> None:
     """From the packed data to the files that come back: within their limits, and a run that sagan can use."""
     command = [sys.executable, ROOT / "benchmarks/gpu.py", "rehearse", data.folder, "--out", tmp_path]

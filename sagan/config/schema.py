@@ -202,6 +202,8 @@ class DataSettings(Settings):
     flip: bool = False
     resize: Literal["crop", "squash"] = "crop"
     skip_bad: bool = False
+    labels: str | None = None  # a table of files and their labels
+    columns: str | None = None  # "FILE,LABEL": columns of the table; null: found
     prepared: str | None = None  # where an unprepared source is prepared to; null: a cache folder
 
     @field_validator("resolution")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import click
 import numpy as np
@@ -244,6 +244,8 @@ def prepare(
     *,
     resize: str = "crop",
     skip_bad: bool = False,
+    labels: str | None = None,
+    columns: str | None = None,
     num_classes: int | None = None,
     report: Callable[[str], None] = to_stderr,
 ) -> PreparedData:
@@ -256,13 +258,14 @@ def prepare(
     Args:
         resize: "crop" takes the central square of each image, "squash" ignores its aspect ratio.
         skip_bad: leave out unusable images instead of raising UserError.
+        labels: a table of labels, for a folder or an archive; `columns`: those of files and labels, "FILE,LABEL".
         num_classes: the number of classes that the source must have (None or 0: any).
         report: called with each line for the user.
 
     Raises UserError for a source that is missing, empty or of unclear layout, for unusable images, and for an `out`
     that holds something else.
     """
-    job = _job(source, resolution, resize, skip_bad)
+    job = _job(source, resolution, resize, skip_bad, labels, columns)
     check_classes(num_classes, job.source.num_classes, source)
     return _prepare(job, expand_home(out).resolve(), report)
 
@@ -281,7 +284,7 @@ def ensure_prepared(
     if is_prepared(source):
         data = PreparedData.open(source)
     else:
-        job = _job(source, settings.resolution, settings.resize, settings.skip_bad)
+        job = _job(source, settings.resolution, settings.resize, settings.skip_bad, settings.labels, settings.columns)
         check_classes(settings.num_classes, job.source.num_classes, source)
         folder = settings.prepared or (default_folder or cache_folder() / "data") / job.folder_name
         data = _prepare(job, expand_home(folder).resolve(), report)
@@ -301,12 +304,14 @@ def check_classes(wanted: int | None, found: int, source: str) -> None:
         )
 
 
-def _job(source: str, resolution: int, resize: str, skip_bad: bool) -> Job:
+def _job(
+    source: str, resolution: int, resize: str, skip_bad: bool, labels: str | None, columns: str | None
+) -> Job:  # fmt: skip
     if resolution not in RESOLUTIONS:
         raise UserError(f"resolution {resolution} is not one of {', '.join(map(str, RESOLUTIONS))}")
     if is_prepared(source):
         raise UserError(f"{source}: is prepared data already")
-    opened = open_source(source, resolution)
+    opened = open_source(source, resolution, labels, columns)
     if opened.problems and not skip_bad:
         raise UserError(refusal(source, opened.problems))
     return Job(opened, resolution, resize, skip_bad)
@@ -358,10 +363,12 @@ def _already_there(job: Job, out: Path, report: Callable[[str], None]) -> Prepar
 @click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True,
               help="For images that are not square.")  # fmt: skip
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable images and list them.")
+@click.option("--labels", metavar="FILE", help="A table of files and their labels: CSV, TSV, JSON lines or JSON.")
+@click.option("--columns", metavar="FILE,LABEL", help="Its columns, where they are not clear.")
 @as_json
-def prepare_cli(source: str, out: Path, resolution: int, resize: str, skip_bad: bool, as_json: bool) -> None:
-    """Check SOURCE and convert it: a folder of images, torchvision:NAME, an .npz, or shapes."""
-    data = prepare(source, out, resolution, resize=resize, skip_bad=skip_bad, report=partial(click.echo, err=as_json))
+def prepare_cli(source: str, out: Path, resolution: int, as_json: bool, **options: Any) -> None:
+    """Check SOURCE and convert it: a folder or a .zip of images, torchvision:NAME, an .npz, or shapes."""
+    data = prepare(source, out, resolution, report=partial(click.echo, err=as_json), **options)
     if as_json:
         print(json.dumps({"out": str(out), **read_json(data.folder / "report.json")}))
     else:

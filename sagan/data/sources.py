@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from sagan.data.files import SUFFIXES, Files, Place, Problem, open_files, printable, suffix
-from sagan.data.layout import SPLITS, STYLEGAN, Layout, class_folders, few, from_rows, stylegan_rows
+from sagan.data.labels import STYLEGAN, Names, from_rows, stylegan_rows
+from sagan.data.layout import SPLITS, Layout, class_folders, few
 from sagan.data.shapes import CLASSES, render
 from sagan.utils.errors import UserError, suggestion
 from sagan.utils.io import Member, check_expansion, expand_home, open_archive, read_table
@@ -73,12 +74,13 @@ def cache_folder() -> Path:
 
 
 class FolderSource(Source):
-    """Images of a folder or an archive: class folders, images alone, or any folders with a `dataset.json` of labels.
+    """Images of a folder or an archive: class folders, images alone, or any folders with a table of labels.
 
-    Raises UserError if it has no images or its layout is ambiguous.
+    The table is the file `labels`, with `columns` as in `Names.rows`, or StyleGAN's `dataset.json`. Raises UserError if
+    there is no image, or the layout or the table is ambiguous.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, labels: str | None = None, columns: str | None = None) -> None:
         self._files = files = open_files(root)
         self.root, self._fingerprint = files.root, files.fingerprint()
         parts = self.root.parts[-2:] if self.root.name.lower() in SPLITS else self.root.parts[-1:]
@@ -89,16 +91,22 @@ class FolderSource(Source):
         others = [index for index in paths if index not in images]
         if not images:
             raise UserError(f"{root}: {_no_image(files)}")
-        if table := stylegan_rows(files, paths):
-            used, rows = table
-            others.remove(used)
-            self._layout = Layout(dict.fromkeys(images, 0), (), [])
-            if rows is not None:
-                self._layout = from_rows(images, rows, STYLEGAN)
-            self._fingerprint += hashlib.sha256(repr(self._layout[:2]).encode()).hexdigest()
-        else:
+        top = self.root if self.root.is_dir() else self.root.with_suffix("")
+        names = Names(top / outer, images)
+        table = None if labels else stylegan_rows(files, paths)
+        if labels:
+            self._layout = from_rows(images, names, names.rows(labels, columns), labels)
+            others = [index for index in others if self.root / files.names[index] != expand_home(labels).resolve()]
+        elif table is None:
             folders = [folder[len(outer) :] for folder in files.folders if folder.startswith(outer)]
             self._layout = class_folders(root, images, folders)
+        else:
+            used, rows = table
+            others.remove(used)
+            flat = Layout(dict.fromkeys(images, 0), (), [])
+            self._layout = flat if rows is None else from_rows(images, names, rows, STYLEGAN)
+        if labels or table:
+            self._fingerprint += hashlib.sha256(repr(self._layout[:2]).encode()).hexdigest()
         self.num_classes = len(self._layout.classes)
         self.problems = (*files.problems, *self._layout.problems)
         self.ignored = tuple(printable(files.names[index]) for index in others)
@@ -319,21 +327,26 @@ def _read_torchvision(dataset: Any, index: int, labeled: bool) -> tuple[Image.Im
 DEFAULT_SHAPES = 20_000
 
 
-def open_source(text: str, resolution: int) -> Source:
+def open_source(text: str, resolution: int, labels: str | None = None, columns: str | None = None) -> Source:
     """Open `shapes`, `shapes:COUNT` (rendered at `resolution`), `torchvision:NAME`, an `.npz`, or a folder of images.
 
-    Raises UserError for anything else, and as the sources do.
+    `labels`, `columns`: see `FolderSource`. Raises UserError for anything else, and as the sources do.
     """
     kind, _, rest = text.partition(":")
+    path = expand_home(text)
+    is_npz = path.is_file() and path.suffix.lower() == ".npz"
+    if (labels or columns) and (kind in ("shapes", "torchvision") or is_npz):
+        raise UserError(f"{text}: has its own labels; --labels and --columns are for folders and archives of images")
+    if columns and not labels:
+        raise UserError(f"--columns {columns}: names columns of a table of labels; give it by --labels FILE")
     if kind == "shapes":
         return ShapesSource(rest, resolution)
     if kind == "torchvision":
         return TorchvisionSource(rest)
-    path = expand_home(text)
-    if path.is_file() and path.suffix.lower() == ".npz":
+    if is_npz:
         return NpzSource(path)
     if path.exists():
-        return FolderSource(path)
+        return FolderSource(path, labels, columns)
     raise UserError(f"{text}: no such folder or file (nor `shapes` or `torchvision:NAME`)")
 
 

@@ -29,9 +29,9 @@ OWN = (
     CONFIG, ABOUT, "log.jsonl", "metrics.jsonl", "samples", "tracking", STOPPED, ROLLBACKS, ABANDONED, CHANGES, *BINDING
 )  # fmt: skip
 HARMLESS = (
-    "evaluate.", "data.source", "data.prepared", "data.skip_bad", "training.log_every", "training.sample_every",
-    "training.snapshot_every", "training.checkpoint_every", "training.keep_checkpoints", "training.samples_per_class",
-    "training.trackers", "training.device", "divergence.",
+    "evaluate.", "data.source", "data.prepared", "data.skip_bad", "data.labels", "data.columns", "training.log_every",
+    "training.sample_every", "training.snapshot_every", "training.checkpoint_every", "training.keep_checkpoints",
+    "training.samples_per_class", "training.trackers", "training.device", "divergence.",
 )  # fmt: skip
 CHANGEABLE = (
     "optim.", "loss.", "augment.", "ema.", "training.steps", "training.precision", "training.compile",

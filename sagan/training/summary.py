@@ -48,7 +48,8 @@ def _num_classes(config: Config) -> int:
         return ASSUMED_CLASSES
     if is_prepared(config.data.source):
         return PreparedData.open(config.data.source).manifest.num_classes
-    return open_source(config.data.source, config.data.resolution).num_classes
+    source, data = config.data.source, config.data
+    return open_source(source, data.resolution, data.labels, data.columns).num_classes
 
 
 def _table(title: str, layers: "list[Layer]") -> Table:

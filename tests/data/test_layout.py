@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import sagan
 from PIL import Image
 
-from sagan.data.prepare import prepare
+from sagan.config.schema import DataSettings
+from sagan.data.prepare import ensure_prepared, prepare
 from sagan.data.sources import FolderSource, open_source
 from sagan.utils.errors import UserError
 
@@ -175,3 +177,113 @@ def test_tiny_imagenet_as_published(tmp_path: Path):
 def test_folders_that_are_no_classes(tmp_path: Path, images: list[str], expected: str):
     save(*(tmp_path / "set" / f"{name}.png" for name in images))
     assert expected.format(root=tmp_path / "set") in refusal(tmp_path / "set")
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Images val_0.png to val_5.png, to be labeled n01, n02, n01, …"""
+    save(*(tmp_path / "val" / "images" / f"val_{i}.png" for i in range(6)))
+    return tmp_path / "val"
+
+
+def table(row: str, *first: str, end: str = "\n") -> str:
+    return "".join(
+        f"{line}{end}" for line in (*first, *(row.format(i=i, k=1 + i % 2, n=f"n0{1 + i % 2}") for i in range(6)))
+    )
+
+
+TABLES = {  # with classes n01, n02 or 1, 2
+    "CSV": table("val_{i}.png,{n}"), "with a header": table("val_{i}.png,{n}", "image,label"),
+    "labels first": table("{n},val_{i}.png", "breed,id"), "Kaggle": table("val_{i},{n}", "id,breed"),
+    "numbers": table("val_{i},{k}"), "floats": table("val_{i},{k}.0", "id,y"), "quotes": table('"val_{i}.png","{n}"'),
+    "TSV": table("val_{i}.png\t{n}", "file\tclass"), "spaces": table("val_{i}.png {k}"), ";": table("val_{i};{n}"),
+    "Tiny-ImageNet": table("val_{i}.png\t{n}\t0\t32\t44\t62"),
+    "Windows": "\ufeff" + table("val_{i},{n}", "id,x", end="\r\n"),
+    "Windows without a header": table("\ufeffval_{i}.png,{n}")[:1] + table("val_{i}.png,{n}", end="\r\n"),
+    "many columns": table("{i},val_{i},7,{n}", "number,file,width,class"), "folder": table("images/val_{i}.png,{n}"),
+    "folders above": table("val/images/val_{i},{n}"), "backslashes": table("images\\val_{i}.png,{n}"),
+    "JSON lines": table('{{"file_name": "val_{i}.png", "width": 3, "label": {k}}}'),
+    "JSON lines with text": table('{{"label": "{n}", "file": "images/val_{i}"}}'),
+    "dataset.json": json.dumps({"labels": [[f"images/val_{i}.png", 1 + i % 2] for i in range(6)]}, indent=1),
+    "boxes": table("val_{i}.png,{n},3") + table("val_{i}.png,{n},4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_labels(flat: Path, name: str):
+    (flat / "labels.txt").write_text(TABLES[name])
+    found = classes(flat, labels=str(flat / "labels.txt"))
+    assert [label[-1] for label in found.values()] == list("121212")
+    assert set(found.values()) in ({"n01", "n02"}, {"1", "2"})
+    assert open_source(str(flat), 32, str(flat / "labels.txt")).ignored == ()
+    assert classes(zipped(flat), labels=str(flat / "labels.txt")) == found
+
+
+def test_columns_are_named(flat: Path, tmp_path: Path):
+    (tmp_path / "t.csv").write_text(table("val_{i},{k},{n},val_{i}", "id,size,kind,other"))
+    message = refusal(flat, labels=str(tmp_path / "t.csv"))
+    assert "which of its columns (id, size, kind, …) is the label?" in message
+    assert "--columns" in message
+    found = classes(flat, labels=str(tmp_path / "t.csv"), columns="other, kind")
+    assert list(found.values()) == ["n01", "n02"] * 3
+    for columns, expected in (("id", "expected the names of two"), ("id,kin", "no column kin; did you mean kind?")):
+        assert expected in refusal(flat, labels=str(tmp_path / "t.csv"), columns=columns)
+    assert "give it by --labels" in refusal(flat, columns="id,kind")
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("", "is empty"), ("val_0.png\nval_1.png\n", "is one column"), ("a,1\nb\n", "row 2 has 1 columns, the first one 2"),
+    ("a,1\nb,2\n", "names no image of the source; it has b, the source has images/val_0.png, images/val_1.png,"),
+    ('{"file": "val_0"}\n[1]\n', "expected one object such as {"),
+    ('{"file": "val_0", "y": 1}\n{"fi\n', "line 2: not readable as JSON"), ("\xff", "is not UTF-8"),
+    (f"val_0,{'x' * 200_000}", "not readable as a table"), (table("val_{i},one"), "all labels are the same"),
+    (table("val_{i},{n}").replace("n02", "7"), "has 3 texts: images/val_0.png 'n01', "),
+    (table("val_{i},7,{n}", "id,a,b"), "which of its columns (id, a, b) is the label?"),
+])  # fmt: skip
+def test_unclear_tables(flat: Path, text: str, expected: str):
+    (flat / "t.csv").write_text(text, encoding="latin-1")
+    assert expected in refusal(flat, labels=str(flat / "t.csv"))
+
+
+def test_names_or_captions_are_no_classes(tmp_path: Path):
+    save(*(tmp_path / "set" / f"{i}.png" for i in range(120)))
+    (tmp_path / "t.csv").write_text("".join(f"{i}.png,a bird with {i} feathers\n" for i in range(120)))
+    assert "120 labels for 120 images; are these names or captions" in refusal(
+        tmp_path / "set", labels=str(tmp_path / "t.csv")
+    )
+
+
+def test_names_that_fit_several_images_fit_none(tmp_path: Path):
+    save(*(tmp_path / "set" / name for name in ("a/1.png", "b/1.png", "2.png", "a/2.jpg", "3.png", "4.png", "a/4.png")))
+    (tmp_path / "t.csv").write_text("5,x\n1.png,x\n2.png,x\n2,y\na/2,z\n3,y\n4.png,x\na/4.png,x\n")
+    source = open_source(str(tmp_path / "set"), 32, str(tmp_path / "t.csv"))
+    assert [problem[:2] for problem in source.problems] == [
+        ("missing", "5"), ("missing", "1.png"), ("missing", "2"), ("unlabelled", "a/1.png"), ("unlabelled", "b/1.png"),
+    ]  # fmt: skip
+    assert source.class_names() == ("x", "y", "z")
+
+
+def test_labels_in_commands_and_configs(flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    labels = flat / "val_annotations.txt"
+    labels.write_text(TABLES["Tiny-ImageNet"] + "val_9.png\tn01\t0\t0\t0\t0\n")
+    assert sagan("prepare", flat, "--out", tmp_path / "out", "--labels", labels) == 2
+    assert "1 are named by the labels alone: val_9.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert sagan("prepare", flat, "--out", tmp_path / "out", "--labels", labels, "--skip-bad") == 0
+    assert "val_9.png\tmissing" in (tmp_path / "out" / "skipped.txt").read_text()
+    labels.write_text(TABLES["Tiny-ImageNet"])
+    settings = DataSettings(source=str(flat), labels=str(labels))
+    data = ensure_prepared(settings, tmp_path / "cache")
+    assert data.manifest.class_names == ("n01", "n02")
+    assert data.labels.tolist() == [0, 1] * 3
+    labels.write_text(TABLES["Tiny-ImageNet"].replace("val_0.png\tn01", "val_0.png\tn02"))
+    again = ensure_prepared(settings, tmp_path / "cache")
+    assert (again.labels.tolist(), again.folder != data.folder) == ([1, 1, 0, 1, 0, 1], True)
+    (tmp_path / "c.yaml").write_text(f"data: {{source: {flat}, labels: {labels}}}\n")
+    capsys.readouterr()
+    assert sagan("train", tmp_path / "c.yaml", "--dry-run") == 0
+    assert "num_classes: 2" in capsys.readouterr().out
+    for source in ("shapes:8", "torchvision:cifar10"):
+        assert "has its own labels" in refusal(source, labels=str(labels))
+    for path, expected in ((tmp_path / "no.csv", "no such file"), (flat, "is no file")):
+        assert expected in refusal(flat, labels=str(path))

@@ -168,9 +168,14 @@ def replaced(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
 
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted name -> values of the settings in which two configs differ."""
-    flat_a, flat_b = _flatten(a.to_dict()), _flatten(b.to_dict())
+    flat_a, flat_b = flattened(a), flattened(b)
     names = [*flat_a, *(name for name in flat_b if name not in flat_a)]
     return {n: (flat_a.get(n), flat_b.get(n)) for n in names if flat_a.get(n) != flat_b.get(n)}
+
+
+def flattened(config: Config) -> dict[str, Any]:
+    """Dotted name -> plain value of every setting."""
+    return _flatten(config.to_dict())
 
 
 def _describe(error: ValidationError) -> str:

@@ -4,9 +4,10 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -19,6 +20,7 @@ from sagan.inspection.record import grid_points, module_gammas
 from sagan.layers.spectral_norm import hold_state, singular_values
 from sagan.models.gan import GAN
 from sagan.training.step import LatentBatch
+from sagan.utils.images import read_png
 from sagan.utils.io import append_json_line, atomic_file
 from sagan.utils.system import peak_resident_mib
 
@@ -28,11 +30,13 @@ SHOWN = ("d_loss", "g_loss", "real_logits", "fake_logits")
 class RunLog:
     """The log of one process. `silent` (any process but the main one): write nothing.
 
-    `track(values, step)` passes values to trackers such as TensorBoard.
+    `track(values, step)` and `track_picture(name, picture, step)` pass values and images to trackers.
     """
 
     def __init__(self, run: Path, start: int, steps: int, images_per_step: int,
-                 track: Callable[[dict[str, float], int], None], silent: bool = False):  # fmt: skip
+                 track: Callable[[dict[str, float], int], None], silent: bool = False,
+                 track_picture: Callable[[str, np.ndarray, int], None] | None = None):  # fmt: skip
+        self.folder, self.track_picture = run, track_picture
         self.path, self.start, self.steps, self.images_per_step = run / "log.jsonl", start, steps, images_per_step
         self.track, self.silent = track, silent
         self._since = time.monotonic()
@@ -60,6 +64,19 @@ class RunLog:
             self._bar.update(self._bar.task_ids[0], description=shown)
         else:
             self.say(f"step {step}/{self.steps}  {shown}  {self._pace(step)}")
+
+    def samples(self, step: int) -> None:
+        """Pass the pictures of this step in samples/ to the trackers."""
+        if self.silent or self.track_picture is None:
+            return
+        for name, end in (("samples", ""), ("attention", "-attention")):
+            if (path := self.folder / "samples" / f"{step:08d}{end}.png").exists():
+                self.track_picture(name, read_png(path), step)
+
+    def scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Pass scores to the trackers."""
+        if not self.silent:
+            self.track({f"score/{name}": value for name, value in scores.items()}, step)
 
     def say(self, message: str) -> None:
         """Print one line, above the progress bar if there is one."""

@@ -3,11 +3,13 @@
 import copy
 import gc
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -21,7 +23,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
-from sagan.config.load import check_processes, replaced
+from sagan.config.load import check_processes, flattened, replaced
 from sagan.config.schema import Config
 from sagan.data.dataset import PreparedData
 from sagan.models.gan import GAN
@@ -31,6 +33,7 @@ from sagan.training.batches import Batches
 from sagan.training.graphs import records_updates
 from sagan.training.losses import Objective, make_objective
 from sagan.utils.errors import UserError
+from sagan.utils.io import make_folder
 
 
 def compile_networks(*networks: nn.Module, cuda_graphs: bool = False) -> None:
@@ -304,13 +307,36 @@ def set_rates(run: Run) -> None:
             group["lr"] = adam.lr * factor if run.rates is None else run.rates[index].fill_(adam.lr * factor)
 
 
-def start_trackers(run: Run) -> Callable[[dict[str, float], int], None]:
-    """Start the config's trackers. Returns a function that passes (values, step) to them."""
-    if not run.config.training.trackers:
-        return lambda values, step: None
-    accelerator = run.accelerator
-    accelerator.init_trackers("tracking")
-    return lambda values, step: accelerator.log(values, step=step)
+class Trackers:
+    """The config's trackers, with the config as hyperparameters. Values and pictures have the number of their step."""
+
+    def __init__(self, run: Run) -> None:
+        self.accelerator = run.accelerator
+        if run.config.training.trackers:
+            known = {} if run.progress.step else flattened(run.config)  # once, not in every resume
+            plain = {n: v if isinstance(v, bool | int | float | str) else str(v) for n, v in known.items()}
+            place = make_folder(run.folder / "tracking")
+            wandb = {"name": run.folder.name, "dir": str(place)}
+            self.accelerator.init_trackers("tracking", plain or None, {"wandb": wandb})
+            threading.excepthook = _but_tensorboard(threading.excepthook)
+
+    def values(self, values: Mapping[str, float], step: int) -> None:
+        """Track scalars."""
+        self.accelerator.log({**values}, step=step)
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """Track an image, uint8 (H, W, 3), where the tracker takes images."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: picture[None]}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                one = tracker.name in ("aim", "clearml")  # the others take lists
+                tracker.log_images({name: picture if one else [picture]}, step=step)
+
+
+def _but_tensorboard(show: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`show`, but for errors in TensorBoard's thread, such as a full disk: its next write raises them in this one."""
+    return lambda error: None if type(error.thread).__name__ == "_AsyncWriterThread" else show(error)
 
 
 def close(run: Run) -> None:

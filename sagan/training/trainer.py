@@ -42,6 +42,7 @@ from sagan.training.logging import RunLog, attention_warning, measure, quadratic
 from sagan.training.rollback import archive_stop, recover
 from sagan.training.state import (
     Run,
+    Trackers,
     begin_update,
     build_run,
     close,
@@ -50,7 +51,6 @@ from sagan.training.state import (
     resolve_precision,
     resume,
     set_rates,
-    start_trackers,
 )
 from sagan.training.step import LatentBatch, RealBatch, discriminator_step, generator_step
 from sagan.utils.images import image_grid, save_png
@@ -151,7 +151,8 @@ def _train_run(
         open_run(out, config, about, changes, run.progress.step)
         truncate_log(out / "metrics.jsonl", run.progress.step)
     accelerator.wait_for_everyone()
-    log = RunLog(out, run.progress.step, settings.steps, settings.batch_size, start_trackers(run), silent=not main)
+    trackers, place = Trackers(run), (out, run.progress.step, settings.steps, settings.batch_size)
+    log = RunLog(*place, trackers.values, silent=not main, track_picture=trackers.picture)
     try:
         for message in messages:
             log.say(message)
@@ -304,9 +305,11 @@ def _evaluate(run: Run, log: RunLog, due: dict[str, bool]) -> tuple[Divergence |
     ema, diverged = ema_generator(run.gan.ema), None
     if run.evaluate is not None and due["scores"]:
         run.progress, scores = run.evaluate(run.folder, run.progress, ema, log.say)
+        log.scores(step, scores)
         run.progress, diverged = divergence.in_scores(run.config.divergence, run.progress, scores)
     if main and (due["samples"] or run.finished):
         images = save_samples(run.folder, step, ema, run.config.training.samples_per_class)
+        log.samples(step)
         diverged = diverged or divergence.in_samples(run.config.divergence, step, images)
     run.progress, diverged = broadcast_object_list([run.progress, diverged])  # all processes agree on the best
     if diverged is not None:

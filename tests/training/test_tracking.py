@@ -3,16 +3,101 @@
 import contextlib
 import os
 import pty
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from tiny import lines_of
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import lines_of, write_config
 
+from sagan.data.dataset import PreparedData
 from sagan.training.logging import RunLog, truncate_log
+from sagan.training.state import _but_tensorboard
+from sagan.utils.images import read_png
 
 VALUES = {"d_loss": 1.25, "g_loss": -0.5, "d_gamma/trunk.attention.8x8": 0.125}
+
+
+def tracked_run(folder: Path, data: PreparedData, tracker: str) -> Path:
+    """A whole run of two steps, with scores, under a tracker."""
+    changes = {"training": {"steps": 2, "trackers": [tracker]},
+               "evaluate": {"every": 1, "num": 8, "metrics": ["coherence"]}}  # fmt: skip
+    config = write_config(folder / "config.yaml", data, **changes)
+    words = ["-m", "sagan", "train", str(config), "--out", str(folder / "run")]
+    subprocess.run([sys.executable, *words], check=True)  # W&B writes the rest of its file at exit
+    return folder / "run"
+
+
+def test_tensorboard_gets_scalars_scores_pictures_and_settings(tmp_path: Path, data: PreparedData) -> None:
+    run = tracked_run(tmp_path, data, "tensorboard")
+    found: dict[str, Any] = {}
+    for file in (run / "tracking").rglob("events.*"):
+        events = EventAccumulator(str(file), {"images": 0, "scalars": 0}).Reload()
+        found |= {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+        found |= {name: events.Images(name) for name in events.Tags()["images"]}
+        found |= dict.fromkeys(events.summary_metadata)
+    assert {"d_loss", "g_loss", "score/coherence", "samples", "attention", "_hparams_/session_start_info"} <= set(found)
+    assert [(event.step, event.value) for event in found["score/coherence"]] == [
+        (line["step"], pytest.approx(line["coherence"])) for line in lines_of(run / "metrics.jsonl")
+    ]
+    for name, file in (("samples", "00000002.png"), ("attention", "00000002-attention.png")):
+        (picture,) = found[name]
+        shown = np.asarray(Image.open(BytesIO(picture.encoded_image_string)))
+        assert picture.step == 2
+        assert np.array_equal(shown, read_png(run / "samples" / file))
+
+
+def records(file: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file: LevelDB's log format after a header of seven bytes."""
+    place, parts = 7, b""
+    while place + 7 < len(file):
+        if (left := 32768 - place % 32768) < 7:  # no part begins in the last bytes of a block
+            place += left
+        length, kind = int.from_bytes(file[place + 4 : place + 6], "little"), file[place + 6]
+        parts += file[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, last
+            yield parts
+            parts = b""
+
+
+@pytest.mark.slow
+def test_wandb_offline_gets_the_same(tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tracked_run(tmp_path, data, "wandb")
+    (file,) = (run / "tracking").rglob("run-*.wandb")
+    keys, settings = set(), set()
+    for content in records(file.read_bytes()):
+        record = Record.FromString(content)
+        keys |= {item.key or item.nested_key[0] for item in record.history.item}
+        settings |= {update.key for update in (*record.config.update, *record.run.config.update)}
+    assert {"d_loss", "score/coherence", "samples", "attention"} <= keys
+    assert {"training.steps", "optim.generator.lr"} <= settings
+    assert len([*(run / "tracking").rglob("*.png")]) == 2
+
+
+def test_errors_in_the_thread_of_tensorboard_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next write raises them in the main thread, which says one line."""
+
+    class _AsyncWriterThread(threading.Thread):
+        pass
+
+    shown: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", _but_tensorboard(shown.append))
+    for kind in (_AsyncWriterThread, threading.Thread):
+        thread = kind(target=lambda: 1 // 0)
+        thread.start()
+        thread.join()
+        assert len(shown) == (kind is threading.Thread)
 
 
 def write(path: Path, text: str) -> Path:

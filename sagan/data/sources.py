@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import math
+import re
 import sys
 import zipfile
 from abc import ABC, abstractmethod
@@ -299,9 +300,16 @@ class TorchvisionSource(Source):
             with contextlib.redirect_stdout(sys.stderr), _no_pickled_keys(self._entry):
                 return [make(str(root), **options, **download) for options in self._entry.parts]
         except (OSError, RuntimeError, ImportError) as error:
-            what = "download" if self._entry.downloads else "find (torchvision does not download it)"
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.name}: could not {what} in {root}: {reason}") from None
+            what = "download it to" if self._entry.downloads else "find it (torchvision does not download it) in"
+            raise UserError(f"{self.name}: could not {what} {root}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """An error as one short line: of a failed download, the last cause, without addresses."""
+    text = " ".join(str(error).split())
+    causes = re.findall(r"<urlopen error (?:\[\w+ ?-?\d*\] )?(.+?)>|(HTTP Error \d+: [\w ]+)", text)
+    reason = "".join(causes[-1]) if causes else re.sub(r"\S+://\S+", "…", text)
+    return reason[:150] or type(error).__name__
 
 
 @contextlib.contextmanager

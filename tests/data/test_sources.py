@@ -3,7 +3,9 @@
 import inspect
 import os
 import zipfile
+from email.message import Message
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
@@ -203,8 +205,31 @@ def test_torchvision_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("cifar10", "lsun-church"):
-        assert f"torchvision:{name}: could not" in refusal(f"torchvision:{name}")
+    assert "torchvision:lsun-church: could not find it" in refusal("torchvision:lsun-church")
+    place = tmp_path / ".cache" / "sagan" / "torchvision"
+    for name in ("cifar10", "mnist", "svhn"):
+        said = refusal(f"torchvision:{name}")
+        assert said == f"torchvision:{name}: could not download it to {place}: Connection refused"
+
+
+@pytest.mark.parametrize(("error", "reason"), [
+    (URLError(OSError(-3, "Temporary failure in name resolution")), "Temporary failure in name resolution"),
+    (URLError("timed out"), "timed out"),
+    (HTTPError("http://a/b", 403, "Forbidden", Message(), None), "HTTP Error 403: Forbidden"),
+    (RuntimeError("Error downloading x.gz:\nTried https://a/, got:\nHTTP Error 404: Not Found\nTried http://b/, got:\n"
+                  "<urlopen error [Errno 111] Connection refused>\n"), "Connection refused"),
+    (RuntimeError("The page https://drive.google.com/uc?id=1&x=2 has moved"), "The page … has moved"),
+    (OSError(), "OSError"),
+])  # fmt: skip
+def test_errors_of_downloads_are_short(error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from torchvision import datasets
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(datasets, "CIFAR10", fail)
+    assert refusal("torchvision:cifar10").endswith(f"/torchvision: {reason}")
 
 
 def test_shapes():

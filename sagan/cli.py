@@ -19,6 +19,7 @@ COMMANDS = {  # name -> (module that defines NAME_cli, line in `sagan --help`)
     "prepare": ("sagan.data.prepare", "Check and convert a data set."),
     "stats": ("sagan.evaluation.command", "Precompute the feature statistics of a data set."),
     "export": ("sagan.sampling.export", "Export a generator to ONNX or torch.export."),
+    "import": ("sagan.runs.import_command", "Import a checkpoint of another project."),
     "configs": ("sagan.config.load", "List the configs that come with sagan."),
 }
 FULL, DENIED = "the disk is full", "no permission to read or write it"

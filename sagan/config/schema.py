@@ -123,6 +123,7 @@ class GeneratorSettings(NetworkSettings):
     shared_dim: Positive = 128
     hierarchical: bool = False
     norm_eps: float = 1e-5
+    last_norm_eps: float | None = None  # of the batch norm before the last convolution; null: as the others
     norm_momentum: Decay = 0.1
     last_norm_momentum: Decay | None = None  # of the batch norm before the last convolution; null: as the others
     sync_norm: bool = False

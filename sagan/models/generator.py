@@ -69,7 +69,8 @@ class Generator(
             if after is not None:
                 self.attention[f"{size}x{size}"] = after
         momentum = settings.norm_momentum if settings.last_norm_momentum is None else settings.last_norm_momentum
-        self.norm = BatchNorm(widths[-1], settings.norm_eps, momentum, settings.sync_norm)
+        eps = settings.norm_eps if settings.last_norm_eps is None else settings.last_norm_eps
+        self.norm = BatchNorm(widths[-1], eps, momentum, settings.sync_norm)
         self.conv = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def _norm(self, width: int) -> Normalization:

@@ -25,6 +25,7 @@ KNOWN = {
     "sagan/evaluation/fid.py": {"json.loads"},
     "sagan/experiments/ablation.py": {"yaml.safe_load"},  # the command line
     "sagan/models/hub.py": {"load_file", "hf_hub_download"},
+    "sagan/runs/importers.py": {"torch.load"},  # checkpoints of other projects
     "sagan/sampling/export.py": {"torch.export.load", "onnxruntime.InferenceSession"},  # what it has just written
     "sagan/training/logging.py": {"json.loads"},  # logs
     "sagan/utils/images.py": {"Image.open"},

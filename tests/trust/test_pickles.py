@@ -80,6 +80,8 @@ READERS = [  # (file, content, command that reads it); a file of run/, data/ …
     ),
     (f"{HUB}/weights-inception-2015-12-05-6726825d.pth", "torch.save", "evaluate pets --reference data"),
     (f"{HUB}/alexnet-owt-7be5be79.pth", "torch.save", "evaluate pets --metrics lpips_diversity"),
+    *(("trap.pth", kind, f"import {options} --out out") for kind in ("pickle", "torch.save", "old torch.save")
+      for options in ("trap.pth", "trap.pth --discriminator trap.pth")),
     ("_cache_lsun", "pickle", "prepare torchvision:lsun --out out"),
     ("trap/ablation.json", "pickle", ABLATE),
 ]  # fmt: skip

@@ -1,0 +1,203 @@
+"""`sagan import`: what it writes works with the other commands, and what it cannot read is one message."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from command_line import sagan
+from standin import register_standin
+from test_importers import unpacked
+from torch import Tensor
+
+from sagan.models.generator import Generator
+from sagan.runs.checkpoint import load_discriminator, load_generators
+from sagan.runs.import_command import CIFAR10
+from sagan.runs.snapshot import load_snapshot
+from sagan.utils.io import sha256
+
+NAMES = ("circle", "square", "triangle")
+
+
+@pytest.fixture
+def biggan(tmp_path: Path) -> Path:
+    return unpacked("biggan-pytorch-sagan", tmp_path)
+
+
+@pytest.fixture
+def run(biggan: Path, tmp_path: Path) -> Path:
+    """An imported run with class names."""
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    names = ("--class-names", tmp_path / "names.txt")
+    assert sagan("import", biggan, "--discriminator", biggan, "--out", tmp_path / "run", *names) == 0
+    return tmp_path / "run"
+
+
+def assert_images(generator: Generator, folder: Path) -> None:
+    expected = torch.load(folder / "expected.pt", weights_only=True)
+    images = generator(expected["z"].float(), expected["labels"])
+    torch.testing.assert_close(images[..., ::7, ::5].double(), expected["pixels"], rtol=0, atol=1e-4)
+
+
+def test_a_snapshot_records_its_origin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = unpacked("studiogan-sagan", tmp_path), tmp_path / "snapshot"
+    assert sagan("import", folder, "--out", out, "--classes", 3, "--resolution", 32) == 0
+    said = capsys.readouterr().out
+    file = next(folder.glob("model=G*"))
+    assert f"{file.name}: generator of StudioGAN, averaged weights\n  32 px, 3 classes (linear), z 16, " in said
+    assert "--assume norm_eps=0.0001 " in said
+    generator = load_snapshot(out)
+    assert_images(generator, folder)
+    origin = json.loads((out / "config.json").read_text())["origin"]
+    assert (origin["project"], origin["weights"]) == ("studiogan", "averaged")
+    assert origin["sha256"] == sha256(file)
+    assert origin["assumed"]["norm_eps"] == generator.settings.norm_eps == 1e-4
+
+
+def test_json(biggan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sagan("import", biggan, "--discriminator", biggan / "D.pth", "--out", tmp_path / "run", "--json") == 0
+    generator, discriminator = json.loads(capsys.readouterr().out)
+    assert (generator["role"], discriminator["role"]) == ("generator", "discriminator")
+    assert (generator["channels"], discriminator["channels"]) == ([16, 16, 8, 4, 2], [2, 4, 8, 16, 32])
+    assert 0 < generator["sigma_error"] < 1
+
+
+def test_a_run_holds_both_networks(run: Path, biggan: Path) -> None:
+    checkpoint = run / "checkpoints" / "00000000"
+    assert_images(load_snapshot(run), biggan)
+    assert load_generators(checkpoint)["raw"].class_names == NAMES
+    expected = torch.load(biggan / "expected.pt", weights_only=True)
+    images = load_snapshot(run)(expected["z"].float(), expected["labels"])
+    logits = load_discriminator(checkpoint)(images, expected["labels"]).logits
+    torch.testing.assert_close(logits.double(), expected["logits"], rtol=1e-3, atol=1e-3)
+
+
+def test_other_commands_use_the_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAGAN_CACHE", str(tmp_path / "cache"))
+    assert sagan("sample", run, "--out", tmp_path / "images", "--num", 6) == 0
+    for seed, name in enumerate(NAMES):
+        (tmp_path / "reals" / name).mkdir(parents=True)
+        for file in (tmp_path / "images").glob(f"seed*{seed}.png"):
+            (tmp_path / "reals" / name / file.name).write_bytes(file.read_bytes())
+    attend = ("attend", run, "--out", tmp_path / "attention", "--seeds", "0-2", "--html")
+    assert sagan(*attend, "--network", "both", "--images", tmp_path / "reals") == 0
+    maps = np.load(tmp_path / "attention" / "discriminator-generated.npz")
+    assert any("trunk.attention.8x8" in name for name in maps.files)
+    assert (tmp_path / "attention" / "attention.html").stat().st_size > 10_000
+    data = tmp_path / "data"
+    assert sagan("prepare", tmp_path / "reals", "--out", data, "--resolution", 64) == 0
+    evaluate = ("--reference", data, "--backbone", register_standin(), "--num", 4)
+    assert sagan("evaluate", run, *evaluate) == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] |= {"source": str(data)}
+    config["training"] |= {"steps": 5, "batch_size": 3, "device": "cpu", "trackers": []}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    tuned = tmp_path / "tuned"
+    AcceleratorState._reset_state(reset_partial_state=True)  # of earlier tests, and below for later ones
+    assert sagan("train", tmp_path / "c.yaml", "--out", tuned, "--init-from", run) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    old, new = (load_discriminator(next((folder / "checkpoints").iterdir())) for folder in (run, tuned))
+    change = (old.head.linear.parametrizations.weight.original - new.head.linear.parametrizations.weight.original).abs()  # type: ignore[union-attr]
+    assert 0 < change.max() < 0.01
+
+
+def test_class_names(tmp_path: Path) -> None:
+    folder = unpacked("tfhub-biggan", tmp_path)
+    state = torch.load(folder / "biggan-32.pth", weights_only=True)
+    for classes, options, names in ((1000, (), ("tench", "goldfish")), (10, ("--class-names", "cifar10"), CIFAR10[:2])):
+        out = tmp_path / str(classes)
+        torch.save(state | {"shared.weight": torch.randn(classes, 6)}, folder / "biggan-32.pth")
+        assert sagan("import", folder, "--out", out, *options) == 0
+        assert load_snapshot(out).class_names[:2] == names
+
+
+def without(*names: str) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda state: {name: tensor for name, tensor in state.items() if not name.startswith(names)}
+
+
+DAMAGE: list[tuple[str, Callable[[dict[str, Tensor]], Any], str]] = [
+    ("unknown", lambda s: {f"x{name}": tensor for name, tensor in s.items()}, "no known generator; it holds x"),
+    ("another", lambda s: s | {"extra.weight": torch.ones(2)}, "but there is no place here for extra.weight"),
+    ("half", without("output_layer.2", "blocks.3"), "of which a part is missing"),
+    ("no block", without("blocks.0.0.bn1.stored"), "of which a part is missing: blocks.0.norm1.running_mean"),
+    ("no vectors", without("linear.u0"), "spectral norm for some weights only, not for linear.weight"),
+    (
+        "nan",
+        lambda s: s | {"linear.bias": s["linear.bias"] * torch.nan},
+        "linear.bias holds values that are not finite",
+    ),
+    (
+        "integers",
+        lambda s: s | {"linear.bias": s["linear.bias"].long()},
+        "linear.bias holds values that are not finite",
+    ),
+    ("shape", lambda s: s | {"linear.weight": torch.ones(16, 10), "linear.u0": torch.ones(1, 16)}, "is not 4x4"),
+    (
+        "kernel",
+        lambda s: s | {"output_layer.2.weight": torch.ones(3, 2, 5, 5)},
+        "output_layer.2.weight has shape (3, 2, 5",
+    ),
+    ("vectors", lambda s: s | {"linear.u0": torch.ones(1, 3)}, "linear.u0 does not fit linear.weight"),
+    ("zero", lambda s: s | {"linear.weight": 0 * s["linear.weight"]}, "it gives no positive singular value"),
+    ("sums", lambda s: s | {"blocks.0.0.bn1.accumulation_counter": torch.ones(1)}, "accumulation_counter is not 0"),
+    ("views", lambda s: s | {"linear.weight": torch.ones(1).expand(10**6, 10**6)}, "more than the file holds"),
+    ("deep", lambda s: s | {"blocks.0.0.conv4.weight": torch.ones(1)}, "is a BigGAN-deep"),
+    ("no tensors", lambda s: {"itr": 3, "config": {}}, "holds no state dict of a network"),
+    ("nothing", lambda s: {}, "holds no state dict of a network"),
+    ("code", lambda s: {"state_dict": s, "path": Path()}, "needs pathlib.PosixPath to be unpickled"),
+]
+
+
+def assert_refused(words: str, capsys: pytest.CaptureFixture[str], out: Path, *command: object) -> None:
+    before = sorted(out.parent.iterdir())
+    assert sagan("import", *command, "--out", out) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert len(message.splitlines()) == 1
+    assert sorted(out.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(("name", "damage", "words"), DAMAGE, ids=[name for name, *_ in DAMAGE])
+def test_a_damaged_file_is_one_message(
+    name: str, damage: Callable[[dict[str, Tensor]], Any], words: str, biggan: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    state = torch.load(biggan / "G_ema.pth", weights_only=True)
+    torch.save(damage(state), biggan / "G_ema.pth")
+    assert_refused(words, capsys, tmp_path / "out", biggan / "G_ema.pth")
+
+
+def test_wrong_files_and_options_are_one_message(
+    biggan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studio, out = unpacked("studiogan-sagan", tmp_path), tmp_path / "out"
+    g, d = biggan / "G_ema.pth", biggan / "D.pth"
+    (tmp_path / "cut.pth").write_bytes(g.read_bytes()[:5000])
+    (tmp_path / "text.pth").write_text("an error page")
+    (tmp_path / "empty").mkdir()
+    for words, *command in (
+        ("is a discriminator of BigGAN-PyTorch, expected a generator; give it by --discriminator", d),
+        ("is a generator of BigGAN-PyTorch, expected a discriminator; give it as FILE", g, "--discriminator", g),
+        ("is a generator of BigGAN-PyTorch, not of studiogan", g, "--from", "studiogan"),
+        ("of 64 px and 3 classes, expected 64 px and 5", g, "--classes", 5),
+        ("of 64 px and 3 classes, expected 128 px and 3", g, "--resolution", 128),
+        ("of 32 px and 3 classes, expected 64 px and 3", g, "--discriminator", studio),
+        ("3 classes", g, "--class-names", "cifar10"),
+        ("not a readable text file", g, "--class-names", tmp_path / "nope"),
+        ("--assume x: expected NAME=VALUE", g, "--assume", "x"),
+        ("--assume x: extra inputs are not permitted", g, "--assume", "x=1"),
+        ("--assume norm_eps: input should be a valid number", g, "--assume", "norm_eps=small"),
+        ("damaged, truncated, or not written by torch.save", tmp_path / "cut.pth"),
+        ("damaged, truncated, or not written by torch.save", tmp_path / "text.pth"),
+        ("nope.pth: cannot be read", tmp_path / "nope.pth"),
+        ("holds no checkpoint of a generator", tmp_path / "empty"),
+    ):
+        assert_refused(words, capsys, out, *command)
+    (out / "mine").mkdir(parents=True)
+    assert sagan("import", g, "--out", out) == 2
+    assert "is not empty" in capsys.readouterr().err

@@ -41,7 +41,8 @@ def convert(item: Item, resolution: int, resize: str) -> tuple[np.ndarray, int, 
         image, label = item.read()
         with image:
             notes = _check(image, resolution)
-            image.draft(None, (2 * resolution, 2 * resolution))  # JPEG: decode at a fraction of the size if possible
+            if image.format != "HEIF":  # it would give a thumbnail, a JPEG decodes at a fraction of its size
+                image.draft(None, (2 * resolution, 2 * resolution))
             deep = _has_sixteen_bits(image)
             image.load()
             turn = UPRIGHT.get(_orientation(image))

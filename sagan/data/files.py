@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 from sagan.utils.errors import UserError
 from sagan.utils.io import EXPANSION, LARGE, read_text
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+HEIF = frozenset({".heic", ".heif", ".hif"})
+SUFFIXES = HEIF | {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+UNREAD = frozenset({  # suffixes of images too, but not read
+    ".ai", ".arw", ".avif", ".cr2", ".cr3", ".dds", ".dng", ".eps", ".exr", ".hdr", ".ico", ".icns", ".j2k", ".jp2",
+    ".jpe", ".jxl", ".jxr", ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".ps", ".psd", ".raf", ".raw",
+    ".rw2", ".svg", ".tga", ".wmf", ".xcf",
+})  # fmt: skip
 DEEPEST = 32  # levels of folders to search
 LARGEST_LABELS = 1 << 28  # bytes of a file of labels
 

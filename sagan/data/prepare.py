@@ -27,6 +27,7 @@ from sagan.config.options import Place, as_json
 from sagan.config.schema import RESOLUTIONS, DataSettings
 from sagan.data.dataset import FORMAT, Manifest, PreparedData, is_prepared
 from sagan.data.decode import Unusable, convert
+from sagan.data.files import UNREAD, Problem, printable, suffix
 from sagan.data.report import (
     CONVERTED,
     UNUSABLE,
@@ -38,7 +39,7 @@ from sagan.data.report import (
     imbalance,
     refusal,
 )
-from sagan.data.sources import Item, Problem, Source, cache_folder, open_source, printable
+from sagan.data.sources import Item, Source, cache_folder, open_source
 from sagan.utils.errors import UserError
 from sagan.utils.images import save_png
 from sagan.utils.io import TEMPORARY, atomic_folder, expand_home, make_folder, read_json, write_json
@@ -198,7 +199,7 @@ def _describe(
     for problem in problems:
         skipped.add(problem.kind, problem.name)
     for name in job.source.ignored:
-        ignored.add("not_images", name)
+        ignored.add("unread" if suffix(name) in UNREAD else "not_images", name)
     report = Report(
         images=len(labels), class_counts=by_class, converted=seen.tally.findings(CONVERTED),
         warnings=copies.findings(WARNINGS) | imbalance(by_class) | ignored.findings(WARNINGS),

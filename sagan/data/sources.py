@@ -10,21 +10,21 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from sagan.data.files import SUFFIXES, Files, Place, Problem, open_files, printable, suffix
+from sagan.data.files import HEIF, SUFFIXES, Files, Place, Problem, open_files, printable, suffix
 from sagan.data.labels import STYLEGAN, Names, from_rows, stylegan_rows
 from sagan.data.layout import SPLITS, Layout, class_folders, few
 from sagan.data.shapes import CLASSES, render
 from sagan.utils.errors import UserError, suggestion
 from sagan.utils.io import Member, check_expansion, expand_home, open_archive, read_table
 
-# The only decoders that may open a file: others, such as EPS, may start programs.
+# The only decoders, with HEIF where it is installed, that may open a file: others, such as EPS, may start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
@@ -108,8 +108,12 @@ class FolderSource(Source):
             self._layout = flat if rows is None else from_rows(images, names, rows, STYLEGAN)
         if labels or table:
             self._fingerprint += hashlib.sha256(repr(self._layout[:2]).encode()).hexdigest()
+        waiting = [] if heif_opens() else [index for index in images if suffix(images[index]) in HEIF]
+        for index in waiting:
+            self._layout.labels.pop(index, None)
+        needs = [Problem("heif", printable(files.names[index]), "needs pillow-heif") for index in waiting]
         self.num_classes = len(self._layout.classes)
-        self.problems = (*files.problems, *self._layout.problems)
+        self.problems = (*files.problems, *self._layout.problems, *needs)
         self.ignored = tuple(printable(files.names[index]) for index in others)
 
     def __len__(self) -> int:
@@ -131,11 +135,23 @@ def _no_image(files: Files) -> str:
     if files.problems:
         return f"holds no usable image; {files.problems[0].name}: {files.problems[0].reason}"
     found = f" (but {len(files.names)} other files: {few(files.names)})" if files.names else ""
-    return f"holds no image{found}; images end in {', '.join(sorted(SUFFIXES))}"
+    return f"holds no image that is read{found}; they end in {', '.join(sorted(SUFFIXES))}"
+
+
+@cache
+def heif_opens() -> bool:
+    """Let Pillow open HEIF. False without pillow-heif."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
 
 
 def _open(place: Place, label: int) -> tuple[Image.Image, int]:
-    return Image.open(place if isinstance(place, str) else place(), formats=FORMATS), label
+    formats = (*FORMATS, "HEIF") if heif_opens() else FORMATS
+    return Image.open(place if isinstance(place, str) else place(), formats=formats), label
 
 
 NPZ_KEYS = ("images", "arr_0"), ("labels", "arr_1")

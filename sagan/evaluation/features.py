@@ -30,7 +30,7 @@ from sagan.utils.system import from_first, gather_in_turn, rank_and_count
 T = TypeVar("T")
 SAMPLE_NAME = re.compile(r"seed[0-9]{8}(?:_class([0-9]+))?\.png")  # files of `sagan sample`
 SAMPLES_RECORD, SAMPLE_GRID = "samples.json", "grid.png"
-LOSSY = (".jpg", ".jpeg", ".webp")
+LOSSY = (".jpg", ".jpeg", ".jfif", ".webp", ".heic", ".heif", ".hif")
 
 
 @dataclass(frozen=True, eq=False)

@@ -115,6 +115,28 @@ def test_alpha_is_dropped_where_it_hides_nothing_and_refused_where_it_does(tmp_p
     assert set(kinds.values()) == {"transparent"}, kinds
 
 
+def test_photos_of_a_phone(tmp_path: Path, photo):
+    heif = pytest.importorskip("pillow_heif")
+    image, exif = photo(4, (64, 48)), Image.Exif()
+    exif[ORIENTATION] = 6
+    for name in ("a.HEIC", "a.heif", "a.hif", "renamed.jpg"):
+        heif.from_pillow(image).save(tmp_path / "a", quality=-1, chroma=444, matrix_coefficients=0)
+        (tmp_path / "a").rename(tmp_path / name)
+        expected = image.crop((8, 0, 56, 48)).resize((32, 32), Image.Resampling.LANCZOS)
+        assert np.abs(read(tmp_path / name)[0].astype(int) - np.asarray(expected)).max() <= 2
+    image.save(tmp_path / "turned.heic", format="HEIF", exif=exif.tobytes(), quality=95)
+    expected = image.transpose(Image.Transpose.ROTATE_270).crop((0, 8, 48, 56)).resize((32, 32))
+    assert np.abs(read(tmp_path / "turned.heic")[0].astype(int) - np.asarray(expected)).mean() <= 6
+    photo(6, (512, 512)).save(tmp_path / "large.heic", format="HEIF", thumbnails=[256])
+    with Image.open(tmp_path / "large.heic") as whole:  # not its thumbnail
+        expected = whole.resize((64, 64), Image.Resampling.LANCZOS)
+    assert np.array_equal(read(tmp_path / "large.heic", 64)[0], np.asarray(expected))
+    image.save(tmp_path / "burst.heic", format="HEIF", save_all=True, append_images=[photo(5, (64, 48))])
+    assert refused(tmp_path / "burst.heic") == "animated"
+    (tmp_path / "cut.heic").write_bytes((tmp_path / "turned.heic").read_bytes()[:300])
+    assert refused(tmp_path / "cut.heic") == "undecodable"
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, photo, orientation: int):
     from PIL import ImageOps

@@ -16,6 +16,7 @@ from PIL import Image
 from sagan.config.schema import DataSettings
 from sagan.data.dataset import PreparedData
 from sagan.data.prepare import ensure_prepared, prepare
+from sagan.data.sources import heif_opens
 from sagan.utils.errors import UserError
 from sagan.utils.io import TEMPORARY
 
@@ -129,7 +130,8 @@ def test_report_of_the_doctor(folder: Path, out: Path, photo, capsys: pytest.Cap
     (folder / "dog" / "copy.png").write_bytes((folder / "cat" / "0.png").read_bytes())
     photo(9).convert("CMYK").save(folder / "cat" / "print.jpg")
     photo(8, (20, 20)).save(folder / "cat" / "small.png")
-    (folder / "notes.txt").write_text("")
+    for name in ("notes.txt", "cat/a.AVIF"):
+        (folder / name).write_text("")
     assert sagan("prepare", folder, "--out", out, "--json") == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
@@ -142,10 +144,25 @@ def test_report_of_the_doctor(folder: Path, out: Path, photo, capsys: pytest.Cap
     assert report["warnings"] == {
         "contradictory": {"count": 1, "examples": ["dog/copy.png = cat/0.png"]},
         "not_images": {"count": 1, "examples": ["notes.txt"]},
+        "unread": {"count": 1, "examples": ["cat/a.AVIF"]},
     }
     assert "1 CMYK, converted to RGB: cat/print.jpg" in captured.err
     assert sagan("prepare", folder, "--out", out) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_photos_wait_for_their_library(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
+    for i in range(4):
+        (folder / "cat" / f"{i}.heic").write_text("")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    heif_opens.cache_clear()
+    message = refusal(folder, out)
+    assert "  4 wait for pillow-heif (pip install 'sagan[heif]'): cat/0.heic (" in message
+    assert "not an image" not in message
+    data = prepare(str(folder), out, 32, skip_bad=True)
+    assert (data.manifest.class_counts, data.manifest.skipped) == ((4, 4), 4)
+    assert "cat/0.heic\theif\tneeds pillow-heif" in (out / "skipped.txt").read_text()
+    heif_opens.cache_clear()
 
 
 def test_npz_and_flat_folder(folder: Path, out: Path, tmp_path: Path):

@@ -39,7 +39,7 @@ def test_refusal_names_files_in_five_lines_at_most():
     problems = [Problem(kind, f"{kind}{i}.png", "why") for n, kind in enumerate(UNUSABLE) for i in range(n + 1)]
     lines = refusal("pets", problems).splitlines()
     assert len(lines) == 5
-    assert lines[0] == "pets: 91 of its images or folders cannot be used"
+    assert lines[0] == "pets: 105 of its images or folders cannot be used"
     assert "contradiction0.png (why), contradiction1.png (why), contradiction2.png (why), …" in lines[1]
     assert all(any(text in line for line in lines) for text in UNUSABLE.values())
     assert "--skip-bad" in lines[-1]

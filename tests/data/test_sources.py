@@ -51,11 +51,11 @@ def test_a_flat_folder_has_no_classes(folder: Path):
 
 
 def test_other_files_are_counted_and_hidden_ones_ignored(folder: Path):
-    for name in ("notes.txt", "cat/a.heic", "cat/.DS_Store"):
+    for name in ("notes.txt", "cat/a.avif", "cat/.DS_Store"):
         (folder / name).write_text("")
     (folder / ".git").mkdir()
     source = FolderSource(folder)
-    assert source.ignored == ("cat/a.heic", "notes.txt")
+    assert source.ignored == ("cat/a.avif", "notes.txt")
     assert source.problems == ()
 
 

@@ -130,17 +130,15 @@ class Vectors(NamedTuple):
 
 @dataclass
 class Network:
-    """The tensors of one network in a file, in float64. `kind`: "averaged" or "raw"; `present`: all names in the file.
+    """The tensors of one network in a file, in float64. `kind`: "averaged" or "raw".
 
-    `weights`: before spectral normalization, by their names here, `vectors`: of those that have it, `names`: their
-    names in the file.
+    By their names here: `names` in the file, `weights` before spectral normalization, `vectors` of those that have it.
     """
 
     where: str
     role: Role
     kind: str
     layout: Layout
-    present: frozenset[str]
     names: dict[str, str]
     weights: State
     vectors: dict[str, Vectors]
@@ -222,7 +220,7 @@ def read_network(path: Path, role: Role, origin: str | None = None) -> Network:
     state, kind = load_state(path, role)
     layout = recognize(frozenset(state) | {_plain(name) for name in state}, role, str(path), origin)
     kind = "averaged" if layout.name == "tfhub-biggan" else kind  # which its converter takes by default
-    network = Network(str(path), role, kind, layout, frozenset(state), {}, {}, {})
+    network = Network(str(path), role, kind, layout, {}, {}, {})
     kept = [name for name in state if not IGNORED.fullmatch(name)]
     units, unknown = _units(kept), []
     for name in kept:
@@ -326,8 +324,8 @@ def _vectors(name: str, state: State, where: str) -> Vectors | None:
         return None
     if stored not in state:
         raise UserError(f"{where}: half of a checkpoint, {stored} is missing")
-    matrix, u = state[name].detach().double().flatten(1), _checked(f"{where}: {stored}", state[stored]).flatten()
-    v = state.get(f"{owner}.weight_v")
+    matrix, u = state[name].detach().double(), _checked(f"{where}: {stored}", state[stored]).flatten()
+    matrix, v = matrix.flatten(1) if matrix.ndim > 1 else matrix.reshape(-1, 1), state.get(f"{owner}.weight_v")
     if len(u) == len(matrix) and (v is None or v.numel() == matrix.shape[1]):
         if v is None:
             v = F.normalize(u @ matrix, dim=0)
@@ -347,7 +345,8 @@ def translate(network: Network, assume: Mapping[str, Any], classes: int | None =
         assumed = Assumed.model_validate(network.layout.assumed.model_dump() | dict(assume))
     except ValidationError as error:
         raise UserError(f"--assume {first_error(error)}") from None
-    weights, blocks = network.weights, _blocks(network.weights)
+    weights, trunk = network.weights, "trunk." * (network.role == "discriminator")
+    blocks = [f"{trunk}blocks.{i}" for i in range(sum(".conv1.weight" in name for name in weights))]
     try:
         if network.role == "generator":
             settings, num_classes = _generator_settings(network, blocks, assumed, classes)
@@ -357,6 +356,10 @@ def translate(network: Network, assume: Mapping[str, Any], classes: int | None =
             num_classes, resolution = len(weights.get("head.embedding.weight", ())), 2 << len(blocks)
     except KeyError as error:
         raise network.refuse(f"of which a part is missing: {error.args[0]}") from None
+    except UserError:
+        raise
+    except (IndexError, TypeError, ValueError) as error:
+        raise network.refuse(f"but of impossible shapes ({' '.join(str(error).split())[:100]})") from None
     if resolution not in RESOLUTIONS:
         raise network.refuse(f"of {resolution} px; known: {', '.join(map(str, RESOLUTIONS))}")
     build: Any = Generator if network.role == "generator" else Discriminator
@@ -377,12 +380,6 @@ def translate(network: Network, assume: Mapping[str, Any], classes: int | None =
     fields = {name: value for name, value in assumed.model_dump().items() if name in OF_ROLE[network.role]}
     settings = settings.model_copy(update={"spectral_norm": not bare})
     return Imported(network, settings, resolution, num_classes, fields, plain, state)
-
-
-def _blocks(weights: State) -> list[str]:
-    """Prefixes of the blocks, in order."""
-    found = {match[0] for name in weights if (match := re.match(r"(?:trunk\.)?blocks\.\d+", name))}
-    return sorted(found, key=lambda prefix: int(prefix.rpartition(".")[2]))
 
 
 def _common(network: Network, widths: list[int]) -> dict[str, Any]:
@@ -424,7 +421,7 @@ def _generator_settings(
 
 def _discriminator_settings(network: Network, blocks: list[str], assumed: Assumed) -> DiscriminatorSettings:
     widths = [len(network.weights[f"{block}.conv1.weight"]) for block in blocks]
-    if network.layout.name == "mmgeneration" and "from_rgb.conv_1.conv.bias" in network.present and len(blocks) == 5:
+    if len(blocks) == 5 and network.names["trunk.blocks.0.conv1.bias"].startswith("from_rgb"):
         raise network.refuse("whose last block halves the map at 64 px")
     return DiscriminatorSettings(**_common(network, widths), relu_shortcut=assumed.relu_shortcut)
 
@@ -447,12 +444,8 @@ def _check_fits(network: Network, target: nn.Module) -> None:
 
 def _reverse_channels(network: Network) -> None:
     """BGR images become RGB ones: reverse the outputs of the last convolution, or the inputs of the first ones."""
-    image_side = {
-        "conv.weight": 0,
-        "conv.bias": 0,
-        "trunk.blocks.0.conv1.weight": 1,
-        "trunk.blocks.0.shortcut.weight": 1,
-    }
+    image_side = {"conv.weight": 0, "conv.bias": 0, "trunk.blocks.0.conv1.weight": 1,
+                  "trunk.blocks.0.shortcut.weight": 1}  # fmt: skip
     for name in image_side.keys() & network.weights.keys():
         weight, dim = network.weights[name], image_side[name]
         network.weights[name] = weight.flip(dim)

@@ -142,6 +142,8 @@ DAMAGE: list[tuple[str, Callable[[dict[str, Tensor]], Any], str]] = [
         lambda s: s | {"output_layer.2.weight": torch.ones(3, 2, 5, 5)},
         "output_layer.2.weight has shape (3, 2, 5",
     ),
+    ("flat", lambda s: s | {"linear.weight": torch.ones(256), "linear.u0": torch.ones(1, 256)}, "impossible shapes"),
+    ("empty", lambda s: s | {"blocks.0.0.conv1.bias": torch.ones(0)}, "blocks.0.0.conv1.bias has shape (0,)"),
     ("vectors", lambda s: s | {"linear.u0": torch.ones(1, 3)}, "linear.u0 does not fit linear.weight"),
     ("zero", lambda s: s | {"linear.weight": 0 * s["linear.weight"]}, "it gives no positive singular value"),
     ("sums", lambda s: s | {"blocks.0.0.bn1.accumulation_counter": torch.ones(1)}, "accumulation_counter is not 0"),

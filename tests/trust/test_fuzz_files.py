@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,11 @@ from sagan.evaluation.fid import load_statistics
 from sagan.experiments.runs import read_runs
 from sagan.models.hub import read_tensors
 from sagan.runs.checkpoint import verify_checkpoint
+from sagan.runs.importers import read_network, translate
 from sagan.runs.snapshot import load_snapshot
 from sagan.sampling.writer import read_npz
 
+PEERS = Path(__file__).parents[1] / "runs" / "peers"
 MOST_MEMORY = 700 << 10  # KiB by which the process may grow
 Read = Callable[[Path], object]
 
@@ -72,6 +75,7 @@ FILES: dict[str, tuple[str, Read]] = {  # name -> (file, its reader)
     "samples .npz": ("samples_npz/samples.npz", read_npz),
     "weights": ("weights.pth", load_tensors),
     "old weights": ("old.pth", load_tensors),
+    "another project's": ("theirs.pth", lambda path: translate(read_network(path, "generator"), {})),
     **{f"{suffix} image": (f"image.{suffix}", read_image) for suffix in ("png", "jpg", "gif", "bmp", "tiff", "webp")},
 }
 JSON = ("manifest", "snapshot's config", "checkpoint's state", "run's record", "scores")
@@ -90,6 +94,8 @@ def files(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(root / "others.npz", mu=matrix[:, 0], sigma=np.cov(matrix))
     tensors = {"a.weight": torch.randn(3, 4), "b": torch.arange(3), "c": torch.randn(2).half()}
     torch.save(tensors, root / "weights.pth")
+    with zipfile.ZipFile(PEERS / "tfhub-biggan.zip") as archive:
+        (root / "theirs.pth").write_bytes(archive.read("biggan-32.pth"))
     torch.save(tensors, root / "old.pth", _use_new_zipfile_serialization=False)
     for suffix in ("png", "jpg", "gif", "bmp", "tiff", "webp"):
         Image.fromarray(images[0].repeat(5, 0).repeat(5, 1)).save(root / f"image.{suffix}")

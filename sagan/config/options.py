@@ -10,17 +10,18 @@ from typing import Any
 import click
 
 from sagan.utils.errors import UserError, suggestion
+from sagan.utils.io import expand_home
 
 
 class Place(click.ParamType):
-    """A path. An empty one, often an unset shell variable, is an error, not the working folder."""
+    """A path, with ~ and ~NAME as home folders. An empty one, often an unset shell variable, is an error."""
 
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if not str(value).strip():
             self.fail("it is empty", param, ctx)
-        return Path(value)
+        return expand_home(value)
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

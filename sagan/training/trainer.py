@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -53,6 +54,7 @@ from sagan.training.state import (
     set_rates,
 )
 from sagan.training.step import LatentBatch, RealBatch, discriminator_step, generator_step
+from sagan.utils.errors import UserError
 from sagan.utils.images import image_grid, save_png
 from sagan.utils.system import caught_signals
 
@@ -156,7 +158,8 @@ def _train_run(
     try:
         for message in messages:
             log.say(message)
-        stopped = train(run, log)
+        with _named_operation():
+            stopped = train(run, log)
     finally:
         log.close()
     close(run)
@@ -173,6 +176,20 @@ def _train_run(
     else:
         log.say(f"done: {out}/snapshots/{settings.steps:08d}, samples in {out}/samples")
     return 0
+
+
+@contextmanager
+def _named_operation() -> Iterator[None]:
+    """Make torch's error for an operation without a deterministic form a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if found := re.match(r"(\w+) does not have a deterministic implementation", str(error)):
+            raise UserError(
+                f"deterministic: {found[1]} has no deterministic form on this device; set deterministic: false, or "
+                "leave out the mechanism that needs it"
+            ) from None
+        raise
 
 
 def train(run: Run, log: RunLog) -> int | None:

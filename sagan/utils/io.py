@@ -38,6 +38,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         yield temporary
         _flush_to_disk(temporary)
         os.replace(temporary, path)
+        _flush_to_disk(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -51,13 +52,13 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     temporary = make_folder(_beside(path))
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush_to_disk(file)
+        for place in (*temporary.rglob("*"), temporary):
+            _flush_to_disk(place)
         retired = _beside(path, "old-")
         if path.exists():
             os.replace(path, retired)
         os.replace(temporary, path)
+        _flush_to_disk(path.parent)
         shutil.rmtree(retired, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -165,8 +166,12 @@ def _beside(path: Path, mark: str = "") -> Path:
 
 
 def _flush_to_disk(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+    """Make the content of a file, or the names in a folder, survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 LARGEST_TABLE = 1 << 30  # bytes of an array that is read whole

@@ -1,9 +1,12 @@
 """Seeds, classes and truncation parsed from text."""
 
+from pathlib import Path
+
 import pytest
 
 from sagan.config.options import (
     HIGHEST_SEED,
+    Place,
     check_interpolation,
     check_truncation,
     parse_classes,
@@ -94,3 +97,9 @@ def test_interpolation():
                                  ((0, 100_000_000), 2, nothing)):  # fmt: skip
         with pytest.raises(UserError, match=r"--(interpolate|frames)"):
             check_interpolation(ends, frames, others)
+
+
+def test_an_unknown_home_is_refused() -> None:
+    with pytest.raises(UserError, match="~no-such-user/x: no such user; write the path out"):
+        Place().convert("~no-such-user/x", None, None)
+    assert Place().convert("~/x", None, None) == Path.home() / "x"

@@ -221,3 +221,15 @@ def test_a_kill_while_settings_change(tmp_path: Path, data: PreparedData) -> Non
     assert sagan_train(config, run, "--set", "training.steps=3") == 0
     assert "r1: 0.5" in (run / "config.yaml").read_text()
     assert len((run / "changes.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_operation_without_a_deterministic_form_is_one_line(
+    tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("grid_sampler_2d_backward_cuda does not have a deterministic implementation, but you set …")
+
+    monkeypatch.setattr("sagan.training.trainer.train", fail)
+    assert sagan_train(write_config(tmp_path / "config.yaml", data), tmp_path / "run") == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("sagan: ")]
+    assert "grid_sampler_2d_backward_cuda has no deterministic form on this device; set deterministic: false" in line

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -88,3 +89,28 @@ def test_sha256(tmp_path: Path) -> None:
     content = bytes(range(256)) * 8192 + b"end"
     (tmp_path / "a").write_bytes(content)
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_names_are_flushed_to_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool) -> None:
+    """The content before the rename, the parent folder after it."""
+    done = list[str]()
+    paths = dict[int, str]()
+    flush, rename, opened = os.fsync, os.replace, os.open
+
+    def remember(path: Path, *args: int) -> int:
+        paths[descriptor := opened(path, *args)] = Path(path).name.rpartition("-")[2]
+        return descriptor
+
+    monkeypatch.setattr(os, "open", remember)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append(paths[descriptor]), flush(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("rename"), rename(a, b)))
+    place = tmp_path / "place"
+    if folder:
+        with atomic_folder(place / "new") as temporary:
+            (temporary / "file").write_text("x")
+        assert done == ["file", "new", "rename", "place"]
+    else:
+        with atomic_file(place / "new") as temporary:
+            temporary.write_text("x")
+        assert done == ["new", "rename", "place"]

@@ -1,9 +1,12 @@
 """Named files of a folder or an archive, read in place and without trust: nothing is unpacked to disk."""
 
+import gzip
 import hashlib
+import itertools
 import os
 import re
 import stat
+import tarfile
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from sagan.utils.errors import UserError
 from sagan.utils.io import EXPANSION, LARGE, read_text
@@ -25,6 +28,9 @@ UNREAD = frozenset({  # suffixes of images too, but not read
 })  # fmt: skip
 DEEPEST = 32  # levels of folders to search
 LARGEST_LABELS = 1 << 28  # bytes of a file of labels
+LARGEST_MEMBER = 1 << 30  # bytes of a member of an archive, which is read whole
+LARGEST_HEADER = 1 << 20
+SIDES = (".cls", ".json", ".txt")  # suffixes of files with the label of a WebDataset sample, in the order of preference
 
 Place = str | Callable[[], BytesIO]  # the path of a file, or a function, for any thread, that reads it
 
@@ -70,24 +76,25 @@ class Files(ABC):
 
     @abstractmethod
     def read(self, indices: Sequence[int]) -> Iterator[tuple[int, Place]]:
-        """The files at `indices` of `names`. Call it once at a time, from one thread."""
+        """The files at `indices` of `names`: in this order or, from shards and gzip, that of the archive."""
 
-    def outer(self) -> str:
-        """The folder around all files, with its "/", that a layout does not count; "" for none."""
-        return ""
+    def inner(self) -> tuple[Path, dict[int, str], list[str]]:
+        """The folder that a layout starts from, and below it the paths of the files, by index, and of the folders."""
+        return self.root, dict(enumerate(self.names)), list(self.folders)
 
-    def text(self, index: int) -> str:
-        """A file as text. Raises UserError if it is too large, no regular file or not UTF-8."""
-        name = f"{self.root / self.names[index]}"
-        ((_, place),) = self.read([index])
-        try:
-            if isinstance(place, str):
-                if not os.path.isfile(place):  # opening a pipe would wait forever
+    def texts(self, indices: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Files as text. Raises UserError for one that is too large, no regular file or not UTF-8."""
+        for index, place in self.read(indices):
+            name = f"{self.root / self.names[index]}"
+            try:
+                if not isinstance(place, str):
+                    yield index, place().getvalue().decode()
+                elif os.path.isfile(place):  # opening a pipe would wait forever
+                    yield index, read_text(place, LARGEST_LABELS)
+                else:
                     raise UserError(f"{name}: is no regular file")
-                return read_text(place, LARGEST_LABELS)
-            return place().getvalue().decode()
-        except UnicodeDecodeError:
-            raise UserError(f"{name}: is not UTF-8 text") from None
+            except UnicodeDecodeError:
+                raise UserError(f"{name}: is not UTF-8 text") from None
 
     def _refuse(self, kind: str, name: str, reason: str) -> None:
         self.problems.append(Problem(kind, printable(name)[:200], reason))
@@ -148,11 +155,16 @@ class Folder(Files):
 
 
 class Archive(Files):
-    """Of two members of one name, the last one counts; links are refused. `places`: where the `names` are."""
+    """Of two members of one name, the last one counts; links are refused.
 
-    def __init__(self, root: Path) -> None:
+    Attributes:
+        places: where the files of `names` are.
+        inside: the folder, in that around all files, where a layout starts; "" for the latter.
+    """
+
+    def __init__(self, root: Path, inside: str = "") -> None:
         super().__init__(root)
-        self._found: dict[str, Any] = {}
+        self.inside, self._found = inside, dict[str, Any]()
         self._list()
         self.names = sorted(self._found, key=lambda name: name.split("/"))
         self.places = [self._found.pop(name) for name in self.names]
@@ -161,8 +173,18 @@ class Archive(Files):
         about = self.root.stat()
         return f"{about.st_size} {about.st_mtime_ns}"
 
-    def outer(self) -> str:
-        return shared_folder(self.names)
+    def inner(self) -> tuple[Path, dict[int, str], list[str]]:
+        plain = self._plain()
+        outer = shared_folder(plain) + (f"{self.inside}/" if self.inside else "")
+        paths = {index: name[len(outer) :] for index, name in enumerate(plain) if name.startswith(outer)}
+        if plain and not paths:
+            raise UserError(f"{self.root}: holds no folder {self.inside}")
+        folders = [folder[len(outer) :] for folder in self.folders if folder.startswith(outer)]
+        return self.root.with_suffix("") / outer, paths, folders
+
+    def _plain(self) -> list[str]:
+        """`names` as they count for a layout."""
+        return self.names
 
     @abstractmethod
     def _list(self) -> None:
@@ -202,9 +224,9 @@ def _intact(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: damaged or no archive ({reason})") from None
 
 
-def _bomb(size: int, stored: int) -> tuple[str, str] | None:
-    """A fault for a member that unpacks to far more bytes than an image can."""
-    if size <= max(LARGE, EXPANSION * stored):
+def _bomb(name: str, size: int, stored: int) -> tuple[str, str] | None:
+    """A fault for a member that is read and unpacks to far more bytes than an image or a table can."""
+    if size <= min(max(LARGE, EXPANSION * stored), LARGEST_MEMBER) or suffix(name) not in SUFFIXES | {*SIDES}:
         return None
     return "huge", f"would unpack from {stored} bytes to {size}, which is taken for a trap"
 
@@ -223,7 +245,7 @@ class Zip(Archive):
         with _intact(self.root):
             self._zip, packed = zipfile.ZipFile(self.root), self.root.stat().st_size  # open as long as this object
             for info in self._zip.infolist():
-                fault = _bomb(info.file_size, min(info.compress_size, packed))
+                fault = _bomb(info.filename, info.file_size, min(info.compress_size, packed))
                 if stat.S_ISLNK(info.external_attr >> 16):
                     fault = "unsafe", "a link in an archive"
                 elif info.flag_bits & 1:
@@ -233,11 +255,110 @@ class Zip(Archive):
                 self._add(info.filename, info, info.is_dir(), fault)
 
 
+class _Headers:
+    """What tarfile may read of a .tar: blocks of headers, not one that claims to have gigabytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self._file, self.last = file.seek, file.tell, file, b""
+
+    def read(self, size: int) -> bytes:
+        if size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        self.last = self._file.read(size)
+        return self.last
+
+
+class Tar(Archive):
+    """A .tar, plain or gzipped. Of the latter, `read` takes the order of the archive."""
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[int, Place]]:
+        if not self._gzipped:
+            yield from ((index, partial(_part, self.root, *self.places[index])) for index in indices)
+            return
+        with _intact(self.root), self._open() as file:
+            for index in sorted(indices, key=lambda index: self.places[index]):
+                offset, size = self.places[index]
+                file.seek(offset)
+                yield index, partial(BytesIO, file.read(size))
+
+    def _open(self) -> IO[bytes]:
+        return cast(IO[bytes], gzip.open(self.root)) if self._gzipped else open(self.root, "rb")
+
+    def _list(self) -> None:
+        with open(self.root, "rb") as file:
+            self._gzipped = file.read(2) == b"\x1f\x8b"
+        stored = self.root.stat().st_size
+        with _intact(self.root), self._open() as file:
+            headers = _Headers(file)
+            with tarfile.open(fileobj=cast(Any, headers), mode="r:") as tar:
+                while member := tar.next():
+                    cast(Any, tar).members.clear()  # which would grow with every member
+                    end = member.offset_data + member.size
+                    if end > (max(LARGE, EXPANSION * stored) if self._gzipped else stored):
+                        raise UserError(f"{self.root}: claims {end} bytes in {stored}; it is cut off or a trap")
+                    place = member.offset_data, member.size
+                    self._add(member.name, place, member.isdir(), _tar_fault(member))
+            if headers.last.strip(b"\0") or len(headers.last) < tarfile.BLOCKSIZE:
+                raise UserError(f"{self.root}: damaged or no archive (it ends within a member)")
+            file.read(LARGEST_HEADER)  # to the checksum of gzip
+
+
+def _tar_fault(member: tarfile.TarInfo) -> tuple[str, str] | None:
+    if member.issym() or member.islnk():
+        return "unsafe", "a link in an archive"
+    if not (member.isdir() or member.isreg()) or member.issparse():
+        return "undecodable", "a pipe, a device or a sparse file"
+    return _bomb(member.name, member.size, member.size)
+
+
+def _part(path: Path, offset: int, size: int) -> BytesIO:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return BytesIO(file.read(size))
+
+
+class Shards(Archive):
+    """Numbered archives in one, as `shards-{000..127}.tar`; names start with that of their shard."""
+
+    def _list(self) -> None:
+        match = re.fullmatch(r"(.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*\.(?:tar|tgz|tar\.gz))", self.root.name)
+        if match is None or not 0 <= int(match[3]) - int(match[2]) < 10**6:
+            raise UserError(f"{self.root}: expected shards as shards-{{000..127}}.tar")
+        numbers = range(int(match[2]), int(match[3]) + 1)
+        paths = [self.root.with_name(f"{match[1]}{number:0{len(match[2])}}{match[4]}") for number in numbers]
+        if gone := [path.name for path in paths if not path.is_file()]:
+            raise UserError(f"{self.root}: {len(gone)} of its {len(paths)} shards do not exist: {', '.join(gone[:3])}")
+        self._shards = [Tar(path) for path in paths]
+        for number, shard in enumerate(self._shards):
+            self._found |= {f"{shard.root.name}/{name}": (number, index) for index, name in enumerate(shard.names)}
+            self.folders |= shard.folders
+            problems = [problem._replace(name=f"{shard.root.name}/{problem.name}") for problem in shard.problems]
+            self.problems += problems
+
+    def fingerprint(self) -> str:
+        return " ".join(shard.fingerprint() for shard in self._shards)
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[int, Place]]:
+        indices = sorted(indices, key=lambda index: self.places[index][0])
+        for number, group in itertools.groupby(indices, key=lambda index: self.places[index][0]):
+            own = {self.places[index][1]: index for index in group}
+            yield from ((own[index], place) for index, place in self._shards[number].read(list(own)))
+
+    def _plain(self) -> list[str]:
+        return [name.partition("/")[2] for name in self.names]
+
+
 def open_files(path: Path) -> Files:
-    """The files of a folder or a .zip. Raises UserError for anything else."""
+    """The files of a folder, a .zip, a .tar, shards, or of a folder in an archive. Raises UserError for others."""
     if path.is_dir():
         return Folder(path)
-    if path.is_file() and path.suffix.lower() == ".zip":
-        return Zip(path.resolve())
-    hint = "unpack it and give the folder" if path.suffix.lower() in {".tar", ".gz", ".tgz"} else "give a folder"
-    raise UserError(f"{path}: a file that is no .npz or .zip; {hint}")
+    if "{" in path.name:
+        return Shards(path.absolute())
+    for archive in (path, *path.parents):
+        if archive.is_file():
+            inside = path.relative_to(archive).as_posix()
+            for end, kind in ((".zip", Zip), (".tar", Tar), (".tar.gz", Tar), (".tgz", Tar)):
+                if archive.name.lower().endswith(end):
+                    return kind(archive.resolve(), "" if inside == "." else inside)
+            raise UserError(f"{path}: a file that is no .npz, .zip, .tar or .tar.gz; give one of these or a folder")
+    raise UserError(f"{path}: no such folder or file (nor `shapes` or `torchvision:NAME`)")

@@ -5,11 +5,12 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sagan.data.files import LARGEST_LABELS, SUFFIXES, Files, Problem, printable, suffix
+from sagan.data.files import LARGEST_LABELS, SIDES, SUFFIXES, Files, Problem, printable, suffix
 from sagan.data.layout import Layout, few
 from sagan.utils.errors import UserError, suggestion
 from sagan.utils.io import expand_home, read_text
@@ -29,7 +30,8 @@ def stylegan_rows(files: Files, paths: dict[int, str]) -> tuple[int, Rows | None
         places = few(paths[index].rpartition("/")[0] or "." for index in found)
         raise UserError(f"{files.root}: {len(found)} folders hold a {STYLEGAN} ({places}); give one of them")
     where = str(files.root / files.names[found[0]])
-    raw = _json(files.text(found[0]), where)
+    ((_, text),) = files.texts(found)
+    raw = _json(text, where)
     if not isinstance(raw, dict) or "labels" not in raw:
         return None  # of another tool
     if raw["labels"] is None:
@@ -51,6 +53,41 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not readable as JSON ({error})") from None
+
+
+def sample_labels(files: Files, images: Iterable[int]) -> tuple[list[int], dict[int, Any], str] | None:
+    """Labels of WebDataset samples, files of one name up to its first dot: from .cls, .json with a label, or .txt.
+
+    Returns the indices of the files of labels, labels by index of the image, and what to call them; None without any,
+    or if they are captions, which hardly repeat.
+    """
+    samples = dict[str, list[int]]()
+    for index in images:
+        samples.setdefault(_sample(files.names[index])[0], []).append(index)
+    keys = [_sample(name) for name in files.names]
+    for side in SIDES:
+        found = [index for index, (key, end) in enumerate(keys) if end == side and key in samples]
+        values = dict[int, Any]()
+        for index, text in files.texts(found):
+            label = _side_label(text.strip(), side, files.names[index])
+            values |= dict.fromkeys(samples[keys[index][0]] if label is not None else [], label)
+        if values and not (side == ".txt" and len(set(values.values())) > max(MOST_ALONE, len(values) // 2)):
+            return found, values, f"its {side} files"
+    return None
+
+
+def _sample(name: str) -> tuple[str, str]:
+    """The key of a sample, and the rest of the name."""
+    folder, _, base = name.rpartition("/")
+    key, dot, end = base.partition(".")
+    return f"{folder}/{key}", f"{dot}{end}".lower()
+
+
+def _side_label(text: str, side: str, name: str) -> Any:
+    if side != ".json":
+        return _number(text)
+    raw = _json(text, name)
+    return next((raw[key] for key in USUAL if raw.get(key) is not None), None) if isinstance(raw, dict) else raw
 
 
 class Names:
@@ -184,12 +221,19 @@ def from_rows(images: dict[int, str], names: Names, rows: Rows, where: str) -> L
     if not values.keys() and rows:
         raise UserError(f"{where}: names no image of the source; it has {few(n for n, _ in rows)}, the source has "
                         f"{few(images.values())}")  # fmt: skip
-    for kind, indices, reason in (
-        ("unlabelled", images.keys() - values.keys(), f"has no label in {where}"),
-        ("contradiction", twice, f"has several labels in {where}"),
-    ):
-        problems += [Problem(kind, printable(images[index]), reason) for index in sorted(indices)]
-    known = {index: values[index] for index in images if index in values and index not in twice}
+    for index in twice:
+        values[index] = None
+    problems += [
+        Problem("contradiction", printable(images[i]), f"has several labels in {where}") for i in sorted(twice)
+    ]
+    return from_values(images, values, problems, where)
+
+
+def from_values(images: dict[int, str], values: dict[int, Any], problems: list[Problem], where: str) -> Layout:
+    """Labels by index, of which None leaves an image out; images without any are added to the problems."""
+    without = [printable(images[index]) for index in images if index not in values]
+    problems = [*problems, *(Problem("unlabelled", name, f"has no label in {where}") for name in without)]
+    known = {index: values[index] for index in images if values.get(index) is not None}
     labels, classes = _numbered(known, images, where)
     return Layout(labels, classes, problems)
 

@@ -368,7 +368,7 @@ def _already_there(job: Job, out: Path, report: Callable[[str], None]) -> Prepar
 @click.option("--columns", metavar="FILE,LABEL", help="Its columns, where they are not clear.")
 @as_json
 def prepare_cli(source: str, out: Path, resolution: int, as_json: bool, **options: Any) -> None:
-    """Check SOURCE and convert it: a folder or a .zip of images, torchvision:NAME, an .npz, or shapes."""
+    """Check SOURCE and convert it: a folder or archive of images, shards, torchvision:NAME, an .npz, or shapes."""
     data = prepare(source, out, resolution, report=partial(click.echo, err=as_json), **options)
     if as_json:
         print(json.dumps({"out": str(out), **read_json(data.folder / "report.json")}))

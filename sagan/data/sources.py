@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sagan.data.files import HEIF, SUFFIXES, Files, Place, Problem, open_files, printable, suffix
-from sagan.data.labels import STYLEGAN, Names, from_rows, stylegan_rows
+from sagan.data.files import HEIF, SUFFIXES, Archive, Files, Place, Problem, Shards, Tar, open_files, printable, suffix
+from sagan.data.labels import STYLEGAN, Names, from_rows, from_values, sample_labels, stylegan_rows
 from sagan.data.layout import SPLITS, Layout, class_folders, few
 from sagan.data.shapes import CLASSES, render
 from sagan.utils.errors import UserError, suggestion
@@ -84,30 +84,29 @@ class FolderSource(Source):
     def __init__(self, root: Path, labels: str | None = None, columns: str | None = None) -> None:
         self._files = files = open_files(root)
         self.root, self._fingerprint = files.root, files.fingerprint()
-        parts = self.root.parts[-2:] if self.root.name.lower() in SPLITS else self.root.parts[-1:]
-        self.name = printable("/".join(parts))
-        outer = files.outer()
-        paths = {index: name[len(outer) :] for index, name in enumerate(files.names)}
+        place = files.root / files.inside if isinstance(files, Archive) else files.root
+        self.name = printable("/".join(place.parts[-2:] if place.name.lower() in SPLITS else place.parts[-1:]))
+        top, paths, folders = files.inner()
         images = {index: path for index, path in paths.items() if suffix(path) in SUFFIXES}
-        others = [index for index in paths if index not in images]
         if not images:
             raise UserError(f"{root}: {_no_image(files)}")
-        top = self.root if self.root.is_dir() else self.root.with_suffix("")
-        names = Names(top / outer, images)
-        table = None if labels else stylegan_rows(files, paths)
+        used = list[int]()  # files of labels
         if labels:
+            names = Names(top, images)
             self._layout = from_rows(images, names, names.rows(labels, columns), labels)
-            others = [index for index in others if self.root / files.names[index] != expand_home(labels).resolve()]
-        elif table is None:
-            folders = [folder[len(outer) :] for folder in files.folders if folder.startswith(outer)]
-            self._layout = class_folders(root, images, folders)
-        else:
-            used, rows = table
-            others.remove(used)
+            used = [index for index in paths if self.root / files.names[index] == expand_home(labels).resolve()]
+        elif table := stylegan_rows(files, paths):
+            used, rows = [table[0]], table[1]
             flat = Layout(dict.fromkeys(images, 0), (), [])
-            self._layout = flat if rows is None else from_rows(images, names, rows, STYLEGAN)
-        if labels or table:
+            self._layout = flat if rows is None else from_rows(images, Names(top, images), rows, STYLEGAN)
+        elif isinstance(files, Tar | Shards) and (samples := sample_labels(files, images)):
+            used, values, where = samples
+            self._layout = from_values(images, values, [], where)
+        else:
+            self._layout = class_folders(root, images, folders)
+        if labels or used:
             self._fingerprint += hashlib.sha256(repr(self._layout[:2]).encode()).hexdigest()
+        others = sorted(paths.keys() - images.keys() - set(used))
         waiting = [] if heif_opens() else [index for index in images if suffix(images[index]) in HEIF]
         for index in waiting:
             self._layout.labels.pop(index, None)
@@ -369,9 +368,7 @@ def open_source(text: str, resolution: int, labels: str | None = None, columns: 
         return TorchvisionSource(rest)
     if is_npz:
         return NpzSource(path)
-    if path.exists():
-        return FolderSource(path, labels, columns)
-    raise UserError(f"{text}: no such folder or file (nor `shapes` or `torchvision:NAME`)")
+    return FolderSource(path, labels, columns)
 
 
 class ShapesSource(Source):

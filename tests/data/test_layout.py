@@ -108,8 +108,8 @@ def test_names_that_do_not_match(chunks: Path, tmp_path: Path):
     data = prepare(str(chunks), tmp_path / "out", 32, skip_bad=True)
     assert data.labels.tolist() == [0, 1, 0, 1, 0]
     skipped = [line.split("\t")[:2] for line in (tmp_path / "out" / "skipped.txt").read_text().splitlines()]
-    assert skipped == [["00009/gone.png", "missing"], [NAMES[6], "unlabelled"], [NAMES[7], "unlabelled"],
-                       [NAMES[5], "contradiction"]]  # fmt: skip
+    assert skipped == [["00009/gone.png", "missing"], [NAMES[5], "contradiction"],
+                       [NAMES[6], "unlabelled"], [NAMES[7], "unlabelled"]]  # fmt: skip
     assert "names no image of the source; it has a.png, the source has 0" in refusal(describe(chunks, [["a.png", 1]]))
 
 

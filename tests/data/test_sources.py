@@ -246,7 +246,7 @@ def test_shapes():
 @pytest.mark.parametrize(
     ("source", "expected"),
     [("shapes:0", "shapes:COUNT"), ("shapes:-1", "shapes:COUNT"), ("shapes:x", "shapes:COUNT"), ("nope", "no such"),
-     ("set.zip", "no archive"), ("a.png", "give a folder")],
+     ("set.zip", "no archive"), ("a.png", "or a folder")],
 )  # fmt: skip
 def test_unknown_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, expected: str):
     monkeypatch.chdir(tmp_path)

@@ -1,14 +1,19 @@
 """Two real processes (torchrun, gloo, CPU) against one: the same losses at the same global batch."""
 
 import json
+import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from processes import RATES, assert_same_losses, fork_two, launch, train_in_two, wait_for
+from processes import ENVIRONMENT, RATES, ROOT, assert_same_losses, fork_two, launch, train_in_two, wait_for
 from safetensors.torch import load_file
 from tiny import files_of, log_of, tiny_config, train_tiny, write_config
 
@@ -112,6 +117,49 @@ def test_a_signal_to_the_launcher_saves(tmp_path: Path, data: PreparedData, numb
     step = json.loads((checkpoint / "state.json").read_text())["step"]
     assert checkpoint.name == f"{step:08d}"
     assert f"at step {step} and saved; run the same command again to resume" in said
+
+
+SRUN = """#!/bin/bash
+trap 'kill -TERM $(jobs -p)' TERM
+for ((i = 0; i < SLURM_NNODES; i++)); do SLURM_NODEID=$i "$@" & done
+wait; wait
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_script_resumes_with_other_nodes(tmp_path: Path, data: PreparedData) -> None:
+    """The script of docs/scale.md, with stand-ins for srun and scontrol: two nodes, SIGTERM, then one node."""
+    config = write_config(tmp_path / "config.yaml", data, training={"steps": 100_000})
+    text = (ROOT / "docs" / "scale.md").read_text()
+    script = re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", text, re.DOTALL)
+    assert script is not None
+    words = "train.py imagenet128 --out runs/imagenet --set data.source=DATA"
+    assert words in script[1]
+    (tmp_path / "job.sh").write_text(script[1].replace(words, f"{ROOT / 'train.py'} {config} --out {tmp_path / 'run'}"))
+    for name, content in (("srun", SRUN), ("scontrol", "#!/bin/bash\necho 127.0.0.1\n")):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    step = 0
+    for nodes in ("2", "1"):
+        slurm = {"SLURM_NNODES": nodes, "SLURM_JOB_NODELIST": "here", "GPUS": "1", "PORT": port}
+        with subprocess.Popen(
+            ["bash", str(tmp_path / "job.sh")], env={**ENVIRONMENT, **slurm, "PATH": path}, stderr=subprocess.PIPE,
+            text=True, start_new_session=True,
+        ) as job:  # fmt: skip
+            wait_for(job, tmp_path / "run" / "log.jsonl")
+            while log_of(tmp_path / "run")[-1]["step"] <= step:
+                time.sleep(0.1)
+            os.killpg(job.pid, signal.SIGTERM)
+            _, said = job.communicate(timeout=120)
+        assert f"resumed from step {step}" in said or not step, said
+        newest, _ = newest_whole_checkpoint(tmp_path / "run")
+        assert newest is not None, said
+        assert f"at step {int(newest.name)} and saved" in said
+        step = int(newest.name)
+    assert "saved by 2 processes, resumed by 1" in said
 
 
 @pytest.mark.slow

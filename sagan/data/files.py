@@ -48,6 +48,11 @@ def printable(name: str) -> str:
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
+def few(names: Iterable[str]) -> str:
+    shown = [printable(name)[:200] for name in names]
+    return ", ".join(shown[:3]) + (", …" if len(shown) > 3 else "")
+
+
 def shared_folder(paths: Iterable[str]) -> str:
     """The deepest folder around all paths, with its "/"; "" for none."""
     folder = os.path.commonpath([os.path.dirname(path) for path in paths] or [""])

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sagan.data.files import LARGEST_LABELS, SIDES, SUFFIXES, Files, Problem, printable, suffix
-from sagan.data.layout import Layout, few
+from sagan.data.files import LARGEST_LABELS, SIDES, SUFFIXES, Files, Problem, few, printable, suffix
+from sagan.data.layout import Layout
 from sagan.utils.errors import UserError, suggestion
 from sagan.utils.io import expand_home, read_text
 
@@ -234,11 +234,11 @@ def from_values(images: dict[int, str], values: dict[int, Any], problems: list[P
     without = [printable(images[index]) for index in images if index not in values]
     problems = [*problems, *(Problem("unlabelled", name, f"has no label in {where}") for name in without)]
     known = {index: values[index] for index in images if values.get(index) is not None}
-    labels, classes = _numbered(known, images, where)
+    labels, classes = numbered(known, images, where)
     return Layout(labels, classes, problems)
 
 
-def _numbered(values: dict[int, Any], images: dict[int, str], where: str) -> tuple[dict[int, int], tuple[str, ...]]:
+def numbered(values: dict[int, Any], images: dict[int, str], where: str) -> tuple[dict[int, int], tuple[str, ...]]:
     """Labels from 0, and the names of the classes: sorted numbers or texts."""
     kinds = dict[str, list[int]]()
     for index, value in values.items():

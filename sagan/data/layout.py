@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from sagan.data.files import Problem, printable, shared_folder
+from sagan.data.files import Problem, few, printable, shared_folder
 from sagan.utils.errors import UserError
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
@@ -16,11 +16,6 @@ class Layout(NamedTuple):
     labels: dict[int, int]
     classes: tuple[str, ...]
     problems: list[Problem]
-
-
-def few(names: Iterable[str]) -> str:
-    shown = [printable(name)[:200] for name in names]
-    return ", ".join(shown[:3]) + (", …" if len(shown) > 3 else "")
 
 
 def class_folders(root: Path, images: dict[int, str], folders: Iterable[str]) -> Layout:

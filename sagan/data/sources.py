@@ -17,9 +17,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sagan.data.files import HEIF, SUFFIXES, Archive, Files, Place, Problem, Shards, Tar, open_files, printable, suffix
+from sagan.data.files import (
+    HEIF,
+    SUFFIXES,
+    Archive,
+    Files,
+    Place,
+    Problem,
+    Shards,
+    Tar,
+    few,
+    open_files,
+    printable,
+    suffix,
+)
 from sagan.data.labels import STYLEGAN, Names, from_rows, from_values, sample_labels, stylegan_rows
-from sagan.data.layout import SPLITS, Layout, class_folders, few
+from sagan.data.layout import SPLITS, Layout, class_folders
 from sagan.data.shapes import CLASSES, render
 from sagan.utils.errors import UserError, suggestion
 from sagan.utils.io import Member, check_expansion, expand_home, open_archive, read_table
@@ -127,7 +140,7 @@ class FolderSource(Source):
     def items(self) -> Iterator[Item]:
         labels = self._layout.labels
         for index, place in self._files.read(list(labels)):
-            yield Item(printable(self._files.names[index]), partial(_open, place, labels[index]))
+            yield Item(printable(self._files.names[index]), partial(open_image, place, labels[index]))
 
 
 def _no_image(files: Files) -> str:
@@ -148,7 +161,7 @@ def heif_opens() -> bool:
     return True
 
 
-def _open(place: Place, label: int) -> tuple[Image.Image, int]:
+def open_image(place: Place, label: int) -> tuple[Image.Image, int]:
     formats = (*FORMATS, "HEIF") if heif_opens() else FORMATS
     return Image.open(place if isinstance(place, str) else place(), formats=formats), label
 
@@ -316,10 +329,10 @@ class TorchvisionSource(Source):
                 return [make(str(root), **options, **download) for options in self._entry.parts]
         except (OSError, RuntimeError, ImportError) as error:
             what = "download it to" if self._entry.downloads else "find it (torchvision does not download it) in"
-            raise UserError(f"{self.name}: could not {what} {root}: {_reason(error)}") from None
+            raise UserError(f"{self.name}: could not {what} {root}: {short_reason(error)}") from None
 
 
-def _reason(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
     """An error as one short line: of a failed download, the last cause, without addresses."""
     text = " ".join(str(error).split())
     causes = re.findall(r"<urlopen error (?:\[\w+ ?-?\d*\] )?(.+?)>|(HTTP Error \d+: [\w ]+)", text)
@@ -350,16 +363,28 @@ def _read_torchvision(dataset: Any, index: int, labeled: bool) -> tuple[Image.Im
 DEFAULT_SHAPES = 20_000
 
 
-def open_source(text: str, resolution: int, labels: str | None = None, columns: str | None = None) -> Source:
-    """Open `shapes`, `shapes:COUNT` (rendered at `resolution`), `torchvision:NAME`, an `.npz`, or a folder of images.
+def is_saved(path: Path) -> bool:
+    """Whether this is a parquet file, or a folder written by `save_to_disk`."""
+    folder = path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file())
+    return folder or (path.suffix.lower() == ".parquet" and path.is_file())
 
-    `labels`, `columns`: see `FolderSource`. Raises UserError for anything else, and as the sources do.
+
+def open_source(text: str, resolution: int, labels: str | None = None, columns: str | None = None) -> Source:
+    """Open `shapes`, `shapes:COUNT` (at `resolution`), `torchvision:NAME`, `hf:NAME`, an .npz, a folder or an archive.
+
+    `labels`, `columns`: see `FolderSource` and `HubSource`. Raises UserError for anything else, and as the sources do.
     """
     kind, _, rest = text.partition(":")
     path = expand_home(text)
+    if kind == "hf" or is_saved(path):
+        from sagan.data.hub import HubSource  # it needs an extra
+
+        if labels:
+            raise UserError(f"{text}: has its own labels; --columns IMAGE,LABEL names them")
+        return HubSource(rest if kind == "hf" else text, columns)
     is_npz = path.is_file() and path.suffix.lower() == ".npz"
     if (labels or columns) and (kind in ("shapes", "torchvision") or is_npz):
-        raise UserError(f"{text}: has its own labels; --labels and --columns are for folders and archives of images")
+        raise UserError(f"{text}: has its own labels; --labels is for folders and archives of images")
     if columns and not labels:
         raise UserError(f"--columns {columns}: names columns of a table of labels; give it by --labels FILE")
     if kind == "shapes":

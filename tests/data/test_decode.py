@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sagan.data.decode import Unusable, convert
-from sagan.data.sources import Item, _open
+from sagan.data.sources import Item, open_image
 
 # Pillow warns of damage and of large sizes; preparation silences it, since its own checks are stricter.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -16,7 +16,7 @@ ORIENTATION = 0x0112
 
 
 def read(path: Path, resolution: int = 32, resize: str = "crop") -> tuple[np.ndarray, list[str]]:
-    pixels, label, notes = convert(Item(path.name, lambda: _open(str(path), 7)), resolution, resize)
+    pixels, label, notes = convert(Item(path.name, lambda: open_image(str(path), 7)), resolution, resize)
     assert (pixels.shape, pixels.dtype, label) == ((resolution, resolution, 3), np.uint8, 7)
     return pixels, notes
 

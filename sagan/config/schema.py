@@ -127,6 +127,7 @@ class GeneratorSettings(NetworkSettings):
     norm_momentum: Decay = 0.1
     last_norm_momentum: Decay | None = None  # of the batch norm before the last convolution; null: as the others
     sync_norm: bool = False
+    bilinear: bool = False  # upsampling; false: nearest
 
 
 class CoarseToFineSettings(Settings):
@@ -183,6 +184,7 @@ class DiscriminatorSettings(NetworkSettings):
     """Settings of the discriminator. `widths`: of each block."""
 
     relu_shortcut: bool = False  # shortcuts, but that of the stem, take relu(x), as code with in-place ReLUs does
+    narrow: bool = False  # blocks, but the stem, widen in their second convolution instead of the first
     frontend: FrontEndSettings | None = None  # a name or {name, options}; null: the plain discriminator
 
     @field_validator("frontend", mode="before")

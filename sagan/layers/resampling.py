@@ -44,6 +44,16 @@ class UpsampleConv2d(ResamplingConv2d):
         return F.conv_transpose2d(input, self.fold(weight.transpose(0, 1)), self.bias, stride=2, padding=1)
 
 
+class BilinearConv2d(nn.Conv2d):
+    """Bilinear ×2, then conv 3×3: (B, C, H, W) -> (B, D, 2H, 2W)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(upsample_bilinear(input))
+
+
 @torch.no_grad()
 def fold_upsampling(conv: UpsampleConv2d) -> nn.ConvTranspose2d:
     """The transposed convolution with the folded kernel of `conv`, equal at every size; it shares the bias."""
@@ -70,6 +80,11 @@ def upsample(x: Tensor) -> Tensor:
         rows = x.permute(0, 2, 3, 1)[:, :, None, :, None]  # (B, H, 1, W, 1, C)
         return rows.expand(b, h, 2, w, 2, c).reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
     return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def upsample_bilinear(x: Tensor) -> Tensor:
+    """Bilinear ×2 between centers of cells: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def downsample(x: Tensor) -> Tensor:

@@ -9,21 +9,31 @@ from torch import Tensor, nn
 from sagan.attention import AttentionModule, make_attention
 from sagan.config.schema import NetworkSettings
 from sagan.layers.normalization import ClassEmbedding, Normalization
-from sagan.layers.resampling import DownsampleConv2d, UpsampleConv2d, downsample, upsample
+from sagan.layers.resampling import (
+    BilinearConv2d,
+    DownsampleConv2d,
+    UpsampleConv2d,
+    downsample,
+    upsample,
+    upsample_bilinear,
+)
 from sagan.layers.spectral_norm import Projection
 from sagan.utils.errors import UserError
 
 
 class GeneratorBlock(nn.Module):
-    """(B, C, H, W) -> (B, D, 2H, 2W): norm-ReLU-up-conv3, norm-ReLU-conv3; shortcut up-conv1."""
+    """(B, C, H, W) -> (B, D, 2H, 2W): norm-ReLU-up-conv3, norm-ReLU-conv3; shortcut up-conv1.
+
+    `bilinear`: interpolate between cells instead of repeating them.
+    """
 
     def __init__(
         self, norm1: Normalization, norm2: Normalization, in_channels: int, out_channels: int,
-        branch: nn.Module | None = None, conv: nn.Module | None = None,
+        branch: nn.Module | None = None, conv: nn.Module | None = None, bilinear: bool = False,
     ):  # fmt: skip
         super().__init__()
-        self.norm1, self.norm2 = norm1, norm2
-        self.conv1 = UpsampleConv2d(in_channels, out_channels)
+        self.norm1, self.norm2, self.bilinear = norm1, norm2, bilinear
+        self.conv1 = (BilinearConv2d if bilinear else UpsampleConv2d)(in_channels, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1) if conv is None else conv
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
         self.branch = branch
@@ -33,25 +43,27 @@ class GeneratorBlock(nn.Module):
         h = self.conv2(F.relu(self.norm2(h, labels)))
         if self.branch is not None:
             h = self.branch(h)
-        return h + upsample(self.shortcut(x))  # a 1×1 convolution commutes with nearest upsampling
+        enlarge = upsample_bilinear if self.bilinear else upsample
+        return h + enlarge(self.shortcut(x))  # a 1×1 convolution commutes with both
 
 
 class DiscriminatorBlock(nn.Module):
     """(B, C, H, W) -> (B, D, H/2, W/2), without `down` (B, D, H, W): ReLU-conv3-ReLU-conv3-pool; shortcut pool-conv1.
 
     `stem`: no first ReLU (the input is an image). The shortcut is the identity without `down` at equal width.
-    `relu_shortcut`: its input is relu(x), as in code with in-place ReLU.
+    `relu_shortcut`: its input is relu(x), as in code with in-place ReLU. `hidden`: channels between the convolutions.
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, down: bool = True, stem: bool = False, relu_shortcut: bool = False,
-        branch: nn.Module | None = None, conv: nn.Module | None = None,
+        branch: nn.Module | None = None, conv: nn.Module | None = None, hidden: int | None = None,
     ):  # fmt: skip
         super().__init__()
         self.down, self.stem, self.relu_shortcut = down, stem, relu_shortcut
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1) if conv is None else conv
-        plain = nn.Conv2d(out_channels, out_channels, 3, padding=1) if not down else None
-        self.conv2 = plain or DownsampleConv2d(out_channels, out_channels)
+        hidden = hidden or out_channels
+        self.conv1 = nn.Conv2d(in_channels, hidden, 3, padding=1) if conv is None else conv
+        plain = nn.Conv2d(hidden, out_channels, 3, padding=1) if not down else None
+        self.conv2 = plain or DownsampleConv2d(hidden, out_channels)
         same = not down and in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
         self.branch = branch

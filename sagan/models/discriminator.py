@@ -36,7 +36,8 @@ class Trunk(nn.Module):
                 raise UserError(
                     f"discriminator.attention.{size}: place conv needs equal widths, not {width} and {next_width}"
                 )
-            block = DiscriminatorBlock(width, next_width, down, i == 0, settings.relu_shortcut, branch, conv)
+            hidden = width if settings.narrow and i else next_width
+            block = DiscriminatorBlock(width, next_width, down, i == 0, settings.relu_shortcut, branch, conv, hidden)
             self.blocks.append(block)
             if after is not None:
                 self.attention[f"{size}x{size}"] = after

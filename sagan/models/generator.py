@@ -65,7 +65,7 @@ class Generator(
             size = 8 << i
             branch, conv, after = (placed_attention(settings, "generator", size, place, next_width) for place in PLACES)
             norms = self._norm(width), self._norm(next_width)
-            self.blocks.append(GeneratorBlock(*norms, width, next_width, branch, conv))
+            self.blocks.append(GeneratorBlock(*norms, width, next_width, branch, conv, settings.bilinear))
             if after is not None:
                 self.attention[f"{size}x{size}"] = after
         momentum = settings.norm_momentum if settings.last_norm_momentum is None else settings.last_norm_momentum

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.layers.normalization import ConditionalBatchNorm, HeldState, Normalization
-from sagan.layers.resampling import fold_upsampling
+from sagan.layers.resampling import UpsampleConv2d, fold_upsampling
 from sagan.layers.spectral_norm import SpectralNorm
 from sagan.models.blocks import GeneratorBlock
 from sagan.models.generator import Generator
@@ -32,17 +32,18 @@ def fuse_for_inference(generator: Generator) -> Generator:
     fused = copy.deepcopy(generator, shared)
     for i, block in enumerate(fused.blocks):
         assert isinstance(block, GeneratorBlock)
-        fused.blocks[i] = FusedBlock(block)
+        if isinstance(block.conv1, UpsampleConv2d):  # bilinear upsampling has no folded kernel
+            fused.blocks[i] = FusedBlock(block, block.conv1)
     return fused.eval()
 
 
 class FusedBlock(nn.Module):
     """GeneratorBlock in eval mode: (B, C, H, W) -> (B, D, 2H, 2W). Reuses the parts that it does not replace."""
 
-    def __init__(self, block: GeneratorBlock):
+    def __init__(self, block: GeneratorBlock, conv1: UpsampleConv2d):
         super().__init__()
         self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2, in_place=True)  # of conv1's own output
-        self.conv1 = fold_upsampling(block.conv1).to(memory_format=torch.channels_last)
+        self.conv1 = fold_upsampling(conv1).to(memory_format=torch.channels_last)
         self.conv2, self.shortcut, self.branch = block.conv2, block.shortcut, block.branch
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:

@@ -74,6 +74,8 @@ LAYOUTS = (
            Assumed(norm_eps=1e-4, last_norm_eps=1e-4, relu_shortcut=True)),
     Layout("mmgeneration", "mmgeneration (SNGAN, SAGAN)", ("noise2feat.weight", "to_rgb.conv.weight"),
            ("decision.weight", "from_rgb.conv_1.conv.weight"), Assumed(norm_eps=1e-4, last_norm_eps=1e-4)),
+    Layout("mimicry", "mimicry", ("l1.weight", "block2.c1.weight"),
+           ("block1.c1.weight", "block2.c1.weight"), Assumed(gain_offset=0, relu_shortcut=True)),
     Layout("mmgeneration", "mmgeneration (BigGAN)", ("noise2feat.weight", "output_layer.conv.weight"),
            ("decision.weight", "conv_blocks.0.conv1.conv.weight")),
 )  # fmt: skip
@@ -81,16 +83,15 @@ UNSUPPORTED = {  # a tensor that only such a network has -> what it is
     r"generator\.gen_z\.weight": "a BigGAN-deep of pytorch-pretrained-BigGAN (bottleneck blocks)",
     r"(conv_)?blocks\.0\.(0\.)?conv(2d)?4(\.conv)?\.weight": "a BigGAN-deep (bottleneck blocks)",
     r"attn1\.query_conv\.weight": "a network of heykeetae's Self-Attention-GAN (transposed convolutions)",
-    r"block2\.c1\.weight": "a network of mimicry (bilinear upsampling)",
     r"blocks\.0\.0\.bn0\.weight": "a StudioGAN discriminator without spectral norm (batch norm instead)",
     r"(linear2|linear_mi|info_\w+)\.weight": "a StudioGAN network with a classifier or InfoGAN head",
 }
 
-UNIT = re.compile(r"(from_rgb|(?:conv_)?blocks\.\d+(?:\.[01])?)\.(.+)")  # a block or an attention module
-NORM, CONV = r"(?:bn|norm_)([12])\.", r"(?:\.conv)?\.(weight|bias)"
+UNIT = re.compile(r"(from_rgb|(?:conv_)?blocks\.\d+(?:\.[01])?|block\d|attn_block)\.(.+)")  # a block or attention
+NORM, CONV = r"(?:bn|norm_|b)([12])\.", r"(?:\.conv)?\.(weight|bias)"
 BLOCK: Names = (
-    (rf"(?:conv|conv_|conv2d)([12]){CONV}", r"conv\1.\2"),
-    (rf"(?:conv_sc|conv2d0|shortcut){CONV}", r"shortcut.\1"),
+    (rf"(?:conv|conv_|conv2d|c)([12]){CONV}", r"conv\1.\2"),
+    (rf"(?:conv_sc|conv2d0|shortcut|c_sc){CONV}", r"shortcut.\1"),
     (rf"{NORM}(?:bn\.|norm\.)?(?:stored|running)_(mean|var)", r"norm\1.running_\2"),
     (rf"{NORM}(?:gain|weight_embedding)\.weight", r"norm\1.gain.weight"),
     (rf"{NORM}bias(?:_embedding)?\.weight", r"norm\1.bias.weight"),
@@ -103,22 +104,22 @@ ATTENTION: Names = (
     (r"(?:o|conv1x1_attn)(?:\.conv)?\.weight", "out.weight"),
     (r"gamma|sigma", "gamma"),
 )
-LAST_NORM = r"(?:output_layer\.0|output_layer\.bn|to_rgb\.bn|bn4)\."
+LAST_NORM = r"(?:output_layer\.0|output_layer\.bn|to_rgb\.bn|bn4|b\d)\."
 OUTSIDE: dict[Role, Names] = {  # outside the blocks
     "generator": (
-        (r"(?:linear0?|noise2feat)\.(weight|bias)", r"linear.\1"),
+        (r"(?:linear0?|noise2feat|l1)\.(weight|bias)", r"linear.\1"),
         (rf"{LAST_NORM}(?:bn\.)?(?:stored|running)_(mean|var)", r"norm.running_\1"),
         (rf"{LAST_NORM}(?:weight|gain)", "norm.weight"),
         (rf"{LAST_NORM}bias", "norm.bias"),
-        (r"(?:output_layer\.2|output_layer\.conv|to_rgb\.conv|conv2d5)\.(weight|bias)", r"conv.\1"),
+        (r"(?:output_layer\.2|output_layer\.conv|to_rgb\.conv|conv2d5|c\d)\.(weight|bias)", r"conv.\1"),
         (r"shared(?:_embedding)?\.weight", "shared.weight"),
     ),
     "discriminator": (
-        (r"(?:linear1?|decision)\.(weight|bias)", r"head.linear.\1"),
-        (r"(?:embed|embedding|proj_y)\.weight", "head.embedding.weight"),
+        (r"(?:linear1?|decision|l\d)\.(weight|bias)", r"head.linear.\1"),
+        (r"(?:embed|embedding|proj_y|l_y)\.weight", "head.embedding.weight"),
     ),
 }
-IGNORED = re.compile(r"(?:.+\.)?(?:sv\d|u\d|weight_[uv]|num_batches_tracked|accumulation_counter)")
+IGNORED = re.compile(r"(?:.+\.)?(?:sv\d|u\d|sn_u|sn_sigma|weight_[uv]|num_batches_tracked|accumulation_counter)")
 
 
 class Vectors(NamedTuple):
@@ -199,6 +200,10 @@ def load_state(path: Path, role: Role) -> tuple[State, str]:
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no state dict of a network")
     state = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    for name in [name for name in state if re.fullmatch(r"block\d\.b[12]\.embed\.weight", name)]:
+        table = state.pop(name)  # of mimicry: gains and biases side by side
+        half = table.shape[-1] // 2 if table.ndim else 0
+        state |= {name.replace("embed", "gain"): table[..., :half], name.replace("embed", "bias"): table[..., half:]}
     kind = "averaged" if re.search("ema", path.name, re.IGNORECASE) else "raw"
     if any(re.match(r"(generator|generator_ema|discriminator)\.(noise2feat|decision)", name) for name in state):
         averaged = role == "generator" and any(name.startswith("generator_ema.") for name in state)
@@ -275,8 +280,10 @@ def _some(names: list[str]) -> str:
 def _units(names: list[str]) -> dict[str, str]:
     """Blocks and attention modules in order: prefix in the file -> "blocks.I", or "attention.I" after block I."""
     prefixes = {match[1] for name in names if (match := UNIT.fullmatch(name))}
+    after = 2 if "block1" in prefixes else 4 if "block6" in prefixes else 3  # mimicry's attn_block
+    places = {prefix: [int(digits) for digits in re.findall(r"\d+", prefix)] for prefix in prefixes}
     units, block = {}, -1
-    for prefix in sorted(prefixes, key=lambda prefix: [int(digits) for digits in re.findall(r"\d+", prefix)]):
+    for prefix in sorted(prefixes, key=(places | {"attn_block": [after, 1]}).__getitem__):
         attends = not {f"{prefix}.gamma", f"{prefix}.sigma"}.isdisjoint(names)
         block += not attends
         units[prefix] = f"{'attention' if attends else 'blocks'}.{block}"
@@ -316,10 +323,11 @@ def _checked(where: str, tensor: Tensor) -> Tensor:
 def _vectors(name: str, state: State, where: str) -> Vectors | None:
     """The singular vectors with which the project computes σ in eval mode; None without spectral norm.
 
-    torch's spectral norm stores both. BigGAN-PyTorch's stores u and makes one iteration from it.
+    torch's spectral norm stores both. BigGAN-PyTorch's and mimicry's store u and make one iteration from it.
     """
     owner, _, last = name.rpartition(".")
-    stored = {"weight_orig": f"{owner}.weight_u", "weight": f"{owner}.u0"}.get(last, "")
+    own = f"{owner}.sn_u" if f"{owner}.sn_u" in state else f"{owner}.u0"
+    stored = {"weight_orig": f"{owner}.weight_u", "weight": own}.get(last, "")
     if last != "weight_orig" and stored not in state:
         return None
     if stored not in state:
@@ -415,15 +423,18 @@ def _generator_settings(
     else:
         num_classes = gain.shape[1]
     z_dim = chunk * (len(widths) if found.get("hierarchical") else 1)
+    found["bilinear"] = network.layout.name == "mimicry"
     eps = {"norm_eps": assumed.norm_eps, "last_norm_eps": assumed.last_norm_eps}
     return GeneratorSettings(**_common(network, widths), **eps, **found, z_dim=z_dim), num_classes
 
 
 def _discriminator_settings(network: Network, blocks: list[str], assumed: Assumed) -> DiscriminatorSettings:
-    widths = [len(network.weights[f"{block}.conv1.weight"]) for block in blocks]
-    if len(blocks) == 5 and network.names["trunk.blocks.0.conv1.bias"].startswith("from_rgb"):
+    hidden, widths = ([len(network.weights[f"{block}.conv{i}.weight"]) for block in blocks] for i in (1, 2))
+    if len(blocks) == 5 and re.match(r"from_rgb|block1", network.names["trunk.blocks.0.conv1.bias"]):
         raise network.refuse("whose last block halves the map at 64 px")
-    return DiscriminatorSettings(**_common(network, widths), relu_shortcut=assumed.relu_shortcut)
+    return DiscriminatorSettings(
+        **_common(network, widths), relu_shortcut=assumed.relu_shortcut, narrow=hidden != widths
+    )
 
 
 def _check_fits(network: Network, target: nn.Module) -> None:

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 UNUSED = (
-    "seaborn", "skimage", "requests", "pandas", "sklearn", "h5py", "kornia", "prettytable", "lmdb", "mmcls", "mmcv.ops",
-    "utils.style_ops",
+    "seaborn", "tensorflow", "skimage", "requests", "pandas", "sklearn", "h5py", "kornia", "prettytable", "lmdb",
+    "mmcls", "mmcv.ops", "utils.style_ops",
 )  # fmt: skip
 Pair = tuple[nn.Module, nn.Module, Callable[..., Tensor], Callable[..., Tensor]]  # and how both are called
 
@@ -108,6 +108,15 @@ def mmgeneration(g_options: dict[str, Any], d_options: dict[str, Any], classes: 
     return g, d, lambda z, y: g(z, label=y), lambda x, y: d(x, y).squeeze(1)
 
 
+def mimicry(module: str, name: str, g_options: dict[str, Any], d_options: dict[str, Any]) -> Pair:
+    networks = import_module(f"torch_mimicry.nets.{module}")
+    g, d = getattr(networks, name.replace("?", "Generator")), getattr(networks, name.replace("?", "Discriminator"))
+    g, d = g(**g_options), d(**d_options)
+    with_labels = "num_classes" in g_options
+    return (g, d, lambda z, y: g(z, y) if with_labels else g(z),
+            lambda x, y: (d(x, y) if with_labels else d(x)).squeeze(1))  # fmt: skip
+
+
 SAGAN_32 = {"output_scale": 32, "base_channels": 8, "attention_after_nth_block": 1, "noise_size": 16}
 PROJECTION_32 = {"type": "ProjDiscriminator", "input_scale": 32, "base_channels": 8, "attention_after_nth_block": 2}
 BIGGAN_32 = {"type": "BigGANGenerator", "output_scale": 32, "base_channels": 2}
@@ -145,6 +154,13 @@ CASES: dict[str, tuple[str, Callable[[], Pair]]] = {  # name -> (checkout, and f
     "mmgeneration-biggan-cifar10": ("mmgeneration", lambda: mmgeneration(
         {**BIGGAN_32, "noise_size": 10, "with_shared_embedding": False, "split_noise": False, **TORCH},
         {**BIGGAN_D_32, **TORCH})),
+    "mimicry-sagan": ("mimicry", lambda: mimicry(
+        "sagan", "SAGAN?32", {"num_classes": 3, "nz": 16, "ngf": 8}, {"num_classes": 3, "ndf": 8})),
+    "mimicry-sagan-128": ("mimicry", lambda: mimicry(
+        "sagan", "SAGAN?128", {"num_classes": 3, "nz": 16, "ngf": 64}, {"num_classes": 3, "ndf": 128})),
+    "mimicry-cgan-pd": ("mimicry", lambda: mimicry(
+        "cgan_pd", "CGANPD?32", {"num_classes": 3, "nz": 16, "ngf": 8}, {"num_classes": 3, "ndf": 8})),
+    "mimicry-sngan": ("mimicry", lambda: mimicry("sngan", "SNGAN?32", {"nz": 16, "ngf": 8}, {"ndf": 8})),
 }  # fmt: skip
 
 
@@ -158,6 +174,10 @@ def save(project: str, g: nn.Module, d: nn.Module, folder: Path) -> None:
         torch.save({"state_dict": g.state_dict()}, folder / "model=G_ema-best-weights-step=1.pth")
         torch.save({"state_dict": d.state_dict(), "optimizer": {}, "step": 1, "run_name": "r", "best_fid": None},
                    folder / "model=D-best-weights-step=1.pth")  # fmt: skip
+    elif project.startswith("mimicry"):
+        for network, letter in ((g, "G"), (d, "D")):
+            state = {"model_state_dict": network.state_dict(), "optimizer_state_dict": None, "global_step": 1}
+            torch.save(state, folder / f"net{letter}_1_steps.pth")
     elif project.startswith("tfhub"):  # its converter leaves out the estimates of σ
         state = {key: tensor for key, tensor in g.state_dict().items() if not key.endswith("sv0")}
         torch.save(state, folder / "biggan-32.pth")
@@ -171,7 +191,9 @@ def record(g: nn.Module, d: nn.Module, run_g: Callable[..., Tensor], run_d: Call
     """What both networks compute in float64 and in eval mode, for one image per class; images in part."""
     g.double().eval(), d.double().eval()
     rng, maps, softmax = torch.Generator().manual_seed(1), [], F.softmax
-    z = torch.randn(3, getattr(g, "dim_z", getattr(g, "z_dim", getattr(g, "noise_size", None))), generator=rng).double()
+    z = torch.randn(
+        3, getattr(g, "dim_z", getattr(g, "z_dim", getattr(g, "noise_size", getattr(g, "nz", None)))), generator=rng
+    ).double()
     labels = torch.arange(3)
 
     def recorded(*arguments: Any, **options: Any) -> Tensor:

@@ -16,6 +16,7 @@ from test_importers import unpacked
 from torch import Tensor
 
 from sagan.models.generator import Generator
+from sagan.models.inference import fuse_for_inference
 from sagan.runs.checkpoint import load_discriminator, load_generators
 from sagan.runs.import_command import CIFAR10
 from sagan.runs.snapshot import load_snapshot
@@ -104,6 +105,15 @@ def test_other_commands_use_the_run(run: Path, tmp_path: Path, monkeypatch: pyte
     old, new = (load_discriminator(next((folder / "checkpoints").iterdir())) for folder in (run, tuned))
     change = (old.head.linear.parametrizations.weight.original - new.head.linear.parametrizations.weight.original).abs()  # type: ignore[union-attr]
     assert 0 < change.max() < 0.01
+
+
+def test_bilinear_upsampling_in_other_forms_of_the_generator(tmp_path: Path) -> None:
+    """A fused generator folds nearest upsampling only; an export computes the same, too (it checks that itself)."""
+    folder, out = unpacked("mimicry-sagan", tmp_path), tmp_path / "snapshot"
+    assert sagan("import", folder, "--discriminator", folder, "--out", out) == 0
+    assert_images(fuse_for_inference(load_snapshot(out)), folder)
+    assert sagan("export", out, "--out", tmp_path / "generator.pt2") == 0
+    assert load_discriminator(out / "checkpoints" / "00000000").settings.narrow is False
 
 
 def test_class_names(tmp_path: Path) -> None:

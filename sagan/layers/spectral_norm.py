@@ -4,8 +4,9 @@ Applied to a finished network. Differs from torch's parametrization: it computes
 `hold_state` stops the power iterations.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ class Projection(nn.Embedding):
 
 
 class SpectralNorm(HeldState):
-    """W -> W / σ, σ = uᵀWv, W seen as (out, rest). Reading the weight in training makes one power iteration."""
+    """W -> W / σ, σ = uᵀWv, W seen as (out, rest). The network makes the power iterations of all its norms at once."""
 
     _u: Tensor
     _v: Tensor
@@ -32,15 +33,7 @@ class SpectralNorm(HeldState):
         matrix = weight.detach().flatten(1)  # (out, rest)
         self.register_buffer("_u", F.normalize(torch.randn_like(matrix[:, 0]), dim=0, eps=eps))
         self.register_buffer("_v", F.normalize(torch.randn_like(matrix[0]), dim=0, eps=eps))
-        self.iterate(weight, 15)
-
-    @torch.no_grad()
-    def iterate(self, weight: Tensor, iterations: int = 1) -> None:
-        """Power iterations u <- Wv/‖Wv‖, v <- Wᵀu/‖Wᵀu‖, in place."""
-        matrix = weight.flatten(1)
-        for _ in range(iterations):
-            self._u.copy_(F.normalize(matrix @ self._v, dim=0, eps=self.eps))
-            self._v.copy_(F.normalize(self._u @ matrix, dim=0, eps=self.eps))
+        power_iterations([(self, weight)], 15)
 
     def sigma(self, weight: Tensor) -> Tensor:
         """Estimated largest singular value uᵀWv, differentiable in W. Copies u, v: a later forward changes them."""
@@ -48,9 +41,38 @@ class SpectralNorm(HeldState):
 
     def forward(self, weight: Tensor) -> Tensor:
         with full_precision(weight.device):
-            if self.training and not self.held:
-                self.iterate(weight)
             return weight / self.sigma(weight)
+
+
+@torch.no_grad()
+def power_iterations(norms: Sequence[tuple[SpectralNorm, Tensor]], iterations: int = 1) -> None:
+    """Power iterations u <- Wv/‖Wv‖, v <- Wᵀu/‖Wᵀu‖ of norms with their weights W, in place.
+
+    Those of a network advance together: launching a kernel for each small vector costs more than its arithmetic.
+    """
+    matrices = [weight.flatten(1) for _, weight in norms]
+    u, v = [norm._u for norm, _ in norms], [norm._v for norm, _ in norms]
+    for _ in range(iterations):
+        _normalize(u, [matrix @ x for matrix, x in zip(matrices, v, strict=True)], norms[0][0].eps)
+        _normalize(v, [x @ matrix for matrix, x in zip(matrices, u, strict=True)], norms[0][0].eps)
+
+
+def _normalize(out: list[Tensor], vectors: list[Tensor], eps: float) -> None:
+    """out <- x/max(‖x‖, eps) for every vector x."""
+    lengths = torch._foreach_clamp_min(torch._foreach_norm(vectors), eps)  # type: ignore[attr-defined]
+    divisors = [length.expand_as(x) for length, x in zip(lengths, vectors, strict=True)]
+    normalized = torch.cat(vectors) / torch.cat(divisors)  # a foreach division by scalars would launch one by one
+    torch._foreach_copy_(out, normalized.split([len(x) for x in out]))  # type: ignore[attr-defined]
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined]  # torch.compiler.disable imports the compiler: a second
+def _advance(network: nn.Module, inputs: object) -> None:
+    """Before a forward in training: one power iteration of every norm of the network that is not held."""
+    places: Any = network.normalized
+    norms = [(place[0], place.original) for place in places if place[0].training and not place[0].held]
+    if norms:
+        with full_precision(norms[0][1].device):
+            power_iterations(norms)
 
 
 def spectral_normalize(network: nn.Module, eps: float = 1e-12) -> None:
@@ -58,9 +80,13 @@ def spectral_normalize(network: nn.Module, eps: float = 1e-12) -> None:
 
     Initialize first: zero weights would give 0/0. Gain tables, attention gains and position tables are not normalized.
     """
+    places: Any = []
     for module in list(network.modules()):
         if isinstance(module, nn.Conv2d | nn.Linear | Projection):
             parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight, eps), unsafe=True)
+            places.append(module.parametrizations.weight)  # type: ignore[union-attr]
+    network.normalized = places
+    network.register_forward_pre_hook(_advance)
 
 
 def spectral_norms(network: nn.Module) -> Iterator[tuple[str, SpectralNorm, Tensor]]:
@@ -78,8 +104,8 @@ def singular_values(network: nn.Module) -> dict[str, Tensor]:
 
 def refresh_spectral_norm(network: nn.Module, iterations: int = 20) -> None:
     """A fixed number of power iterations on the current weights, in place."""
-    for _, norm, weight in spectral_norms(network):
-        norm.iterate(weight, iterations)
+    if norms := [(norm, weight) for _, norm, weight in spectral_norms(network)]:
+        power_iterations(norms, iterations)
 
 
 @torch.no_grad()

@@ -6,18 +6,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sagan.layers.resampling
+from sagan.config.load import load_config
 from sagan.layers.normalization import BatchNorm, ClassEmbedding, ConditionalBatchNorm
 from sagan.layers.resampling import DownsampleConv2d, UpsampleConv2d
 from sagan.layers.spectral_norm import (
     Projection,
     SpectralNorm,
     hold_state,
+    power_iterations,
     spectral_normalize,
+    spectral_norms,
     state_without_spectral_norm,
 )
 from sagan.models.blocks import initialize
+from sagan.models.generator import build_discriminator, build_generator
 
 
 def plain(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -221,3 +226,48 @@ def test_a_copy_is_independent_and_baking_keeps_the_function():
         plain.load_state_dict(state_without_spectral_norm(twin))
         assert torch.equal(plain(x), expected)
         assert torch.equal(twin(x), expected)
+
+
+COMPUTING = (
+    "aten::mv",
+    "aten::mm",
+    "aten::cat",
+    "aten::div.Tensor",
+    "aten::linalg_vector_norm",
+    "aten::copy_",
+    "aten::clone",
+)
+
+
+@pytest.mark.parametrize("name", ["shapes32", "biggan-cifar10"])
+@torch.no_grad()
+def test_norms_advance_together_as_each_alone(name: str):
+    """Bit for bit; only the launches of matrix products grow with the number of norms."""
+    config = load_config(name, ["generator.channels=8", "discriminator.channels=16"])
+    for network in (build_generator(config, 4), build_discriminator(config, 4)):
+        expected = {}
+        for key, norm, weight in spectral_norms(network):
+            weight.add_(0.1 * torch.randn_like(weight))
+            matrix = weight.flatten(1)
+            u = F.normalize(matrix @ norm._v, dim=0, eps=norm.eps)
+            expected[key] = u, F.normalize(u @ matrix, dim=0, eps=norm.eps)
+        with Operations() as operations:
+            power_iterations([(norm, weight) for _, norm, weight in spectral_norms(network)])
+        for key, norm, _ in spectral_norms(network):
+            assert torch.equal(norm._u, expected[key][0]), key
+            assert torch.equal(norm._v, expected[key][1]), key
+        computing = [name for name in operations.names if name in COMPUTING or name.startswith("aten::_foreach")]
+        assert computing.count("aten::mv") == computing.count("aten::mm") == len(expected)
+        assert len(computing) == 2 * len(expected) + 2 * 6
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))

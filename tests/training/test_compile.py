@@ -42,9 +42,9 @@ def assert_compiled_once(graphs: int) -> None:
     assert counters["frames"]["ok"] == counters["frames"]["total"] == graphs
 
 
-@pytest.mark.parametrize(("accumulation", "graphs"), [(1, CALLS), (2, CALLS + 2)])
+@pytest.mark.parametrize(("accumulation", "graphs"), [(1, CALLS), (2, CALLS + 1)])
 def test_a_graph_for_every_way_of_calling(accumulation: int, graphs: int) -> None:
-    """Held micro-batches add graphs."""
+    """Held micro-batches add a graph of G, whose batch norms they hold; power iterations are in no graph."""
     config = tiny_config("generator.attention={8: self_attention, 16: em_attention}")
     eager, compiled = tiny_gan(config), tiny_gan(config)
     for network in (compiled.generator, compiled.discriminator):

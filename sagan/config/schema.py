@@ -296,6 +296,8 @@ class TrainingSettings(Settings):
     batch_size: Positive = 64  # images per update, over all processes and accumulation steps
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    tf32: bool | None = None  # in CUDA convolutions and matrix products; null: in convolutions only, torch's default
+    cudnn_benchmark: bool = False  # let cuDNN time its kernels for each shape and choose the fastest
     channels_last: bool = True
     compile: bool = False
     cuda_graphs: bool = False  # of whole updates, or with compile of the compiled parts; no effect without CUDA
@@ -424,6 +426,8 @@ class Config(Settings):
             (training.compile and (self.loss.r1 or self.loss.r2),
              f"training.compile and loss.{'r1' if self.loss.r1 else 'r2'} exclude each other: torch.compile has no "
              "double backward"),
+            (training.cudnn_benchmark and self.deterministic,
+             "training.cudnn_benchmark and deterministic exclude each other; switch one off"),
             (training.cuda_graphs and not training.compile and training.precision == "fp16",
              "training.cuda_graphs and training.precision fp16 exclude each other: its scaler reads values on the "
              "host; use bf16"),

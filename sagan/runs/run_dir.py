@@ -35,7 +35,7 @@ HARMLESS = (
 )  # fmt: skip
 CHANGEABLE = (
     "optim.", "loss.", "augment.", "ema.", "training.steps", "training.precision", "training.compile",
-    "training.cuda_graphs", "training.activation_checkpointing",
+    "training.cuda_graphs", "training.activation_checkpointing", "training.tf32", "training.cudnn_benchmark",
 )  # fmt: skip
 Changes = dict[str, tuple[Any, Any]]  # dotted name -> old and new value
 

@@ -181,7 +181,9 @@ def build_run(folder: Path, config: Config, data: PreparedData, accelerator: Acc
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = config.training.cudnn_benchmark
+    if config.training.tf32 is not None:  # torch does not allow this API and the one of `fp32_precision` in one process
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
     classes = data.manifest.num_classes if config.data.num_classes is None else config.data.num_classes
     names = tuple(data.manifest.class_names) if classes else ()
     generator, discriminator = build_generator(config, classes, names), build_discriminator(config, classes)

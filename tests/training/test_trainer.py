@@ -312,6 +312,28 @@ def test_the_old_name_of_float32_still_works(old: str) -> None:
     assert tiny_config(f"training.precision={old}").training.precision == "float32"
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("tf32", "expected"), [("null", (True, False)), ("true", (True, True)), ("false", (False, False))]
+)
+def test_float32_on_cuda(tmp_path: Path, data: PreparedData, tf32: str, expected: tuple[bool, bool]) -> None:
+    """TF32 in convolutions and matrix products, and cuDNN's search; scores switch TF32 off for themselves."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark) == (True, False, False)  # torch's defaults
+    try:
+        tiny_run(tmp_path, tiny_config(f"training.tf32={tf32}", f"training.cudnn_benchmark={tf32 == 'true'}"), data)
+        assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark) == (*expected, tf32 == "true")
+        with cudnn.flags(enabled=True, allow_tf32=False):
+            assert not cudnn.allow_tf32
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = True, False, False
+
+
+def test_searching_kernels_is_not_deterministic() -> None:
+    with pytest.raises(UserError, match="cudnn_benchmark and deterministic exclude each other"):
+        tiny_config("deterministic=true", "training.cudnn_benchmark=true")
+
+
 def test_deterministic_is_heard(tmp_path: Path, data: PreparedData) -> None:
     before = torch.are_deterministic_algorithms_enabled()
     try:

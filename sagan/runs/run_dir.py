@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from sagan.config.load import differences, load_config, make_config, replaced
 from sagan.config.schema import Config
@@ -70,10 +71,19 @@ def _with_value(config: Config, name: str, value: Any) -> Config:
     return make_config(config.to_dict(), [f"{name}={json.dumps(value)}"])
 
 
+class _Change(BaseModel):
+    step: int
+    changes: Changes
+
+
 def read_changes(run: Path) -> list[dict[str, Any]]:
     """What `--change` has changed in a run, oldest first: {"step": the step before, "changes": Changes}."""
     path = run / CHANGES
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    try:
+        lines = path.read_text().splitlines() if path.is_file() else []
+        return [_Change.model_validate_json(line).model_dump() for line in lines]
+    except (ValueError, OSError):
+        raise UserError(f"{path}: damaged; each line has the step and the values of settings that changed") from None
 
 
 def open_run(run: Path, config: Config, about: dict[str, Any], changes: Changes | None = None, step: int = 0) -> None:

@@ -221,6 +221,8 @@ def test_a_kill_while_settings_change(tmp_path: Path, data: PreparedData) -> Non
     assert sagan_train(config, run, "--set", "training.steps=3") == 0
     assert "r1: 0.5" in (run / "config.yaml").read_text()
     assert len((run / "changes.jsonl").read_text().splitlines()) == 1
+    (run / "changes.jsonl").write_text("{}")
+    assert sagan_train(config, run, "--set", "training.steps=3") == 2
 
 
 def test_an_operation_without_a_deterministic_form_is_one_line(

@@ -82,7 +82,7 @@ def read_changes(run: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text().splitlines() if path.is_file() else []
         return [_Change.model_validate_json(line).model_dump() for line in lines]
-    except (ValueError, OSError):
+    except ValueError:
         raise UserError(f"{path}: damaged; each line has the step and the values of settings that changed") from None
 
 

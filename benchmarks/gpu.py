@@ -178,7 +178,8 @@ def checks(o: Options, data: Path, runs: Path) -> list[dict[str, list[str]]]:
     """Name -> words of everything that must run. The second group needs what the first has trained."""
     bf16, graphs = "training.precision=bf16", "training.cuda_graphs=true"
     table = {
-        "compile": [bf16, "training.compile=true"], "cpu": ["training.device=cpu"], "float32": [], "tf32": [],
+        "compile": [bf16, "training.compile=true"], "cpu": ["training.device=cpu"], "float32": ["training.tf32=false"],
+        "tf32": ["training.tf32=true"],
         "bf16": [bf16], "cuda_graphs": [bf16, graphs], "r1": ["loss.r1=0.1"],
         "r1_cuda_graphs": [bf16, graphs, "loss.r1=0.1", "loss.r1_every=2"],
     }  # fmt: skip
@@ -201,9 +202,8 @@ def checks(o: Options, data: Path, runs: Path) -> list[dict[str, list[str]]]:
 def run_check(name: str, words: list[str], runs: Path, seconds: float) -> Row:
     """ "ran" or "failed: " with the error, within a time limit; of a run, the losses of every step."""
     start = time.monotonic()
-    environment = os.environ | ({"NVIDIA_TF32_OVERRIDE": "0"} if name == "float32" else {})
     process = subprocess.Popen([*SAGAN, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True, env=environment)  # fmt: skip
+                               start_new_session=True)  # fmt: skip
     try:
         _, errors = process.communicate(timeout=max(seconds, 0))
         state = "ran" if process.returncode == 0 else f"failed: {last_error(errors)}"
@@ -327,19 +327,20 @@ def record(o: Options) -> None:
     fixed = [f"data.source={data}", "training.trackers=[]", f"training.batch_size={batch}", *(
         f"optim.{name}.lr={getattr(optim, name).lr * (batch / own) ** 0.5}" for name in ("generator", "discriminator")
     )]  # fmt: skip
-    start_seconds, paused = 15.0, False
+    start_seconds, paused, begun = 15.0, False, list[str]()
     while (left := end - time.monotonic() - start_seconds) > 0:
         step = max((int(path.name) for path in run.glob("checkpoints/[0-9]*")), default=0)
         steps = step + max(1, int(rate * left / batch))
         decay_start = max(step, steps * optim.decay_start // settings(o).training.steps)
-        times = {"log_every": 200, "sample_every": 4, "snapshot_every": 20, "checkpoint_every": 10}
-        plan = [*fixed, *(f"training.{name}={max(1, steps // each)}" for name, each in times.items()), *o.changes,
-                f"training.steps={steps}", f"optim.decay_start={decay_start}",
+        plan = [f"training.steps={steps}", f"optim.decay_start={decay_start}",
                 f"training.cuda_graphs={str(graphs).lower()}"]  # fmt: skip
-        if (run / "config.yaml").exists():  # the steps so far do not depend on what changes here
-            recorded = import_module("sagan.config.load").load_config(run / "config.yaml", plan)
-            (run / "config.yaml").write_text(recorded.to_yaml())
-        words = ["train", o.config, "--out", str(run), *as_options(plan)]
+        if not step:
+            shutil.rmtree(run, ignore_errors=True)
+            times = {"log_every": 200, "sample_every": 4, "snapshot_every": 20, "checkpoint_every": 10}
+            every = [f"training.{name}={max(1, steps // each)}" for name, each in times.items()]
+            begun = as_options([*fixed, *every, *o.changes, *plan])
+        changes = [word for change in plan if step for word in ("--change", change)]
+        words = ["train", o.config, "--out", str(run), *begun, *changes]
         leg = train(words, run, o.out, step, end + LATE if paused else end - (1 - PAUSE) * left)
         legs.append({"from": step, "to": steps, "batch_size": batch, "cuda_graphs": graphs, **leg})
         send(run, o.out, legs)
@@ -385,7 +386,7 @@ def train(words: list[str], run: Path, out: Path, begin: int, until: float) -> R
 
 def send(run: Path, out: Path, legs: list[Row]) -> None:
     """Write the run, without checkpoints and with its newest snapshot and sheets, to `out`; and record.json."""
-    names = ("config.yaml", "run.json", "log.jsonl", "rollbacks.jsonl", "stopped.json")
+    names = ("config.yaml", "run.json", "log.jsonl", "changes.jsonl", "rollbacks.jsonl", "stopped.json")
     paths = [*(run / name for name in names), *sorted(run.glob("samples/*.png"))[-4:],
              *sorted(run.glob("snapshots/[0-9]*"))[-1:]]  # fmt: skip
     archive = io.BytesIO()

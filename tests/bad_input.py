@@ -94,7 +94,7 @@ SOURCES = table(
     nope | nope: no such folder or file
     ~nobody_here/x | ~nobody_here/x
     {LONG} | the name is too long
-    a_file | a_file: a file that is no .npz
+    a_file | a_file: not an .npz
     shapes:0 | shapes:COUNT
     torchvision:cifar11 | did you mean cifar10?
     src/broken.npz | src/broken.npz: not readable
@@ -243,7 +243,7 @@ EVALUATION = [
     run_linked --num 8 | metrics.jsonl: is a link
     nope | nope: no such folder
     a_file | a_file
-    src/empty | src/empty: holds no image
+    src/empty | src/empty: holds no readable image
     images/mixed | 2.png
     src/noise/square | 2.png: not readable as an image
     src/nameless.npz | src/nameless.npz: holds no array `images`

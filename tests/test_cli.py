@@ -69,6 +69,7 @@ def test_other_ways_to_start(
     assert capsys.readouterr().out.startswith(f"Usage: {usage}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["3", "#1", "a: b", "null", "ü😀"])
 def test_weights_to_start_from_have_any_name(
     name: str, trained: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -33,6 +33,7 @@ def imported(program: str, *arguments: object) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.slow
 def test_sample_imports_only_what_it_uses(tmp_path: Path) -> None:
     save_snapshot(small_generator(), tmp_path / "snapshot")
     found = imported(COMMAND, "sample", tmp_path / "snapshot", "--num", 2, "--out", tmp_path / "out", "--device", "cpu")

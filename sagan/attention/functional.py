@@ -16,13 +16,13 @@ def dot_product_attention(query: Tensor, key: Tensor, value: Tensor, scale: floa
     contiguous memory, so the narrower side is padded with zeros. This is exact: zeros add nothing to a dot product, and
     padded output channels are dropped.
     """
-    width, dtype, exact = max(query.shape[-1], value.shape[-1]), value.dtype, nullcontext()
+    width, dtype, precision = max(query.shape[-1], value.shape[-1]), value.dtype, nullcontext()
     if query.is_cuda:
         width = -(-width // 8) * 8  # CUDA kernels need aligned rows
     elif query.device.type == "cpu":  # its fused kernel is faster in float32 than in half precision
-        exact = full_precision(query.device)
+        precision = full_precision(query.device)
         query, key, value = (at_least_float32(x) for x in (query, key, value))
-    with exact:
+    with precision:
         out = F.scaled_dot_product_attention(
             _pad_to(query, width), _pad_to(key, width), _pad_to(value, width), scale=scale
         )  # (B, h, N, width)

@@ -1,4 +1,4 @@
-"""Named files of a folder or an archive, read in place and without trust: nothing is unpacked to disk."""
+"""Named files of a folder or an archive, read in place: nothing is unpacked to disk. They are not trusted."""
 
 import gzip
 import hashlib
@@ -11,10 +11,12 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
+
+from PIL import Image
 
 from sagan.utils.errors import UserError
 from sagan.utils.io import EXPANSION, LARGE, read_text
@@ -26,11 +28,13 @@ UNREAD = frozenset({  # suffixes of images too, but not read
     ".jpe", ".jxl", ".jxr", ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".ps", ".psd", ".raf", ".raw",
     ".rw2", ".svg", ".tga", ".wmf", ".xcf",
 })  # fmt: skip
+# The only decoders, with HEIF where it is installed, that may open a file: others, such as EPS, may start programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 DEEPEST = 32  # levels of folders to search
 LARGEST_LABELS = 1 << 28  # bytes of a file of labels
 LARGEST_MEMBER = 1 << 30  # bytes of a member of an archive, which is read whole
 LARGEST_HEADER = 1 << 20
-SIDES = (".cls", ".json", ".txt")  # suffixes of files with the label of a WebDataset sample, in the order of preference
+SIDES = (".cls", ".json", ".txt")  # files with the label of a WebDataset sample, by preference
 
 Place = str | Callable[[], BytesIO]  # the path of a file, or a function, for any thread, that reads it
 
@@ -63,6 +67,23 @@ def suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+@cache
+def heif_opens() -> bool:
+    """Let Pillow open HEIF. False without pillow-heif."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def open_image(place: Place, label: int) -> tuple[Image.Image, int]:
+    """An image, not yet decoded, and its label."""
+    formats = (*FORMATS, "HEIF") if heif_opens() else FORMATS
+    return Image.open(place if isinstance(place, str) else place(), formats=formats), label
+
+
 class Files(ABC):
     """The files below `root`, but hidden ones.
 
@@ -88,7 +109,7 @@ class Files(ABC):
         return self.root, dict(enumerate(self.names)), list(self.folders)
 
     def texts(self, indices: Sequence[int]) -> Iterator[tuple[int, str]]:
-        """Files as text. Raises UserError for one that is too large, no regular file or not UTF-8."""
+        """Files as text. Raises UserError for one that is too large, not a regular file or not UTF-8."""
         for index, place in self.read(indices):
             name = f"{self.root / self.names[index]}"
             try:
@@ -97,7 +118,7 @@ class Files(ABC):
                 elif os.path.isfile(place):  # opening a pipe would wait forever
                     yield index, read_text(place, LARGEST_LABELS)
                 else:
-                    raise UserError(f"{name}: is no regular file")
+                    raise UserError(f"{name}: is not a regular file")
             except UnicodeDecodeError:
                 raise UserError(f"{name}: is not UTF-8 text") from None
 
@@ -132,7 +153,7 @@ class Folder(Files):
                 self._refuse("outside", path, "a link that leaves the data folder")
             elif entry.is_dir():
                 if path.count("/") > DEEPEST:
-                    self._refuse("nested", path, f"lies over {DEEPEST} folders deep")
+                    self._refuse("nested", path, f"is nested more than {DEEPEST} folders deep")
                 elif not folder or not entry.is_symlink():  # links below the top could lead to their own parents
                     self.folders.add(path)
                     self._walk(path)
@@ -153,7 +174,7 @@ class Folder(Files):
             self._refuse("undecodable", path, error.strerror or "not readable")
             return False
         if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait forever
-            self._refuse("undecodable", path, "a pipe, a socket or a device, no file")
+            self._refuse("undecodable", path, "a pipe, a socket or a device instead of a file")
             return False
         self._digest.update(b"%s\0%d\0%d\0" % (os.fsencode(path), about.st_size, about.st_mtime_ns))
         return True
@@ -204,7 +225,7 @@ class Archive(Files):
         elif not parts or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
             return None
         elif len(parts) > DEEPEST + 1:
-            fault = "nested", f"lies over {DEEPEST} folders deep"
+            fault = "nested", f"is nested more than {DEEPEST} folders deep"
         if fault is not None:
             return self._refuse(fault[0], name, fault[1])
         path = "/".join(parts)
@@ -233,7 +254,7 @@ def _bomb(name: str, size: int, stored: int) -> tuple[str, str] | None:
     """A fault for a member that is read and unpacks to far more bytes than an image or a table can."""
     if size <= min(max(LARGE, EXPANSION * stored), LARGEST_MEMBER) or suffix(name) not in SUFFIXES | {*SIDES}:
         return None
-    return "huge", f"would unpack from {stored} bytes to {size}, which is taken for a trap"
+    return "huge", f"would unpack from {stored} bytes to {size}, which suggests a decompression bomb"
 
 
 class Zip(Archive):
@@ -256,7 +277,7 @@ class Zip(Archive):
                 elif info.flag_bits & 1:
                     fault = "undecodable", "is encrypted"
                 elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    fault = "undecodable", "is packed by a rare method; pack it with deflate"
+                    fault = "undecodable", "uses an unsupported compression method; use deflate"
                 self._add(info.filename, info, info.is_dir(), fault)
 
 
@@ -300,7 +321,7 @@ class Tar(Archive):
                     cast(Any, tar).members.clear()  # which would grow with every member
                     end = member.offset_data + member.size
                     if end > (max(LARGE, EXPANSION * stored) if self._gzipped else stored):
-                        raise UserError(f"{self.root}: claims {end} bytes in {stored}; it is cut off or a trap")
+                        raise UserError(f"{self.root}: claims {end} bytes in {stored}; it is truncated or malicious")
                     place = member.offset_data, member.size
                     self._add(member.name, place, member.isdir(), _tar_fault(member))
             if headers.last.strip(b"\0") or len(headers.last) < tarfile.BLOCKSIZE:
@@ -365,5 +386,5 @@ def open_files(path: Path) -> Files:
             for end, kind in ((".zip", Zip), (".tar", Tar), (".tar.gz", Tar), (".tgz", Tar)):
                 if archive.name.lower().endswith(end):
                     return kind(archive.resolve(), "" if inside == "." else inside)
-            raise UserError(f"{path}: a file that is no .npz, .zip, .tar or .tar.gz; give one of these or a folder")
+            raise UserError(f"{path}: not an .npz, .zip, .tar or .tar.gz file; give one of these or a folder")
     raise UserError(f"{path}: no such folder or file (nor `shapes` or `torchvision:NAME`)")

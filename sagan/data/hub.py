@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 
 from sagan.data.decode import Unusable
-from sagan.data.files import few, printable
+from sagan.data.files import few, open_image, printable
 from sagan.data.labels import USUAL, numbered
-from sagan.data.sources import Item, Source, open_image, short_reason
+from sagan.data.sources import Item, Source, short_reason
 from sagan.utils.errors import UserError, suggestion
 from sagan.utils.io import expand_home
 

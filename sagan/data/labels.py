@@ -1,4 +1,4 @@
-"""Labels of files from tables: StyleGAN's dataset.json, CSV and the like, JSON lines."""
+"""Labels of files: from their folders, or from tables (StyleGAN's dataset.json, CSV and the like, JSON lines)."""
 
 import csv
 import io
@@ -8,17 +8,73 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sagan.data.files import LARGEST_LABELS, SIDES, SUFFIXES, Files, Problem, few, printable, suffix
-from sagan.data.layout import Layout
+from sagan.data.files import LARGEST_LABELS, SIDES, SUFFIXES, Files, Problem, few, printable, shared_folder, suffix
 from sagan.utils.errors import UserError, suggestion
 from sagan.utils.io import expand_home, read_text
 
+SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
 STYLEGAN = "dataset.json"
 USUAL = ("label", "labels", "class", "class_name", "class_id", "category", "target", "species", "breed")
 MOST_ALONE = 100  # labels that may be all different
 Rows = list[tuple[str, Any]]  # name of a file, and its label
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class Layout(NamedTuple):
+    """Labels by index of the file, in the order of the images; class names, () without labels; files left out."""
+
+    labels: dict[int, int]
+    classes: tuple[str, ...]
+    problems: list[Problem]
+
+
+def class_folders(root: Path, images: dict[int, str], folders: Iterable[str]) -> Layout:
+    """Labels from folders, or none for images alone. `images`: paths by index. Raises UserError for other layouts.
+
+    The classes are the first level at which folders differ. The images lie in the class folders themselves, or all in a
+    folder of the same name below, such as `<class>/images`.
+    """
+    above = shared_folder(images.values())
+    by_folder = dict[str, list[int]]()  # below `above`
+    for index, path in images.items():
+        by_folder.setdefault(path[len(above) :].rpartition("/")[0], []).append(index)
+    if len(by_folder) == 1 and not above:
+        return Layout(dict.fromkeys(images, 0), (), [])
+    known = {folder.partition("/")[0] for folder in by_folder}
+    inner = {folder.partition("/")[2] for folder in by_folder}
+    if "" in by_folder or SPLITS.issuperset(map(str.lower, known)) or not ("" in inner or len(inner) == 1):
+        raise UserError(f"{root}: {_unclear(root, above, by_folder, images)}")
+    below = "" if "" in inner else f"/{inner.pop()}"
+    known |= {folder[len(above) :].partition("/")[0] for folder in folders if folder.startswith(above)}
+    classes = sorted(known - {""})
+    labels = {index: label for label, name in enumerate(classes) for index in by_folder.get(name + below, [])}
+    deep = [images[index] for index in images if index not in labels]
+    problems = [Problem("nested", printable(path), "is below the class folders") for path in deep]
+    empty = [above + name for name in classes if name + below not in by_folder]
+    problems += [Problem("empty_class", printable(name), "a class folder without an image") for name in empty]
+    return Layout(labels, tuple(map(printable, classes)), problems)
+
+
+def _unclear(root: Path, above: str, by_folder: dict[str, list[int]], images: dict[int, str]) -> str:
+    """Why the folders below `above` are not classes, and which source to give."""
+    known = sorted({folder.partition("/")[0] for folder in by_folder if folder})
+    if len(by_folder) == 1:
+        return (
+            f"holds one class folder only, {above[:-1]}; to train without labels give {root / above}, "
+            "for classes put each into a folder of its own"
+        )
+    if "" in by_folder:
+        return (
+            f"holds images ({few(images[i] for i in by_folder[''])}) beside folders with images ({few(known)}); "
+            "give either class folders or images alone"
+        )
+    if SPLITS.issuperset(name.lower() for name in known):
+        one = next((name for name in known if name.lower().startswith("train")), known[0])
+        return f"{few(known)} are splits, not classes; give one of them, such as {root / above / one}"
+    choice = " or ".join(str(root / above / name) for name in known[:3])
+    return f"its class folders lie deeper than one level; the source to give is {choice}"
 
 
 def stylegan_rows(files: Files, paths: dict[int, str]) -> tuple[int, Rows | None] | None:
@@ -44,7 +100,7 @@ def _pairs(pairs: Any, where: str) -> Rows:
     if not isinstance(pairs, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
     ):
-        raise UserError(f'{where}: "labels" is no list of pairs such as ["00000/img00000000.png", 6], and not null')
+        raise UserError(f'{where}: "labels" is not a list of pairs such as ["00000/img00000000.png", 6], nor null')
     return [(name, label) for name, label in pairs]
 
 
@@ -122,7 +178,7 @@ class Names:
         """
         path = expand_home(file)
         if not path.is_file():
-            raise UserError(f"{file}: {'is no file' if path.exists() else 'no such file'}; give a table of labels")
+            raise UserError(f"{file}: {'is not a file' if path.exists() else 'no such file'}; give a table of labels")
         try:
             text = read_text(path, LARGEST_LABELS).removeprefix("\ufeff").strip()
         except UnicodeDecodeError:
@@ -254,7 +310,7 @@ def numbered(values: dict[int, Any], images: dict[int, str], where: str) -> tupl
     classes = sorted(set(plain.values()))
     if len(classes) > max(MOST_ALONE, len(plain) // 2):
         raise UserError(
-            f"{where}: {len(classes)} labels for {len(plain)} images; are these names or captions, no classes?"
+            f"{where}: {len(classes)} labels for {len(plain)} images; are these names or captions instead of classes?"
         )
     if len(classes) < 2:
         raise UserError(f"{where}: all labels are the same; leave them out to train without labels")

@@ -31,17 +31,17 @@ UNUSABLE = {
     "outside": "are links out of the folder",
     "nested": "are below the class folders",
     "empty_class": "are empty class folders",
-    "heif": "wait for pillow-heif (pip install 'sagan[heif]')",
+    "heif": "need pillow-heif (pip install 'sagan[heif]')",
     "unsafe": "are links, or lead out of the archive",
     "unlabelled": "have no label",
-    "missing": "are named by the labels alone",
+    "missing": "have a label but no image",
     "contradiction": "have several labels",
 }
 WARNINGS = {
     "duplicates": "exact copies of another image of their class",
     "contradictory": "exact copies of an image of another class",
     "imbalance": "times as many images in the largest class as in the smallest",
-    "unread": "images in a format that is not read, left out",
+    "unread": "images in an unsupported format, left out",
     "not_images": "files that are not images, ignored",
 }
 

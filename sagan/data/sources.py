@@ -1,4 +1,4 @@
-"""Sources of images: folders, .npz archives, torchvision data sets, and the embedded shapes."""
+"""Sources of images: folders and archives, .npz files, torchvision data sets, and the embedded shapes."""
 
 import contextlib
 import hashlib
@@ -10,7 +10,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,30 @@ from sagan.data.files import (
     SUFFIXES,
     Archive,
     Files,
-    Place,
     Problem,
     Shards,
     Tar,
     few,
+    heif_opens,
     open_files,
+    open_image,
     printable,
     suffix,
 )
-from sagan.data.labels import STYLEGAN, Names, from_rows, from_values, sample_labels, stylegan_rows
-from sagan.data.layout import SPLITS, Layout, class_folders
+from sagan.data.labels import (
+    SPLITS,
+    STYLEGAN,
+    Layout,
+    Names,
+    class_folders,
+    from_rows,
+    from_values,
+    sample_labels,
+    stylegan_rows,
+)  # fmt: skip
 from sagan.data.shapes import CLASSES, render
 from sagan.utils.errors import UserError, suggestion
 from sagan.utils.io import Member, check_expansion, expand_home, open_archive, read_table
-
-# The only decoders, with HEIF where it is installed, that may open a file: others, such as EPS, may start programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 @dataclass(frozen=True)
@@ -147,23 +154,7 @@ def _no_image(files: Files) -> str:
     if files.problems:
         return f"holds no usable image; {files.problems[0].name}: {files.problems[0].reason}"
     found = f" (but {len(files.names)} other files: {few(files.names)})" if files.names else ""
-    return f"holds no image that is read{found}; they end in {', '.join(sorted(SUFFIXES))}"
-
-
-@cache
-def heif_opens() -> bool:
-    """Let Pillow open HEIF. False without pillow-heif."""
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return False
-    register_heif_opener()
-    return True
-
-
-def open_image(place: Place, label: int) -> tuple[Image.Image, int]:
-    formats = (*FORMATS, "HEIF") if heif_opens() else FORMATS
-    return Image.open(place if isinstance(place, str) else place(), formats=formats), label
+    return f"holds no readable image{found}; supported suffixes: {', '.join(sorted(SUFFIXES))}"
 
 
 NPZ_KEYS = ("images", "arr_0"), ("labels", "arr_1")

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from sagan.config.options import Place, as_json
+from sagan.data.labels import CIFAR10_CLASSES
 from sagan.evaluation.registry import DIRECTION
 from sagan.evaluation.result import protocol_differences
 from sagan.experiments.runs import Comparison, RunRecord, ScoreColumn, compare, differing_settings, leaders, read_runs
@@ -196,7 +197,6 @@ def _score_record(column: ScoreColumn, run: int) -> dict[str, Any]:
 
 CIFAR10, IMAGENET128, TINY_IMAGENET64 = "cifar10", "imagenet128", "tiny-imagenet64"
 DATA_SETS = (CIFAR10, IMAGENET128, TINY_IMAGENET64)
-CIFAR10_CLASSES = frozenset(["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
 PAPER, MMGENERATION = "50k samples, moving averages in batch norm", "as in mmgeneration's table"
 STUDIOGAN, STUDIOGAN_50K = "as in StudioGAN's table", "50k samples against the training images"
 CAVEATS = {
@@ -247,7 +247,7 @@ def baseline_data(runs: Sequence[RunRecord], name: str) -> list[str]:
 def recognize(class_names: Any, resolution: int) -> str | None:
     """The data set with these class names (of run.json) and resolution that has baselines, if any."""
     names = [str(name) for name in class_names] if isinstance(class_names, list) else []
-    if resolution == 32 and {name.lower() for name in names} == CIFAR10_CLASSES:
+    if resolution == 32 and {name.lower() for name in names} == set(CIFAR10_CLASSES):
         return CIFAR10
     wordnet = all(re.fullmatch(r"n\d{8}", name) for name in names)
     sets = {(1000, 128): IMAGENET128, (200, 64): TINY_IMAGENET64}

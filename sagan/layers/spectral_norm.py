@@ -22,7 +22,7 @@ class Projection(nn.Embedding):
 
 
 class SpectralNorm(HeldState):
-    """W -> W / σ, σ = uᵀWv, W seen as (out, rest). The network makes the power iterations of all its norms at once."""
+    """W -> W / σ, σ = uᵀWv, W seen as (out, rest). A hook of the network runs the power iterations of all its norms."""
 
     _u: Tensor
     _v: Tensor

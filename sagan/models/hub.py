@@ -100,7 +100,7 @@ def _check_names(path: Path, config: dict[str, Any]) -> None:
     """Class names are shown in terminals, figures and HTML pages, so they must be printable strings."""
     names, classes = config.get("class_names", []), config.get("num_classes")
     if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
-        raise UserError(f"{path}: class_names is no list of printable names")
+        raise UserError(f"{path}: class_names is not a list of printable names")
     if names and isinstance(classes, int) and classes > 0 and len(names) != classes:
         raise UserError(f"{path}: {len(names)} class_names for {str(classes)[:20]} classes")
 

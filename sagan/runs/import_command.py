@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from sagan.config.load import make_config
 from sagan.config.options import Place
 from sagan.config.options import as_json as json_option
+from sagan.data.labels import CIFAR10_CLASSES
 from sagan.models.gan import GAN
 from sagan.models.generator import Generator, build_discriminator, build_generator
 from sagan.models.hub import load_exactly, write_snapshot
@@ -25,7 +26,6 @@ FILES: dict[Role, tuple[str, ...]] = {  # names of checkpoints in the folder of 
                   "model=G-current-*", "biggan-*.pth", "iter_*.pth", "netG_*.pth"),
     "discriminator": ("D.pth", "model=D-best-*", "model=D-current-*", "iter_*.pth", "netD_*.pth"),
 }  # fmt: skip
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STEP = "00000000"
 
 
@@ -105,7 +105,7 @@ def read_names(option: str | None, classes: int) -> tuple[str, ...]:
 
         names = tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
     elif option == "cifar10":
-        names = CIFAR10
+        names = CIFAR10_CLASSES
     else:
         try:
             names = tuple(line.strip() for line in read_text(str(option)).splitlines() if line.strip())

@@ -190,8 +190,8 @@ def load_state(path: Path, role: Role) -> tuple[State, str]:
     except Exception as error:  # damaged bytes can raise anything
         if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
-                f"{path}: needs {needed[1]} to be unpickled, which could run code; if you trust it, save its tensors "
-                'alone: torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW)'
+                f"{path}: needs {needed[1]} to be unpickled, which could run code; if you trust it, save only its "
+                'tensors: torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW)'
             ) from None
         raise UserError(f"{path}: damaged, truncated, or not written by torch.save; nothing was executed") from None
     state: Any = content
@@ -238,7 +238,7 @@ def read_network(path: Path, role: Role, origin: str | None = None) -> Network:
         if (vectors := _vectors(name, state, str(path))) is not None:
             network.vectors[here] = vectors
     if unknown:
-        raise network.refuse(f"but there is no place here for {_some(unknown)}")
+        raise network.refuse(f"with tensors that have no equivalent here: {_some(unknown)}")
     for name, tensor in state.items():
         if name.endswith("accumulation_counter") and tensor.any():
             raise network.refuse(f"whose statistics are sums over batches ({name} is not 0)")
@@ -331,7 +331,7 @@ def _vectors(name: str, state: State, where: str) -> Vectors | None:
     if last != "weight_orig" and stored not in state:
         return None
     if stored not in state:
-        raise UserError(f"{where}: half of a checkpoint, {stored} is missing")
+        raise UserError(f"{where}: incomplete checkpoint, {stored} is missing")
     matrix, u = state[name].detach().double(), _checked(f"{where}: {stored}", state[stored]).flatten()
     matrix, v = matrix.flatten(1) if matrix.ndim > 1 else matrix.reshape(-1, 1), state.get(f"{owner}.weight_v")
     if len(u) == len(matrix) and (v is None or v.numel() == matrix.shape[1]):
@@ -363,11 +363,11 @@ def translate(network: Network, assume: Mapping[str, Any], classes: int | None =
             settings = _discriminator_settings(network, blocks, assumed)
             num_classes, resolution = len(weights.get("head.embedding.weight", ())), 2 << len(blocks)
     except KeyError as error:
-        raise network.refuse(f"of which a part is missing: {error.args[0]}") from None
+        raise network.refuse(f"with missing tensors: {error.args[0]}") from None
     except UserError:
         raise
     except (IndexError, TypeError, ValueError) as error:
-        raise network.refuse(f"but of impossible shapes ({' '.join(str(error).split())[:100]})") from None
+        raise network.refuse(f"with inconsistent shapes ({' '.join(str(error).split())[:100]})") from None
     if resolution not in RESOLUTIONS:
         raise network.refuse(f"of {resolution} px; known: {', '.join(map(str, RESOLUTIONS))}")
     build: Any = Generator if network.role == "generator" else Discriminator
@@ -381,7 +381,7 @@ def translate(network: Network, assume: Mapping[str, Any], classes: int | None =
     bare = sorted(normalized - network.vectors.keys())
     if 0 < len(bare) < len(normalized):
         there = [network.names[name] for name in bare]
-        raise network.refuse(f"but with vectors of spectral norm for some weights only, not for {_some(there)}")
+        raise network.refuse(f"with spectral-norm vectors for some weights, but not for {_some(there)}")
     plain = {name: weight / sigma(weight, network.vectors[name]) if name in network.vectors else weight
              for name, weight in network.weights.items()}  # fmt: skip
     state = plain if bare else _with_spectral_norm(network, plain, normalized)
@@ -441,9 +441,9 @@ def _check_fits(network: Network, target: nn.Module) -> None:
     """UserError with the names in the file unless every tensor has its place and shape in `target`."""
     own = target.state_dict()
     if extra := [network.names[name] for name in network.weights if name not in own]:
-        raise network.refuse(f"but there is no place here for {_some(extra)}")
+        raise network.refuse(f"with tensors that have no equivalent here: {_some(extra)}")
     if missing := [name for name in own if name not in network.weights]:
-        raise network.refuse(f"of which a part is missing: {_some(missing)}")
+        raise network.refuse(f"with missing tensors: {_some(missing)}")
     for name, weight in network.weights.items():
         if own[name].ndim == 0 and weight.numel() == 1:
             network.weights[name] = weight = weight.reshape(())

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from forms import CHANNELS, Sizes, draw, each_form, make
+from meta_device import META, device
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -178,3 +179,14 @@ def test_pairs_are_what_an_unfused_kernel_holds(name: str, options: dict):
         module(x)
     pairs = module.pairs(24, 24)
     assert pairs in seen.seen if pairs else max(seen.seen) < 24**4 // 2
+
+
+@each_form
+def test_it_stays_on_the_device(name: str, options: dict) -> None:
+    """Forward and double backward use no tensor of the host and read no value."""
+    module = make_attention(name, CHANNELS, (8, 8), **options).to(META)
+    x = torch.empty(2, CHANNELS, 8, 8, device=META, requires_grad=True)
+    with device():
+        (gradient,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+    assert x.grad is not None

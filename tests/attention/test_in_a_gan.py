@@ -39,6 +39,7 @@ def trained(config: Config) -> GAN:
     return gan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "place"), PLACED)
 def test_trains_and_survives_average_checkpoint_and_snapshot(name: str, place: str, tmp_path: Path) -> None:
     config = config_of(name, place)

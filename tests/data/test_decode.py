@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from sagan.data.decode import Unusable, convert
-from sagan.data.sources import Item, open_image
+from sagan.data.files import open_image
+from sagan.data.sources import Item
 
 # Pillow warns of damage and of large sizes; preparation silences it, since its own checks are stricter.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")

@@ -51,7 +51,7 @@ NAMES = [f"{i // 4:05d}/img{i:08d}.png" for i in range(8)]
 
 @pytest.fixture
 def chunks(tmp_path: Path) -> Path:
-    """Eight images in StyleGAN's folders, which are no classes."""
+    """Eight images in StyleGAN's folders, which are not classes."""
     save(*(tmp_path / "chunks" / name for name in NAMES))
     return tmp_path / "chunks"
 
@@ -116,7 +116,7 @@ def test_names_that_do_not_match(chunks: Path, tmp_path: Path):
 def test_files_that_are_no_dataset_json(chunks: Path):
     for content, expected in (
         ('{"labels": [["a.png", 1]', "dataset.json: not readable as JSON"),
-        ('{"labels": {"a": 1}}', "no list of pairs"),
+        ('{"labels": {"a": 1}}', "not a list of pairs"),
         ("[" * 10**5, "not readable as JSON"), (b"\xff", "not UTF-8"),
     ):  # fmt: skip
         (chunks / "dataset.json").write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -267,7 +267,7 @@ def test_labels_in_commands_and_configs(flat: Path, tmp_path: Path, capsys: pyte
     labels = flat / "val_annotations.txt"
     labels.write_text(TABLES["Tiny-ImageNet"] + "val_9.png\tn01\t0\t0\t0\t0\n")
     assert sagan("prepare", flat, "--out", tmp_path / "out", "--labels", labels) == 2
-    assert "1 are named by the labels alone: val_9.png" in capsys.readouterr().err
+    assert "1 have a label but no image: val_9.png" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert sagan("prepare", flat, "--out", tmp_path / "out", "--labels", labels, "--skip-bad") == 0
     assert "val_9.png\tmissing" in (tmp_path / "out" / "skipped.txt").read_text()
@@ -285,5 +285,5 @@ def test_labels_in_commands_and_configs(flat: Path, tmp_path: Path, capsys: pyte
     assert "num_classes: 2" in capsys.readouterr().out
     for source in ("shapes:8", "torchvision:cifar10"):
         assert "has its own labels" in refusal(source, labels=str(labels))
-    for path, expected in ((tmp_path / "no.csv", "no such file"), (flat, "is no file")):
+    for path, expected in ((tmp_path / "no.csv", "no such file"), (flat, "is not a file")):
         assert expected in refusal(flat, labels=str(path))

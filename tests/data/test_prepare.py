@@ -15,8 +15,8 @@ from PIL import Image
 
 from sagan.config.schema import DataSettings
 from sagan.data.dataset import PreparedData
+from sagan.data.files import heif_opens
 from sagan.data.prepare import ensure_prepared, prepare
-from sagan.data.sources import heif_opens
 from sagan.utils.errors import UserError
 from sagan.utils.io import TEMPORARY
 
@@ -157,7 +157,7 @@ def test_photos_wait_for_their_library(folder: Path, out: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     heif_opens.cache_clear()
     message = refusal(folder, out)
-    assert "  4 wait for pillow-heif (pip install 'sagan[heif]'): cat/0.heic (" in message
+    assert "  4 need pillow-heif (pip install 'sagan[heif]'): cat/0.heic (" in message
     assert "not an image" not in message
     data = prepare(str(folder), out, 32, skip_bad=True)
     assert (data.manifest.class_counts, data.manifest.skipped) == ((4, 4), 4)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from sagan.data.files import Problem
 from sagan.data.report import CONVERTED, UNUSABLE, WARNINGS, Finding, Report, Tally, duplicates, imbalance, refusal
-from sagan.data.sources import Problem
 
 
 def test_tally_counts_all_and_names_the_first():

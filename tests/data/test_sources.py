@@ -70,7 +70,7 @@ def test_other_files_are_counted_and_hidden_ones_ignored(folder: Path):
         (["train/1", "Test/1"], "splits, not classes"),
         (["stray", "cat/1", "dog/1"], "stray.png"),
         (["a/b/c/1", "2"], "2.png"),
-        ([], "holds no image"),
+        ([], "holds no readable image"),
     ],
 )
 def test_unclear_layouts(tmp_path: Path, images: list[str], expected: str):

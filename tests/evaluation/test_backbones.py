@@ -190,6 +190,7 @@ def test_inception_by_both_names(inception_file: Path) -> None:
     assert one(some_images(0)).features.shape == (0, 2048)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -47,6 +47,7 @@ def attention(name: str, options: str = "") -> list[str]:
     return [f"{n}.attention={{8: {{name: {name}{options}}}}}" for n in ("generator", "discriminator")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

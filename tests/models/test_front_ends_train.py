@@ -144,6 +144,7 @@ def test_checkpoint_round_trip(name: str, tmp_path: Path):
     assert_same_bits(gan, other)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("frontend", ["coarse_to_fine", "zoom"])
 def test_the_command_trains(frontend: str, tmp_path: Path, data: PreparedData):

@@ -15,10 +15,10 @@ from standin import register_standin
 from test_importers import unpacked
 from torch import Tensor
 
+from sagan.data.labels import CIFAR10_CLASSES
 from sagan.models.generator import Generator
 from sagan.models.inference import fuse_for_inference
 from sagan.runs.checkpoint import load_discriminator, load_generators
-from sagan.runs.import_command import CIFAR10
 from sagan.runs.snapshot import load_snapshot
 from sagan.utils.io import sha256
 
@@ -107,6 +107,7 @@ def test_other_commands_use_the_run(run: Path, tmp_path: Path, monkeypatch: pyte
     assert 0 < change.max() < 0.01
 
 
+@pytest.mark.slow
 def test_bilinear_upsampling_in_other_forms_of_the_generator(tmp_path: Path) -> None:
     """A fused generator folds nearest upsampling only; an export computes the same, too (it checks that itself)."""
     folder, out = unpacked("mimicry-sagan", tmp_path), tmp_path / "snapshot"
@@ -119,7 +120,8 @@ def test_bilinear_upsampling_in_other_forms_of_the_generator(tmp_path: Path) -> 
 def test_class_names(tmp_path: Path) -> None:
     folder = unpacked("tfhub-biggan", tmp_path)
     state = torch.load(folder / "biggan-32.pth", weights_only=True)
-    for classes, options, names in ((1000, (), ("tench", "goldfish")), (10, ("--class-names", "cifar10"), CIFAR10[:2])):
+    cifar10 = (10, ("--class-names", "cifar10"), CIFAR10_CLASSES[:2])
+    for classes, options, names in ((1000, (), ("tench", "goldfish")), cifar10):
         out = tmp_path / str(classes)
         torch.save(state | {"shared.weight": torch.randn(classes, 6)}, folder / "biggan-32.pth")
         assert sagan("import", folder, "--out", out, *options) == 0
@@ -132,10 +134,14 @@ def without(*names: str) -> Callable[[dict[str, Tensor]], Any]:
 
 DAMAGE: list[tuple[str, Callable[[dict[str, Tensor]], Any], str]] = [
     ("unknown", lambda s: {f"x{name}": tensor for name, tensor in s.items()}, "no known generator; it holds x"),
-    ("another", lambda s: s | {"extra.weight": torch.ones(2)}, "but there is no place here for extra.weight"),
-    ("half", without("output_layer.2", "blocks.3"), "of which a part is missing"),
-    ("no block", without("blocks.0.0.bn1.stored"), "of which a part is missing: blocks.0.norm1.running_mean"),
-    ("no vectors", without("linear.u0"), "spectral norm for some weights only, not for linear.weight"),
+    (
+        "another",
+        lambda s: s | {"extra.weight": torch.ones(2)},
+        "with tensors that have no equivalent here: extra.weight",
+    ),
+    ("half", without("output_layer.2", "blocks.3"), "with missing tensors"),
+    ("no block", without("blocks.0.0.bn1.stored"), "with missing tensors: blocks.0.norm1.running_mean"),
+    ("no vectors", without("linear.u0"), "for some weights, but not for linear.weight"),
     (
         "nan",
         lambda s: s | {"linear.bias": s["linear.bias"] * torch.nan},
@@ -152,7 +158,7 @@ DAMAGE: list[tuple[str, Callable[[dict[str, Tensor]], Any], str]] = [
         lambda s: s | {"output_layer.2.weight": torch.ones(3, 2, 5, 5)},
         "output_layer.2.weight has shape (3, 2, 5",
     ),
-    ("flat", lambda s: s | {"linear.weight": torch.ones(256), "linear.u0": torch.ones(1, 256)}, "impossible shapes"),
+    ("flat", lambda s: s | {"linear.weight": torch.ones(256), "linear.u0": torch.ones(1, 256)}, "inconsistent shapes"),
     ("empty", lambda s: s | {"blocks.0.0.conv1.bias": torch.ones(0)}, "blocks.0.0.conv1.bias has shape (0,)"),
     ("vectors", lambda s: s | {"linear.u0": torch.ones(1, 3)}, "linear.u0 does not fit linear.weight"),
     ("zero", lambda s: s | {"linear.weight": 0 * s["linear.weight"]}, "it gives no positive singular value"),

@@ -150,6 +150,7 @@ def test_the_documented_code_needs_no_torch_and_gives_the_samples(snapshot: str,
     assert (difference > 0).mean() < 0.001
 
 
+@pytest.mark.slow
 def test_without_classes_as_bytes_with_speed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     save_snapshot(small_generator(num_classes=0, channels=2), tmp_path / "snapshot")
     out = tmp_path / "generator.onnx"

@@ -40,6 +40,7 @@ def places(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Iter
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", SETTINGS)
 @pytest.mark.parametrize("kind", ["checkpoints", "snapshots", "samples"])
 def test_two_processes_write_the_same_bytes(places: list[Path], run: str, kind: str) -> None:

@@ -119,6 +119,7 @@ def assert_trains_on_meta(config: Config) -> None:
         assert {p.grad.device.type for p in network.parameters() if p.grad is not None} == {"meta"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_stay_on_the_device(path: Path) -> None:
     assert_trains_on_meta(shipped(path))

@@ -22,7 +22,8 @@ from PIL import Image
 from sagan.config.load import load_config
 from sagan.data.dataset import PreparedData
 from sagan.data.decode import Unusable, convert, decode
-from sagan.data.sources import FORMATS, Item, NpzSource
+from sagan.data.files import FORMATS
+from sagan.data.sources import Item, NpzSource
 from sagan.evaluation.extractors import load_tensors
 from sagan.evaluation.fid import load_statistics
 from sagan.experiments.runs import read_runs

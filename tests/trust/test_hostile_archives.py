@@ -86,7 +86,7 @@ def test_bombs_are_not_unpacked(tmp_path: Path, read: Callable[[Path], object]) 
     large = "mu.npy" if read is load_statistics else "images.npy"
     archive(path, {"sigma.npy": plain, "seeds.npy": plain, "labels.npy": plain, large: bomb}, zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 1_000_000
-    with pytest.raises(UserError, match="which is taken for a trap"):
+    with pytest.raises(UserError, match="which suggests a decompression bomb"):
         read(path)
 
 
@@ -94,7 +94,7 @@ def test_an_array_that_unpacks_well_is_prepared(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((25_000, 32, 32, 3), np.uint8))
     source = NpzSource(tmp_path / "a.npz")
     assert len(source) == 25_000
-    with pytest.raises(UserError, match="which is taken for a trap"):
+    with pytest.raises(UserError, match="which suggests a decompression bomb"):
         source.check_expansion()
 
 

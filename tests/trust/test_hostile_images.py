@@ -113,7 +113,7 @@ def test_folders_without_end(pets: Path) -> None:
         deep = deep / "a"
     deep.mkdir(parents=True)
     (kind, name, reason), *_ = FolderSource(pets).problems
-    assert (kind, reason) == ("nested", "lies over 32 folders deep")
+    assert (kind, reason) == ("nested", "is nested more than 32 folders deep")
     assert len(name) <= 200
 
 

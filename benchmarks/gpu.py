@@ -463,7 +463,7 @@ def rehearse(o: Options) -> None:
     (given / "half-2.npz").write_bytes(second[:5000] + b"damage" + second[5006:])
     call("record", "--pack", given, "--out", back, *shared, code=2)
     (given / "half-2.npz").write_bytes(second)
-    call("record", "--pack", given, "--out", back, "--seconds", o.seconds or 120, "--images-per-second", 10, *shared)
+    call("record", "--pack", given, "--out", back, "--seconds", o.seconds or 120, "--images-per-second", 200, *shared)
     call("restore", back, "--out", o.out / "run")
     call("third", "--out", back, "--seconds", 300, *shared)
 

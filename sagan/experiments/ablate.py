@@ -122,10 +122,8 @@ def train_runs(ablation: Ablation, keys: Sequence[Key], slots: Sequence[str | No
                 running.append(child)
             if received and not forwarded:
                 forwarded = True
-                # not the same signal: a terminal sends that to the runs, too, and a second one kills
-                other = signal.SIGTERM if received[0] == signal.SIGUSR1 else signal.SIGUSR1
-                for child in running:
-                    child.process.send_signal(other)
+                for child in running:  # not SIGINT: a terminal sends that to the runs, too, and a second one kills
+                    child.process.terminate()
             for child in [*running]:
                 pid, status, usage = os.wait4(child.process.pid, os.WNOHANG)
                 steps = ablation.configs[child.key[0]].training.steps

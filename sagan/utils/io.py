@@ -218,8 +218,8 @@ def check_expansion(archive: zipfile.ZipFile, path: Path, key: str) -> None:
     size, stored = _sizes(archive, path, key)
     if size > max(LARGE, EXPANSION * stored):
         raise UserError(
-            f"{path}: {key} would unpack from {stored} bytes to {size}, which suggests a decompression bomb; save it with "
-            "np.savez"
+            f"{path}: {key} would unpack from {stored} bytes to {size}, which suggests a decompression bomb; save it "
+            "with np.savez"
         )
 
 

@@ -62,12 +62,16 @@ def peak_resident_mib(usage: resource.struct_rusage) -> float:
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGUSR1 instead of terminating; a second one of the same kind terminates."""
+    """Collect SIGINT, SIGTERM and SIGUSR1 instead of terminating; a second SIGINT terminates.
+
+    A second SIGTERM does not: Slurm and torchrun each send one.
+    """
     received: list[int] = []
 
     def note(number: int, _frame: Any) -> None:
         received.append(number)
-        signal.signal(number, previous[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(number, previous[signal.SIGINT])
 
     watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     previous = {number: signal.signal(number, note) for number in watched}

@@ -120,9 +120,8 @@ def test_a_signal_to_the_launcher_saves(tmp_path: Path, data: PreparedData, numb
 
 
 SRUN = """#!/bin/bash
-trap 'kill -TERM $(jobs -p)' TERM
 for ((i = 0; i < SLURM_NNODES; i++)); do SLURM_NODEID=$i "$@" & done
-wait; wait
+wait
 """
 
 
@@ -147,12 +146,14 @@ def test_the_slurm_script_resumes_with_other_nodes(tmp_path: Path, data: Prepare
         slurm = {"SLURM_NNODES": nodes, "SLURM_JOB_NODELIST": "here", "GPUS": "1", "PORT": port}
         with subprocess.Popen(
             ["bash", str(tmp_path / "job.sh")], env={**ENVIRONMENT, **slurm, "PATH": path}, stderr=subprocess.PIPE,
-            text=True, start_new_session=True,
+            text=True,
         ) as job:  # fmt: skip
             wait_for(job, tmp_path / "run" / "log.jsonl")
             while log_of(tmp_path / "run")[-1]["step"] <= step:
                 time.sleep(0.1)
-            os.killpg(job.pid, signal.SIGTERM)
+            for process in psutil.Process(job.pid).children(recursive=True):  # Slurm signals launchers and trainers
+                if process.name() != "bash":
+                    process.send_signal(signal.SIGTERM)
             _, said = job.communicate(timeout=120)
         assert f"resumed from step {step}" in said or not step, said
         newest, _ = newest_whole_checkpoint(tmp_path / "run")

@@ -67,8 +67,8 @@ def start(
     return process
 
 
-def fork_two(config: Path, run: Path) -> str:
-    """Train to the end in two forked processes, as `train_in_two` does but without the start-up time of torchrun."""
+def start_two(config: Path, run: Path) -> list[ForkServerProcess]:
+    """Start training in two forked processes, as torchrun does; their stderr goes to RUN-0.txt and RUN-1.txt."""
     with socket.create_server(("localhost", 0)) as server:
         port = str(server.getsockname()[1])
     logs = [run.with_name(f"{run.name}-{rank}.txt") for rank in "01"]
@@ -76,10 +76,15 @@ def fork_two(config: Path, run: Path) -> str:
         {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
          "MASTER_PORT": port} for rank in "01"
     ]  # fmt: skip
-    both = [start(config, run, log, environment=each) for log, each in zip(logs, environments, strict=True)]
+    return [start(config, run, log, environment=each) for log, each in zip(logs, environments, strict=True)]
+
+
+def fork_two(config: Path, run: Path) -> str:
+    """Train to the end in two forked processes, as `train_in_two` does but without the start-up time of torchrun."""
+    both = start_two(config, run)
     for process in both:
         process.join(timeout=120)
-    text = "".join(log.read_text() for log in logs)
+    text = "".join(run.with_name(f"{run.name}-{rank}.txt").read_text() for rank in "01")
     hanging = [process for process in both if process.is_alive()]
     for process in hanging:
         process.kill()

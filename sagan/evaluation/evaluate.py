@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,16 +116,17 @@ def evaluate(
     settings: SampleSettings | None = None,
     step: int | None = None,
     store: Path | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> EvaluationResult | None:
     """Scores and protocol of `samples`; every process calls it, the first one gets the result.
 
-    `settings`: how the samples were generated; None for images from files. `store`: see `extract`; it is removed at
-    the end. UserError for a metric that is not defined on these sets.
+    `settings`: how the samples were generated; None for images from files. `store`, `stop`: see `extract`; the
+    store is removed at the end. UserError for a metric that is not defined on these sets.
     """
     chosen = [METRICS[name] for name in metrics]
     for metric in chosen:
         _check_metric(metric, samples, reference)
-    inputs = Inputs(samples, reference, networks, batch_size)
+    inputs = Inputs(samples, reference, networks, batch_size, stop=stop)
     scores = _compute(sorted(chosen, key=_order), inputs, store)
     if rank_and_count()[0] > 0:
         return None
@@ -196,9 +197,11 @@ def _extracted(
     samples, reference, batch_size = inputs.samples, inputs.reference, inputs.batch_size
     generated = extract(
         samples, backbone, batch_size, features=features, logits=logits, store=store,
-        description=f"{backbone.name} features of {samples.name}",
+        description=f"{backbone.name} features of {samples.name}", stop=inputs.stop,
     )  # fmt: skip
-    real = None if reference is None else reference_features(reference, backbone, batch_size, features)
+    real = None
+    if reference is not None:
+        real = reference_features(reference, backbone, batch_size, features, stop=inputs.stop)
     if store is not None and rank_and_count()[0] == 0:
         shutil.rmtree(store, ignore_errors=True)
     networks = replace(inputs.networks, backbone=backbone)

@@ -21,7 +21,7 @@ from sagan.data.decode import Unusable, decode, look
 from sagan.data.sources import FolderSource, Item, NpzSource, cache_folder
 from sagan.evaluation.extractors import Backbone, Features
 from sagan.evaluation.fid import Moments, Statistics, load_statistics, save_statistics
-from sagan.utils.errors import UserError
+from sagan.utils.errors import Interrupted, UserError
 from sagan.utils.io import atomic_file, read_json, sha256, write_json
 from sagan.utils.progress import Progress
 from sagan.utils.random import numpy_generator
@@ -166,22 +166,32 @@ class Extraction:
 def extract(
     images: ImageSet, backbone: Backbone, batch_size: int, *,
     features: bool = False, logits: bool = False, store: Path | None = None, description: str = "features",
+    stop: Callable[[], bool] | None = None,
 ) -> Extraction:  # fmt: skip
     """Compute statistics of `images` and, if requested, all features and logits; every process calls it.
 
     `store`: a folder for finished chunks, so that the same call resumes after a kill; the caller removes it.
+    `stop`: asked before every batch, equally often by every process; its answer must be the same on all of them.
+    Raises Interrupted when it is True.
     """
     rank, processes = rank_and_count()
     moments = Moments(backbone.dimension, backbone.device)
     all_features, all_logits = [], []
+    size = batch_size if store is None else min(CHUNK, -(-images.count // processes))
+    chunks = images.batches(size)
+    chunks += [np.arange(0)] * (-len(chunks) % processes)  # as many for every process
     with Progress(images.count, description, quiet=rank > 0) as progress:
-        for indices in images.batches(CHUNK if store is not None else batch_size)[rank::processes]:
-            found = None if store is None else _stored(store, indices, logits)
-            if found is None:
-                parts = []
-                for start in range(0, len(indices), batch_size):
+        for indices in chunks[rank::processes]:
+            found, parts = _stored(store, indices, logits) if store is not None and len(indices) else None, []
+            for start in range(0, size, batch_size):
+                if stop is not None and stop():
+                    raise Interrupted
+                if found is None and start < len(indices):
                     parts.append(backbone(images.read(indices[start : start + batch_size])))
                     progress.advance(len(parts[-1].features) * processes)
+            if not len(indices):
+                continue
+            if found is None:
                 found = Features(
                     torch.cat([part.features for part in parts]),
                     torch.cat([part.logits for part in parts if part.logits is not None]) if logits else None,
@@ -277,8 +287,9 @@ def identity(backbone: Backbone) -> dict[str, str]:
 
 
 def reference_features(
-    reference: Reference, backbone: Backbone, batch_size: int, features: bool = False, cache: Path | None = None
-) -> Extraction | None:
+    reference: Reference, backbone: Backbone, batch_size: int, features: bool = False, cache: Path | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Extraction | None:  # fmt: skip
     """Statistics of a reference and, if requested, all features; every process calls it, the first one gets them.
 
     They are cached in `cache` (~/.cache/sagan/features) under a hash of images and backbone, and verified when read.
@@ -297,7 +308,7 @@ def reference_features(
         return found
     extraction = extract(
         reference.images, backbone, batch_size, features=features, store=folder / STORE,
-        description=f"features of {reference.name}",
+        description=f"features of {reference.name}", stop=stop,
     )  # fmt: skip
     if not main:
         return None

@@ -49,7 +49,10 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Inputs of a metric. `generated`, `real`: features of samples and reference, on the first process."""
+    """Inputs of a metric. `generated`, `real`: features of samples and reference, on the first process.
+
+    `stop`: see `extract`.
+    """
 
     samples: "ImageSet"
     reference: "Reference | None"
@@ -57,6 +60,7 @@ class Inputs:
     batch_size: int
     generated: "Extraction | None" = None
     real: "Extraction | None" = None
+    stop: Callable[[], bool] | None = None
 
     @property
     def features(self) -> "tuple[np.ndarray, np.ndarray]":

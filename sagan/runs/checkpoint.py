@@ -37,6 +37,7 @@ class Progress:
         records: best value of each score that the divergence monitor watches.
         scored: identifies what `best` and `records` compare.
         processes: how many processes wrote the checkpoint.
+        unscored: whether the evaluation of this step was interrupted.
     """
 
     step: int
@@ -50,6 +51,7 @@ class Progress:
     records: dict[str, float] = field(default_factory=dict)
     scored: str | None = None
     processes: int | None = None
+    unscored: bool = False
 
 
 def save_checkpoint(folder: Path, gan: GAN, progress: Progress) -> None:

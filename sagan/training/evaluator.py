@@ -1,5 +1,6 @@
 """Evaluation during training: score the averaged generator on all processes and track the best step."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from sagan.runs.checkpoint import Progress
 from sagan.utils.errors import UserError
 from sagan.utils.images import save_png
 from sagan.utils.io import append_json_line
+
+FEATURES = "partial-features"  # folder in the run, of an evaluation that has not ended
 
 
 def make_evaluator(
@@ -51,21 +54,24 @@ class Evaluator:
     reference: Reference | None
 
     def __call__(
-        self, run: Path, progress: Progress, generator: Generator, say: Callable[[str], None]
+        self, run: Path, progress: Progress, generator: Generator, say: Callable[[str], None], stop: Callable[[], bool]
     ) -> tuple[Progress, dict[str, float]]:
         """Score samples of this step and append the result to metrics.jsonl. Every process calls it.
 
         Returns the scores by name (on the first process, else none), and the progress with the best score so far and
-        the number of evaluations since.
+        the number of evaluations since. Raises Interrupted when `stop` is True; features stay in the run's folder for
+        the next call at this step.
         """
         settings = self.settings
         sampling = SampleSettings(settings.num, labels=settings.labels)
         samples = generated_images(generator, sampling, self.reference, f"samples at step {progress.step}")
         result = evaluate(
-            samples, self.reference, settings.metrics, self.networks, settings.batch_size, sampling, progress.step
-        )
+            samples, self.reference, settings.metrics, self.networks, settings.batch_size, sampling, progress.step,
+            run / FEATURES / samples.key[:32], stop,
+        )  # fmt: skip
         if result is None:
             return progress, {}
+        shutil.rmtree(run / FEATURES, ignore_errors=True)
         append_json_line(run / "metrics.jsonl", result.to_dict())
         if result.grid is not None:
             save_png(run / "samples" / f"{progress.step:08d}-nearest.png", result.grid)

@@ -51,8 +51,11 @@ def begin_update() -> None:
     torch.compiler.cudagraph_mark_step_begin()
 
 
-# (folder of the run, progress, generator, message callback) -> (progress with the best score so far, scores by name)
-Evaluate = Callable[[Path, Progress, Generator, Callable[[str], None]], tuple[Progress, dict[str, float]]]
+# (folder of the run, progress, generator, message callback, whether to stop)
+# -> (progress with the best score so far, scores by name)
+Evaluate = Callable[
+    [Path, Progress, Generator, Callable[[str], None], Callable[[], bool]], tuple[Progress, dict[str, float]]
+]
 
 
 @dataclass

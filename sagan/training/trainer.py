@@ -54,7 +54,7 @@ from sagan.training.state import (
     set_rates,
 )
 from sagan.training.step import LatentBatch, RealBatch, discriminator_step, generator_step
-from sagan.utils.errors import UserError
+from sagan.utils.errors import Interrupted, UserError
 from sagan.utils.images import image_grid, save_png
 from sagan.utils.system import caught_signals
 
@@ -151,7 +151,7 @@ def _train_run(
     main = accelerator.is_main_process
     if main:
         open_run(out, config, about, changes, run.progress.step)
-        truncate_log(out / "metrics.jsonl", run.progress.step)
+        truncate_log(out / "metrics.jsonl", run.progress.step - run.progress.unscored)
     accelerator.wait_for_everyone()
     trackers, place = Trackers(run), (out, run.progress.step, settings.steps, settings.batch_size)
     log = RunLog(*place, trackers.values, silent=not main, track_picture=trackers.picture)
@@ -200,18 +200,31 @@ def train(run: Run, log: RunLog) -> int | None:
     archive_stop(run)
     _complete(run)
     with caught_signals() as received:
-        while not run.finished:
-            ended = _train_until(run, log, received)
+        while run.progress.unscored or not run.finished:
+            ended = _train_until(run, log, _Agreement(run, received))
             if not isinstance(ended, Divergence):
                 return ended
             recover(run, log, ended)
     return None
 
 
-def _train_until(run: Run, log: RunLog, received: list[int]) -> Divergence | int | None:
+def _train_until(run: Run, log: RunLog, agreement: "_Agreement") -> Divergence | int | None:
     """Train on until the run is finished (None), a process receives a signal, or the run diverges."""
+    try:
+        if run.progress.unscored:
+            run.progress = replace(run.progress, unscored=False)
+            if diverged := _score_and_save(run, log, _due(run) | {"checkpoint": True}, agreement):
+                return diverged
+        return None if run.finished else _steps(run, log, agreement)
+    except Interrupted:
+        run.progress = replace(run.progress, unscored=True)
+        save(run)
+        return agreement.number
+
+
+def _steps(run: Run, log: RunLog, agreement: "_Agreement") -> Divergence | int | None:
     settings, start, d_steps = run.config.training, run.progress.step, run.config.d_steps
-    prepare, agreement = run.batches.ahead(run.data, d_steps), _Agreement(run, received)
+    prepare = run.batches.ahead(run.data, d_steps)
     updates = UpdateGraphs(run.gan) if run.rates is not None else None
     with Prefetcher(prepare, start * d_steps, settings.steps * d_steps) as reader:
         while not run.finished:
@@ -227,10 +240,10 @@ def _train_until(run: Run, log: RunLog, received: list[int]) -> Divergence | int
             decay = decay_at(run.config.ema, step + 1, settings.batch_size)
             update_ema(run.gan.ema, run.gan.generator, decay)
             run.progress = replace(run.progress, step=step + 1)
-            stop = agreement.reached(step + 1)
-            diverged = _after_step(run, log, values, stopping=stop is not None)
-            if diverged is not None or stop is not None:
-                return diverged or stop
+            agreement.reached(step + 1)
+            diverged = _after_step(run, log, values, agreement)
+            if diverged is not None or agreement.number is not None:
+                return diverged or agreement.number
     return None
 
 
@@ -258,13 +271,11 @@ def _update_generator(
     return graphs.run(run.gan.generator, "generator", step, reals, latents)
 
 
-def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping: bool) -> Divergence | None:
-    """Log, sample, evaluate and save what is due after a step. Once the run has diverged nothing more is written."""
-    step, settings = run.progress.step, run.config.training
-    log.advance(step)
-    last = run.finished
-    due = {
-        name: last or (every > 0 and step % every == 0)
+def _due(run: Run) -> dict[str, bool]:
+    """What is to be done after this step."""
+    settings, step = run.config.training, run.progress.step
+    return {
+        name: run.finished or (every > 0 and step % every == 0)
         for name, every in (
             ("log", settings.log_every),
             ("checkpoint", settings.checkpoint_every),
@@ -273,7 +284,15 @@ def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping
             ("scores", run.config.evaluate.every),
         )
     }
-    diverged, ema = None, None
+
+
+def _after_step(
+    run: Run, log: RunLog, values: dict[str, torch.Tensor], agreement: "_Agreement"
+) -> Divergence | None:  # fmt: skip
+    """Log, sample, evaluate and save what is due after a step. Once the run has diverged nothing more is written."""
+    step, stopping, due = run.progress.step, agreement.number is not None, _due(run)
+    log.advance(step)
+    diverged = None
     if stopping or any(due.values()):
         values = _mean_over_processes(run, values)
         diverged = divergence.in_values(step, values)
@@ -282,15 +301,20 @@ def _after_step(run: Run, log: RunLog, values: dict[str, torch.Tensor], stopping
         diverged = _first_found(run, diverged)
     if diverged is None and due["log"]:
         diverged = _first_found(run, _log(run, log, values))
-    if diverged is None and (due["samples"] or due["snapshot"] or due["scores"]):
-        diverged, ema = _evaluate(run, log, due)
-    if diverged is not None:
-        return diverged
+    return diverged or _score_and_save(run, log, due, agreement)
+
+
+def _score_and_save(run: Run, log: RunLog, due: dict[str, bool], agreement: "_Agreement") -> Divergence | None:
+    step, ema = run.progress.step, None
+    if due["samples"] or due["snapshot"] or due["scores"]:
+        diverged, ema = _evaluate(run, log, due, agreement)
+        if diverged is not None:
+            return diverged
     best = run.progress.best_step == step
     snapshot = ema if due["snapshot"] or run.finished or best else None
     if snapshot is not None and not run.finished:
         _save_snapshot(run, snapshot)
-    if due["checkpoint"] or stopping or run.finished or best:
+    if due["checkpoint"] or agreement.number is not None or run.finished or best:
         save(run)
     if snapshot is not None and run.finished:  # last: it marks the run as finished
         _save_snapshot(run, snapshot)
@@ -316,12 +340,14 @@ def _log(run: Run, log: RunLog, values: dict[str, torch.Tensor]) -> Divergence |
     return diverged
 
 
-def _evaluate(run: Run, log: RunLog, due: dict[str, bool]) -> tuple[Divergence | None, Generator]:
+def _evaluate(
+    run: Run, log: RunLog, due: dict[str, bool], agreement: "_Agreement"
+) -> tuple[Divergence | None, Generator]:
     """Score and sample the averaged generator where due. Returns the divergence found, if any, and the generator."""
     before, step, main = run.progress, run.progress.step, run.accelerator.is_main_process
     ema, diverged = ema_generator(run.gan.ema), None
     if run.evaluate is not None and due["scores"]:
-        run.progress, scores = run.evaluate(run.folder, run.progress, ema, log.say)
+        run.progress, scores = run.evaluate(run.folder, run.progress, ema, log.say, agreement.stop)
         log.scores(step, scores)
         run.progress, diverged = divergence.in_scores(run.config.divergence, run.progress, scores)
     if main and (due["samples"] or run.finished):
@@ -376,7 +402,7 @@ def _save_snapshot(run: Run, ema: Generator) -> None:
 
 def _complete(run: Run) -> None:
     """Write the last snapshot of a run killed between its last checkpoint and that. Every process calls it."""
-    if run.finished:
+    if run.finished and not run.progress.unscored:
         ema = ema_generator(run.gan.ema)
         if not (run.folder / "snapshots" / f"{run.progress.step:08d}").is_dir():
             _save_snapshot(run, ema)
@@ -406,21 +432,31 @@ class _Agreement:
 
     def __init__(self, run: Run, received: list[int]) -> None:
         self.run, self.received = run, received
+        self.number: int | None = None
         self.asked, self.since, self.next = run.progress.step, time.monotonic(), run.progress.step + 1
 
-    def reached(self, step: int) -> int | None:
-        """The signal that the processes have agreed on once `step` is done."""
-        number = self.received[0] if self.received else 0
-        if self.run.accelerator.num_processes == 1:
-            return number or None
-        if step < self.next:
-            return None
-        pace = (time.monotonic() - self.since) / (step - self.asked)
-        found = torch.tensor([number, pace], device=self.run.accelerator.device)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        number, pace = found.tolist()
+    def reached(self, step: int) -> None:
+        """Agree, if it is time to, on the signal `number` once `step` is done."""
+        several = self.run.accelerator.num_processes > 1
+        if several and step < self.next:
+            return
+        pace = self._agree((time.monotonic() - self.since) / (step - self.asked) if several else 0)
         self.asked, self.since, self.next = step, time.monotonic(), step + steps_to_agreement(pace)
-        return int(number) or None
+
+    def stop(self) -> bool:
+        """Agree now. Every process calls it. Returns whether there is a signal."""
+        self._agree(0)
+        return self.number is not None
+
+    def _agree(self, pace: float) -> float:
+        """Set `number` to a signal that any process has received. Returns the greatest pace."""
+        number: float = self.received[0] if self.received else 0
+        if self.run.accelerator.num_processes > 1:
+            found = torch.tensor([number, pace], device=self.run.accelerator.device)
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+            number, pace = found.tolist()
+        self.number = int(number) or None
+        return pace
 
 
 def steps_to_agreement(pace: float) -> int:

@@ -59,3 +59,7 @@ def _shortened(line: str) -> str:
     if len(line) <= LONGEST_LINE:
         return line
     return f"{line[: LONGEST_LINE * 2 // 3]} … {line[-LONGEST_LINE // 3 :]}"
+
+
+class Interrupted(Exception):
+    """Long work has stopped because it was asked to; the same call continues it."""

@@ -61,7 +61,9 @@ def test_one_entry_adds_a_metric_to_training(data: PreparedData, tmp_path: Path)
     )  # fmt: skip
     run = tiny_run(tmp_path / "run", config, data)
     assert run.evaluate is not None
-    progress, scores = run.evaluate(tmp_path / "run", Progress(step=3), small_generator(), lambda line: None)
+    progress, scores = run.evaluate(
+        tmp_path / "run", Progress(step=3), small_generator(), lambda line: None, lambda: False
+    )
     assert (progress.best, progress.best_step) == (scores["gray"], 3)
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["gray"] == scores["gray"]
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,9 +58,9 @@ def scripted(run: Run, data: PreparedData, bad: Collection[tuple[int, int]]) -> 
     evaluate = run.evaluate
     assert evaluate is not None
 
-    def hook(folder: Path, progress: Progress, generator: Generator, say: Callable[[str], None]):
+    def hook(folder: Path, progress: Progress, generator: Generator, *others: Any):
         good = (progress.step, progress.rollbacks) not in bad
-        return evaluate(folder, progress, Picture(data, generator, good), say)  # type: ignore[arg-type]
+        return evaluate(folder, progress, Picture(data, generator, good), *others)  # type: ignore[arg-type]
 
     run.evaluate = hook
 

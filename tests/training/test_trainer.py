@@ -1,9 +1,14 @@
 """Whole runs on tiny networks: resumed bit for bit, and equal to the plain algorithm."""
 
 import copy
+import os
 import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +19,15 @@ from tiny import files_of, lines_of, log_of, one_process, tiny_config, tiny_run,
 
 from sagan.config.load import replaced
 from sagan.data.dataset import PreparedData
-from sagan.runs.checkpoint import list_checkpoints, mark_checkpoint, newest_whole_checkpoint
+from sagan.evaluation.features import CHUNK
+from sagan.models.generator import Generator
+from sagan.runs.checkpoint import Progress, list_checkpoints, mark_checkpoint, newest_whole_checkpoint
 from sagan.runs.run_dir import final_snapshot
 from sagan.training.ema import decay_at, update_ema
+from sagan.training.logging import RunLog
 from sagan.training.state import launcher_conflicts, make_accelerator, resolve_precision, resume
 from sagan.training.step import discriminator_step, generator_step
-from sagan.training.trainer import resolved, save, steps_to_agreement
+from sagan.training.trainer import resolved, save, steps_to_agreement, train
 from sagan.utils.errors import UserError
 from sagan.utils.io import read_json
 
@@ -72,6 +80,40 @@ def test_a_longer_run_goes_on_to_the_bit(tmp_path: Path, data: PreparedData) -> 
     for steps in (3, 5):
         train_tiny(tmp_path / "longer", tiny_config(f"training.steps={steps}"), data)
     assert_same_run(tmp_path / "whole", tmp_path / "longer", 5)
+
+
+@pytest.mark.parametrize("step", [2, 3], ids=["midway", "at the last step"])
+def test_an_interrupted_evaluation_resumes_to_the_bit(tmp_path: Path, data: PreparedData, step: int) -> None:
+    """The signal comes in the second chunk of features: the first one is kept, and the batch is the last one."""
+    scores = f"evaluate={{every: 1, num: {CHUNK + 64}, metrics: [fid], best: fid, batch_size: 32, backbone: {STANDIN}}}"
+    config = tiny_config(scores, "training.steps=3", "training.sample_every=1", "training.keep_checkpoints=9")
+    train_tiny(tmp_path / "whole", config, data)
+    run, asked = tiny_run(tmp_path / "resumed", config, data), Counter[int]()
+    evaluate = run.evaluate
+    assert evaluate is not None
+
+    def hook(folder: Path, progress: Progress, generator: Generator, say: Callable, stop: Callable[[], bool]) -> Any:
+        def stop_in_the_second_chunk() -> bool:
+            asked[progress.step] += 1
+            if progress.step == step and asked[step] == CHUNK // 32 + 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return stop()
+
+        return evaluate(folder, progress, generator, say, stop_in_the_second_chunk)
+
+    run.evaluate = hook
+    assert train(run, RunLog(run.folder, 0, 3, 8, lambda *_: None)) == signal.SIGTERM
+    assert (run.progress.step, asked[step]) == (step, CHUNK // 32 + 2)
+    assert len(list(run.folder.glob("partial-features/*/*.npz"))) == 1
+    assert [line["step"] for line in lines_of(run.folder / "metrics.jsonl")] == list(range(1, step))
+    train_tiny(run.folder, config, data)
+    assert not (run.folder / "partial-features").exists()
+    assert_same_run(tmp_path / "whole", run.folder, 3)
+    assert lines_of(run.folder / "metrics.jsonl") == lines_of(tmp_path / "whole" / "metrics.jsonl")
+    states = [
+        read_json(folder / "checkpoints" / f"{step:08d}" / "state.json") for folder in (tmp_path / "whole", run.folder)
+    ]
+    assert states[0] == states[1]
 
 
 def test_looking_changes_nothing(tmp_path: Path, data: PreparedData) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from processes import ENVIRONMENT, RATES, ROOT, assert_same_losses, fork_two, launch, train_in_two, wait_for
+from processes import ENVIRONMENT, RATES, ROOT, assert_same_losses, fork_two, launch, start_two, train_in_two, wait_for
 from safetensors.torch import load_file
-from tiny import files_of, log_of, tiny_config, train_tiny, write_config
+from standin import random_weights
+from tiny import files_of, lines_of, log_of, tiny_config, train_tiny, write_config
 
 from sagan.data.dataset import PreparedData
 from sagan.runs.checkpoint import newest_whole_checkpoint
@@ -117,6 +118,29 @@ def test_a_signal_to_the_launcher_saves(tmp_path: Path, data: PreparedData, numb
     step = json.loads((checkpoint / "state.json").read_text())["step"]
     assert checkpoint.name == f"{step:08d}"
     assert f"at step {step} and saved; run the same command again to resume" in said
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_an_evaluation_of_two(tmp_path: Path, data: PreparedData) -> None:
+    """The other one follows; resumed, the scores are those of an undisturbed run."""
+    scores = {"every": 1, "num": 100, "batch_size": 2, "metrics": ["fid"], "backbone_weights": str(tmp_path / "w.pth")}
+    torch.save(random_weights(0), tmp_path / "w.pth")
+    config = write_config(tmp_path / "config.yaml", data, training={"steps": 1}, evaluate=scores)
+    both = start_two(config, tmp_path / "run")
+    wait_for(both[1], tmp_path / "run" / "log.jsonl")
+    time.sleep(2)
+    os.kill(both[1].pid or 0, signal.SIGTERM)
+    for process in both:
+        process.join(timeout=20)
+    assert [process.exitcode for process in both] == [143, 143]
+    checkpoint, _ = newest_whole_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    assert json.loads((checkpoint / "state.json").read_text())["unscored"]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    fork_two(config, tmp_path / "run")
+    fork_two(config, tmp_path / "whole")
+    (found,), (expected,) = (lines_of(tmp_path / name / "metrics.jsonl") for name in ("run", "whole"))
+    assert found["fid"] == expected["fid"]
 
 
 SRUN = """#!/bin/bash

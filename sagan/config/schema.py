@@ -201,6 +201,7 @@ class DataSettings(Settings):
 
     source: Annotated[str, Field(min_length=1)] | None = None  # a folder, torchvision:NAME, an .npz, prepared, shapes
     resolution: int = 32
+    channels: Literal[1, 3] = 3  # of images and networks; 1: grayscale
     num_classes: Count | None = None  # null: taken from the data; 0: train without labels
     flip: bool = False
     resize: Literal["crop", "squash"] = "crop"

@@ -1,6 +1,6 @@
 """Prepared data: a folder with one memory-mapped array of images, their labels and a manifest.
 
-images.npy: uint8 (N, R, R, 3). labels.npy: int64 (N,). manifest.json: `Manifest`.
+images.npy: uint8 (N, R, R, C), C = 3, or 1 for grayscale. labels.npy: int64 (N,). manifest.json: `Manifest`.
 """
 
 from collections import deque
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from pydantic import ValidationError, model_validator
@@ -27,6 +27,7 @@ class Manifest(Settings):
     """Description of a prepared folder.
 
     Attributes:
+        channels: 3, or 1 for grayscale.
         num_classes: 0 for images without labels; class_names and class_counts are then empty.
         source: display name.
         skip_bad, skipped: whether unusable images were left out, and how many.
@@ -36,6 +37,7 @@ class Manifest(Settings):
 
     format: int = FORMAT
     resolution: Positive
+    channels: Literal[1, 3] = 3
     count: Positive
     num_classes: Count
     class_names: tuple[str, ...]
@@ -64,7 +66,7 @@ class PreparedData:
 
     folder: Path
     manifest: Manifest
-    images: np.memmap  # uint8 (N, R, R, 3)
+    images: np.memmap  # uint8 (N, R, R, C)
     labels: np.ndarray  # int64 (N,)
 
     @classmethod
@@ -75,8 +77,8 @@ class PreparedData:
             raise UserError(f"{folder}: not a folder of prepared data (sagan prepare makes one)")
         manifest = _read_manifest(folder / "manifest.json")
         images, labels = _map(folder / "images.npy"), _map(folder / "labels.npy")
-        n, r = manifest.count, manifest.resolution
-        for name, array, wanted in (("images", images, ("uint8", (n, r, r, 3))), ("labels", labels, ("int64", (n,)))):
+        n, size = manifest.count, (manifest.resolution, manifest.resolution, manifest.channels)
+        for name, array, wanted in (("images", images, ("uint8", (n, *size))), ("labels", labels, ("int64", (n,)))):
             if (str(array.dtype), array.shape) != wanted:
                 raise UserError(
                     f"{folder / name}.npy: holds {array.dtype} {array.shape}, "
@@ -91,7 +93,7 @@ class PreparedData:
         return self.manifest.count
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of the images uint8 (B, R, R, 3) and labels int64 (B,) at `indices` (B,)."""
+        """Copies of the images uint8 (B, R, R, C) and labels int64 (B,) at `indices` (B,)."""
         return np.asarray(self.images)[indices], self.labels[indices]
 
 

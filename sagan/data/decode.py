@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from sagan.data.sources import Item
 
@@ -31,11 +31,13 @@ class Unusable(Exception):
         self.kind, self.reason = kind, reason
 
 
-def convert(item: Item, resolution: int, resize: str) -> tuple[np.ndarray, int, list[str]]:
-    """Read an item: pixels uint8 (R, R, 3), label, and what was converted (keys of `report.CONVERTED`).
+def convert(
+    item: Item, resolution: int, resize: str, channels: int = 3
+) -> tuple[np.ndarray, int, list[str]]:  # fmt: skip
+    """Read an item: pixels uint8 (R, R, channels), label, and what was converted (keys of `report.CONVERTED`).
 
     `resize`: "crop" takes the central square, "squash" ignores the aspect ratio; both use an antialiased Lanczos
-    filter. An RGB image of exactly R×R keeps its bytes. Raises Unusable.
+    filter. An RGB image of exactly R×R keeps its bytes. One channel: the luminance (ITU-R BT.601). Raises Unusable.
     """
     with _decoding():
         image, label = item.read()
@@ -47,10 +49,16 @@ def convert(item: Item, resolution: int, resize: str) -> tuple[np.ndarray, int, 
             image.load()
             turn = UPRIGHT.get(_orientation(image))
             image = _to_rgb(image, deep, notes)
+    if channels == 1:
+        notes = [note for note in notes if note != "grayscale"]
+        gray = image.convert("L")
+        if ImageChops.difference(image, gray.convert("RGB")).getbbox() is not None:
+            notes.append("color")
+        image = gray
     if turn is not None:
         notes.append("rotated")
         image = image.transpose(turn)
-    return np.asarray(_resized(image, resolution, resize)), label, notes
+    return np.asarray(_resized(image, resolution, resize)).reshape(resolution, resolution, channels), label, notes
 
 
 def look(item: Item) -> tuple[tuple[int, int], int]:

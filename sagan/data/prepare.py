@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import click
 import numpy as np
@@ -79,11 +79,13 @@ class Job:
     resolution: int
     resize: str
     skip_bad: bool
+    channels: Literal[1, 3] = 3
 
     @property
     def fingerprint(self) -> str:
         """Equal for equal sources and settings."""
         parts = [FORMAT, self.source.name, self.source.fingerprint(), self.resolution, self.resize, self.skip_bad]
+        parts += [self.channels] * (self.channels != 3)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
@@ -96,7 +98,7 @@ class Outcome(NamedTuple):
     """A converted item."""
 
     name: str
-    pixels: bytes  # uint8 (R, R, 3)
+    pixels: bytes  # uint8 (R, R, C)
     label: int
     digest: int  # 64 bits of a hash of the pixels
     notes: list[str]
@@ -126,7 +128,7 @@ def build(job: Job, folder: Path) -> Report:
     """
     seen, problems, digest = Seen(), list(job.source.problems), hashlib.sha256()
     with open(folder / "images.npy", "wb+") as file:
-        start = _write_header(file, 0, job.resolution)
+        start = _write_header(file, 0, job)
         for outcome in _outcomes(job):
             if isinstance(outcome, Problem):
                 problems.append(outcome)
@@ -135,7 +137,7 @@ def build(job: Job, folder: Path) -> Report:
             digest.update(outcome.pixels)
             seen.add(outcome)
         file.seek(0)
-        assert _write_header(file, len(seen.names), job.resolution) == start  # NumPy pads headers for a larger count
+        assert _write_header(file, len(seen.names), job) == start  # NumPy pads headers for a larger count
     if problems and not job.skip_bad:
         raise UserError(refusal(job.source.name, problems))
     if not seen.names:
@@ -146,16 +148,16 @@ def build(job: Job, folder: Path) -> Report:
     return _describe(job, folder, seen, problems, labels, class_names, digest.hexdigest())
 
 
-def _write_header(file: BinaryIO, count: int, resolution: int) -> int:
+def _write_header(file: BinaryIO, count: int, job: Job) -> int:
     """Write the header of images.npy; returns where the data begin."""
-    shape = (count, resolution, resolution, 3)
+    shape = (count, job.resolution, job.resolution, job.channels)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.tell()
 
 
 def _outcomes(job: Job) -> Iterable[Outcome | Problem]:
     """Converted items and problems in the order of the source, with a progress bar."""
-    process = partial(_process, resolution=job.resolution, resize=job.resize)
+    process = partial(_process, resolution=job.resolution, resize=job.resize, channels=job.channels)
     with Progress(len(job.source), f"preparing {job.source.name}") as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # our own checks are stricter
         for outcome in map_in_order(process, job.source.items()):
@@ -163,9 +165,9 @@ def _outcomes(job: Job) -> Iterable[Outcome | Problem]:
             progress.advance()
 
 
-def _process(item: Item, resolution: int, resize: str) -> Outcome | Problem:
+def _process(item: Item, resolution: int, resize: str, channels: int) -> Outcome | Problem:
     try:
-        image, label, notes = convert(item, resolution, resize)
+        image, label, notes = convert(item, resolution, resize, channels)
     except Unusable as bad:
         return Problem(bad.kind, item.name, printable(bad.reason))
     pixels = image.tobytes()
@@ -192,8 +194,9 @@ def _describe(
     by_class = dict(zip(class_names, class_counts, strict=True))
     shared = {"source": job.source.name, "resolution": job.resolution, "resize": job.resize}
     manifest = Manifest(
-        count=len(labels), num_classes=len(class_names), class_names=class_names, class_counts=class_counts,
-        skip_bad=job.skip_bad, skipped=len(problems), fingerprint=job.fingerprint, content_hash=content_hash, **shared,
+        channels=job.channels, count=len(labels), num_classes=len(class_names), class_names=class_names,
+        class_counts=class_counts, skip_bad=job.skip_bad, skipped=len(problems), fingerprint=job.fingerprint,
+        content_hash=content_hash, **shared,
     )  # fmt: skip
     copies, skipped, ignored = duplicates(np.array(seen.digests), labels, seen.names), Tally(), Tally()
     for problem in problems:
@@ -247,6 +250,7 @@ def prepare(
     skip_bad: bool = False,
     labels: str | None = None,
     columns: str | None = None,
+    channels: Literal[1, 3] = 3,
     num_classes: int | None = None,
     report: Callable[[str], None] = to_stderr,
 ) -> PreparedData:
@@ -260,13 +264,14 @@ def prepare(
         resize: "crop" takes the central square of each image, "squash" ignores its aspect ratio.
         skip_bad: leave out unusable images instead of raising UserError.
         labels: a table of labels, for a folder or an archive; `columns`: those of files and labels, "FILE,LABEL".
+        channels: 3, or 1: grayscale.
         num_classes: the number of classes that the source must have (None or 0: any).
         report: called with each line for the user.
 
     Raises UserError for a source that is missing, empty or of unclear layout, for unusable images, and for an `out`
     that holds something else.
     """
-    job = _job(source, resolution, resize, skip_bad, labels, columns)
+    job = _job(source, resolution, resize, skip_bad, labels, columns, channels)
     check_classes(num_classes, job.source.num_classes, source)
     return _prepare(job, expand_home(out).resolve(), report)
 
@@ -285,7 +290,8 @@ def ensure_prepared(
     if is_prepared(source):
         data = PreparedData.open(source)
     else:
-        job = _job(source, settings.resolution, settings.resize, settings.skip_bad, settings.labels, settings.columns)
+        job = _job(source, settings.resolution, settings.resize, settings.skip_bad, settings.labels, settings.columns,
+                   settings.channels)  # fmt: skip
         check_classes(settings.num_classes, job.source.num_classes, source)
         folder = settings.prepared or (default_folder or cache_folder() / "data") / job.folder_name
         data = _prepare(job, expand_home(folder).resolve(), report)
@@ -306,7 +312,8 @@ def check_classes(wanted: int | None, found: int, source: str) -> None:
 
 
 def _job(
-    source: str, resolution: int, resize: str, skip_bad: bool, labels: str | None, columns: str | None
+    source: str, resolution: int, resize: str, skip_bad: bool, labels: str | None, columns: str | None,
+    channels: Literal[1, 3],
 ) -> Job:  # fmt: skip
     if resolution not in RESOLUTIONS:
         raise UserError(f"resolution {resolution} is not one of {', '.join(map(str, RESOLUTIONS))}")
@@ -315,7 +322,7 @@ def _job(
     opened = open_source(source, resolution, labels, columns)
     if opened.problems and not skip_bad:
         raise UserError(refusal(source, opened.problems))
-    return Job(opened, resolution, resize, skip_bad)
+    return Job(opened, resolution, resize, skip_bad, channels)
 
 
 def _prepare(job: Job, out: Path, report: Callable[[str], None]) -> PreparedData:
@@ -328,7 +335,7 @@ def _prepare(job: Job, out: Path, report: Callable[[str], None]) -> PreparedData
             return data
         for left_over in out.parent.glob(f"{TEMPORARY}????????-{glob.escape(out.name)}"):  # of interrupted processes
             shutil.rmtree(left_over, ignore_errors=True)
-        needed, free = len(job.source) * job.resolution**2 * 3, shutil.disk_usage(out.parent).free
+        needed, free = len(job.source) * job.resolution**2 * job.channels, shutil.disk_usage(out.parent).free
         if needed > free:
             raise UserError(f"{out.parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
         with atomic_folder(out) as folder:
@@ -350,7 +357,7 @@ def _already_there(job: Job, out: Path, report: Callable[[str], None]) -> Prepar
     if data.manifest.fingerprint == job.fingerprint:
         report(f"{out}: already prepared from {job.source.name}, nothing to do")
         return data
-    for name in ("source", "resolution", "resize", "skip_bad"):
+    for name in ("source", "resolution", "resize", "skip_bad", "channels"):
         old, new = getattr(data.manifest, name), job.source.name if name == "source" else getattr(job, name)
         if old != new:
             raise UserError(f"{out}: was prepared with {name} {old}, not {new}; remove it or choose another folder")
@@ -363,13 +370,15 @@ def _already_there(job: Job, out: Path, report: Callable[[str], None]) -> Prepar
 @click.option("--resolution", type=int, default=32, show_default=True, help="32, 64, 128 or 256.")
 @click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True,
               help="For images that are not square.")  # fmt: skip
+@click.option("--channels", type=click.Choice(["1", "3"]), default="3", show_default=True, help="1: grayscale.")
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable images and list them.")
 @click.option("--labels", metavar="FILE", help="A table of files and their labels: CSV, TSV, JSON lines or JSON.")
 @click.option("--columns", metavar="FILE,LABEL", help="Its columns, where they are not clear.")
 @as_json
-def prepare_cli(source: str, out: Path, resolution: int, as_json: bool, **options: Any) -> None:
+def prepare_cli(source: str, out: Path, resolution: int, channels: str, as_json: bool, **options: Any) -> None:
     """Check SOURCE and convert it: a folder or archive of images, shards, torchvision:NAME, an .npz, or shapes."""
-    data = prepare(source, out, resolution, report=partial(click.echo, err=as_json), **options)
+    report = partial(click.echo, err=as_json)
+    data = prepare(source, out, resolution, channels=1 if channels == "1" else 3, report=report, **options)
     if as_json:
         print(json.dumps({"out": str(out), **read_json(data.folder / "report.json")}))
     else:

@@ -13,7 +13,8 @@ EXAMPLES = 3
 IMBALANCE = 10  # largest class over smallest, above which to warn
 
 CONVERTED = {
-    "grayscale": "grayscale, converted to RGB",
+    "grayscale": "grayscale, converted to RGB (--channels 1 keeps one channel)",
+    "color": "colored, converted to grayscale",
     "palette": "palette, converted to RGB",
     "cmyk": "CMYK, converted to RGB",
     "sixteen_bit": "16 bits per channel, reduced to 8",

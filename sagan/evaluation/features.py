@@ -72,12 +72,12 @@ class ImageSet:
 
 
 def from_prepared(data: PreparedData) -> ImageSet:
-    """The images of a prepared folder."""
+    """The images of a prepared folder; grayscale ones get three equal channels."""
     manifest = data.manifest
     return ImageSet(
         count=len(data),
         size=(manifest.resolution, manifest.resolution),
-        read=lambda indices: torch.from_numpy(data.gather(indices)[0]),
+        read=lambda indices: torch.from_numpy(data.gather(indices)[0]).expand(-1, -1, -1, 3),
         key=manifest.content_hash,
         name=manifest.source,
         labels=data.labels if manifest.num_classes else None,

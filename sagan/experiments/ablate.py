@@ -84,9 +84,10 @@ def check_variants(configs: dict[str, Config], folder: Path) -> tuple[dict[str, 
 
 def count_parameters(config: Config) -> tuple[int, int]:
     """Parameters of generator and discriminator."""
-    size, classes = config.data.resolution, config.data.num_classes or 0
+    size, channels, classes = config.data.resolution, config.data.channels, config.data.num_classes or 0
     with torch.device("meta"):
-        networks = Generator(config.generator, size, classes), Discriminator(config.discriminator, size, classes)
+        networks = (Generator(config.generator, size, classes, (), channels),
+                    Discriminator(config.discriminator, size, classes, channels))  # fmt: skip
     generator, discriminator = (sum(p.numel() for p in network.parameters()) for network in networks)
     return generator, discriminator
 

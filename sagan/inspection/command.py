@@ -230,10 +230,10 @@ def _read_folder(folder: Path, generator: Generator, count: int) -> tuple[np.nda
     images, labels = [], []
     for item in items[:: max(1, len(items) // count)][:count]:
         try:
-            pixels, label, _ = convert(item, generator.resolution, "crop")
+            pixels, label, _ = convert(item, generator.resolution, "crop", generator.image_channels)
         except Unusable as error:
             raise UserError(f"{folder / item.name}: {error.reason}") from None
-        images.append(pixels)
+        images.append(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
         labels.append(places[own[label]] if generator.num_classes else 0)
     return np.stack(images), np.array(labels, np.int64)
 

@@ -195,7 +195,7 @@ def untrained(generator: Generator) -> Generator:
     """A generator with the same settings and random weights, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(0, "untrained"))
-        random = Generator(generator.settings, generator.resolution, generator.num_classes, generator.class_names)
+        random = generator.like()
         initialize(random, generator.settings.init)
         if generator.settings.spectral_norm:
             spectral_normalize(random, generator.settings.spectral_norm_eps)

@@ -118,7 +118,7 @@ def discriminator_attention(
             rows = slice(start, start + BATCH)
             x = torch.from_numpy(images[rows]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (b, 3, R, R)
             with record_attention(discriminator, chosen[rows]) as maps:
-                discriminator(x, None if labels is None else labels[rows].to(device))
+                discriminator(x[:, : discriminator.image_channels], None if labels is None else labels[rows].to(device))
             batches.append({name: AttentionMap(m.kind, m.weights.float().cpu()) for name, m in maps.items()})
     return _recording(discriminator, images, numbers, labels, chosen, batches, class_names)
 

@@ -14,7 +14,7 @@ from sagan.utils.errors import UserError
 
 
 class Trunk(nn.Module):
-    """Images (B, 3, R, R) -> features (B, C, h, w): residual blocks, the first `downs` of which halve the map.
+    """Images (B, C, R, R) -> features (B, C, h, w): residual blocks, the first `downs` of which halve the map.
 
     `widths`: output channels of the blocks. Attention stands where the settings name the resolution of a halved map.
     `activation_checkpointing`: blocks and attention store only their inputs for backward.
@@ -22,11 +22,13 @@ class Trunk(nn.Module):
 
     activation_checkpointing = False
 
-    def __init__(self, settings: DiscriminatorSettings, resolution: int, widths: list[int], downs: int):
+    def __init__(
+        self, settings: DiscriminatorSettings, resolution: int, widths: list[int], downs: int, image_channels: int
+    ):
         super().__init__()
         self.blocks = nn.ModuleList()
         self.attention = nn.ModuleDict()
-        for i, (width, next_width) in enumerate(pairwise([3, *widths])):
+        for i, (width, next_width) in enumerate(pairwise([image_channels, *widths])):
             size, down = resolution >> (i + 1), i < downs
             branch, conv, after = (
                 placed_attention(settings, "discriminator", size, place, next_width) if down else None
@@ -75,23 +77,24 @@ class Head(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (B, 3, R, R) in [-1, 1], labels (B,), which of them are `reals` (B,) -> DiscriminatorOutput.
+    """Images (B, C, R, R) in [-1, 1], labels (B,), which of them are `reals` (B,) -> DiscriminatorOutput.
 
     Logits (B,); with the front-end zoom (B, S), one column per scale. Only front-ends use `reals`, in their penalties.
     """
 
     anchors: Tensor  # only with LeCam regularization: moving averages of the logits, (2,)
 
-    def __init__(self, settings: DiscriminatorSettings, resolution: int, num_classes: int):
+    def __init__(self, settings: DiscriminatorSettings, resolution: int, num_classes: int, image_channels: int = 3):
         super().__init__()
         self.settings, self.resolution, self.num_classes = settings, resolution, num_classes
+        self.image_channels = image_channels
         widths, downs = _widths(settings), discriminator_downs(resolution)
         if isinstance(frontend := settings.frontend, CoarseToFineSettings):
             widths = _widths(settings, frontend.coarse_width)
             downs = (resolution // frontend.cells).bit_length() - 1
-        self.trunk = Trunk(settings, resolution, widths, downs)
+        self.trunk = Trunk(settings, resolution, widths, downs, image_channels)
         self.head = Head(widths[-1], num_classes)
-        self.frontend = _frontend(settings, resolution, num_classes)
+        self.frontend = _frontend(settings, resolution, num_classes, image_channels)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, reals: Tensor | None = None) -> DiscriminatorOutput:
         if self.frontend is None:
@@ -104,7 +107,9 @@ def _widths(settings: DiscriminatorSettings, share: float = 1) -> list[int]:
     return [max(1, round(share * settings.channels * width)) for width in settings.widths]
 
 
-def _frontend(settings: DiscriminatorSettings, resolution: int, num_classes: int) -> FrontEnd | None:
+def _frontend(
+    settings: DiscriminatorSettings, resolution: int, num_classes: int, image_channels: int
+) -> FrontEnd | None:  # fmt: skip
     """The front-end of the settings, with its own trunks and heads.
 
     Coarse to fine: the fine trunk has the widths of a plain trunk, except for its features, which must match the coarse
@@ -115,10 +120,11 @@ def _frontend(settings: DiscriminatorSettings, resolution: int, num_classes: int
     if isinstance(frontend, CoarseToFineSettings):
         patch = frontend.patch_side(resolution)
         widths[-1] = _widths(settings, frontend.coarse_width)[-1]
-        return CoarseToFine(frontend, patch, Trunk(settings, patch, widths, min(downs, patch.bit_length() - 1)))
+        fine = Trunk(settings, patch, widths, min(downs, patch.bit_length() - 1), image_channels)
+        return CoarseToFine(frontend, patch, fine)
     if isinstance(frontend, ZoomSettings):
         size, closer = frontend.size or resolution, frontend.scales - 1
-        trunks = [Trunk(settings, size, widths, downs) for _ in range(closer)]
+        trunks = [Trunk(settings, size, widths, downs, image_channels) for _ in range(closer)]
         heads = [Head(widths[-1], num_classes) for _ in range(closer)]
         sides = [side >> downs for side in (resolution, size)][:closer]  # of the features that proposals read
         proposals = [Proposal(widths[-1] * side**2, frontend.hidden) for side in sides]

@@ -35,7 +35,7 @@ class DiscriminatorOutput(NamedTuple):
 
 
 class FrontEnd(Observable):
-    """forward(trunk, head, images (B, 3, R, R), labels (B,), reals (B,)) -> DiscriminatorOutput.
+    """forward(trunk, head, images (B, C, R, R), labels (B,), reals (B,)) -> DiscriminatorOutput.
 
     `trunk`: images -> features (B, C, h, w); `head`: features, labels -> logits (B,). Both belong to the discriminator,
     which passes them to each call; a front-end's other networks belong to it. `reals`: which images are real; None:
@@ -88,7 +88,7 @@ def within(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def zoom(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """The part of images (B, 3, R, R) inside boxes (B, 3), bilinearly on size × size pixels.
+    """The part of images (B, C, R, R) inside boxes (B, 3), bilinearly on size × size pixels.
 
     Equals grid_sample for θ = [[tl, 0, tx], [0, tl, ty]] (Jaderberg et al., arXiv:1506.02025, eq. 10). Rows and columns
     are sampled one after the other: two matrix products, which have a second derivative and are deterministic on every
@@ -223,7 +223,7 @@ class CoarseToFine(FrontEnd):
     Penalty "hint": `hint` · Σ_S ‖c - sg(f)‖², averaged over the batch; its gradient reaches only f_c. The choice of
     cells is not differentiated; the patches are differentiable with respect to the image.
 
-    `trunk` is f_c, with features (B, C, n, n); `fine` is f_f: (B·k, 3, p, p) -> (B·k, C, …), averaged over its map.
+    `trunk` is f_c, with features (B, C, n, n); `fine` is f_f: (B·k, C, p, p) -> (B·k, C, …), averaged over its map.
     With a head that sums relu(c), M is the norm of the weights of a cell's active channels. Ties are broken in reading
     order. Maps: "saliency", M; "patches", the boxes of S, the most salient first.
     """
@@ -282,7 +282,7 @@ def patch_corners(cells: Tensor, side: int, resolution: int, patch: int) -> Tens
 
 
 def cut_patches(images: Tensor, corners: Tensor, patch: int) -> Tensor:
-    """Images (B, 3, R, R), corners (B, k, 2) -> (B, k, 3, p, p), differentiable in the images."""
+    """Images (B, C, R, R), corners (B, k, 2) -> (B, k, C, p, p), differentiable in the images."""
     along = torch.arange(patch, device=images.device)
     rows, columns = (corners[..., axis, None] + along for axis in (0, 1))  # (B, k, p)
     batch = torch.arange(len(images), device=images.device)[:, None, None, None]

@@ -36,7 +36,7 @@ class Generator(
     paper_url="https://arxiv.org/abs/1805.08318",
     model_card_template=MODEL_CARD,
 ):
-    """z (B, z_dim), labels (B,) or class weights (B, K) -> images (B, 3, R, R) in [-1, 1].
+    """z (B, z_dim), labels (B,) or class weights (B, K) -> images (B, C, R, R) in [-1, 1], C = `image_channels`.
 
     Linear to 4×4, residual blocks that double the map, batch norm, ReLU, conv 3×3, tanh; attention after the block
     that outputs its resolution. `num_classes` 0: no labels, plain batch norm. BigGAN's shared class embedding and
@@ -49,11 +49,12 @@ class Generator(
     activation_checkpointing = False
 
     def __init__(
-        self, settings: GeneratorSettings, resolution: int, num_classes: int, class_names: tuple[str, ...] = ()
-    ):
+        self, settings: GeneratorSettings, resolution: int, num_classes: int, class_names: tuple[str, ...] = (),
+        image_channels: int = 3,
+    ):  # fmt: skip
         super().__init__()
         self.settings, self.z_dim, self.resolution = settings, settings.z_dim, resolution
-        self.num_classes, self.class_names = num_classes, class_names
+        self.num_classes, self.class_names, self.image_channels = num_classes, class_names, image_channels
         widths = [settings.channels * w for w in settings.widths]
         self.chunk = settings.z_dim // len(widths) if settings.hierarchical else settings.z_dim  # of the stem
         shares = settings.class_norm == "shared" and num_classes > 0
@@ -71,7 +72,7 @@ class Generator(
         momentum = settings.norm_momentum if settings.last_norm_momentum is None else settings.last_norm_momentum
         eps = settings.norm_eps if settings.last_norm_eps is None else settings.last_norm_eps
         self.norm = BatchNorm(widths[-1], eps, momentum, settings.sync_norm)
-        self.conv = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.conv = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
 
     def _norm(self, width: int) -> Normalization:
         s = self.settings
@@ -110,7 +111,12 @@ class Generator(
             "resolution": self.resolution,
             "num_classes": self.num_classes,
             "class_names": list(self.class_names),
+            **({} if self.image_channels == 3 else {"image_channels": self.image_channels}),
         }
+
+    def like(self) -> "Generator":
+        """A new generator with these settings, without spectral normalization."""
+        return Generator(self.settings, self.resolution, self.num_classes, self.class_names, self.image_channels)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         assert not any(map(is_parametrized, self.modules())), "remove_spectral_norm() the generator first"
@@ -129,10 +135,12 @@ class Generator(
         try:
             settings = GeneratorSettings.model_validate(config["generator"])
             resolution, num_classes, names = config["resolution"], config["num_classes"], tuple(config["class_names"])
+            if (channels := config.get("image_channels", 3)) not in (1, 3):
+                raise ValueError(f"image_channels {channels} is neither 1 nor 3")
             if resolution != 4 << (len(settings.widths) - 1) or num_classes < 0:
                 raise ValueError(f"resolution {resolution}, {len(settings.widths)} widths, {num_classes} classes")
             _check_size(settings, num_classes, sum(tensor.numel() for tensor in state.values()))
-            generator = cls(settings, resolution, num_classes, names)
+            generator = cls(settings, resolution, num_classes, names, channels)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
             raise UserError(
                 f"{where}: its config.json does not describe a generator ({' '.join(str(error).split())[:150]})"
@@ -155,7 +163,7 @@ def _check_size(settings: GeneratorSettings, num_classes: int, numbers: int) -> 
 
 def build_generator(config: "Config", num_classes: int, class_names: tuple[str, ...] = ()) -> Generator:
     """A new generator, initialized from the config's seed, with spectral normalization."""
-    arguments = config.generator, config.data.resolution, num_classes, class_names
+    arguments = config.generator, config.data.resolution, num_classes, class_names, config.data.channels
     generator = _build(lambda: Generator(*arguments), config.generator, key(config.seed, "generator"))
     generator.activation_checkpointing = config.training.activation_checkpointing
     return generator
@@ -165,7 +173,7 @@ def build_discriminator(config: "Config", num_classes: int) -> "Discriminator":
     """A new discriminator, initialized from the config's seed, with spectral normalization."""
     from sagan.models.discriminator import Discriminator, Trunk  # here: importing torch.compiler takes a second
 
-    arguments = config.discriminator, config.data.resolution, num_classes
+    arguments = config.discriminator, config.data.resolution, num_classes, config.data.channels
     discriminator = _build(lambda: Discriminator(*arguments), config.discriminator, key(config.seed, "discriminator"))
     for module in discriminator.modules():
         if isinstance(module, Trunk):
@@ -178,7 +186,7 @@ def build_discriminator(config: "Config", num_classes: int) -> "Discriminator":
 def remove_spectral_norm(generator: Generator) -> Generator:
     """A new generator that computes the same without spectral norm, in eval mode, as stored in a snapshot."""
     with torch.random.fork_rng(devices=[]):
-        plain = Generator(generator.settings, generator.resolution, generator.num_classes, generator.class_names)
+        plain = generator.like()
     plain.load_state_dict(state_without_spectral_norm(generator))
     plain.memory_format = generator.memory_format
     return plain.to(generator.linear.bias.device).eval().requires_grad_(False)

@@ -82,7 +82,7 @@ def export_cli(
         "z_dim": str(generator.z_dim),
         "num_classes": str(generator.num_classes),
         "class_names": json.dumps(generator.class_names, ensure_ascii=False),
-        "images": "uint8 (B, R, R, 3)" if uint8 else "float32 (B, 3, R, R) in [-1, 1]",
+        "images": "uint8 (B, R, R, 3)" if uint8 else f"float32 (B, {generator.image_channels}, R, R) in [-1, 1]",
         "fingerprint": fingerprint(generator),
     }
     print(f"{out}: exporting", file=sys.stderr)
@@ -119,7 +119,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 class Exported(nn.Module):
-    """The generator with folded upsampling. Returns float (B, 3, R, R) in [-1, 1], or with `uint8` bytes (B, R, R, 3).
+    """The generator with folded upsampling. Returns float (B, C, R, R) in [-1, 1], or with `uint8` bytes (B, R, R, 3).
 
     Inputs are z (B, z_dim) and, if there are classes, labels (B,) int64.
     """

@@ -130,7 +130,7 @@ def write_pngs(
     """Write the `samples` whose file does not exist. Returns how many."""
     missing = [sample for sample in samples if not (out / sample.name).exists()]
     for sample, image in zip(missing, _generate(generator, missing, truncation, quiet), strict=True):
-        save_png(out / sample.name, image)
+        save_png(out / sample.name, image, gray=generator.image_channels == 1)
     return len(missing)
 
 

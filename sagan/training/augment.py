@@ -19,7 +19,7 @@ def draw_augmentation(policy: Sequence[str], count: int, rng: torch.Generator) -
 
 
 def augment(images: Tensor, policy: Sequence[str], draws: Tensor) -> Tensor:
-    """Apply the policies in order to (B, 3, H, W) with parameters (B, P): -> (B, 3, H, W)."""
+    """Apply the policies in order to (B, C, H, W) with parameters (B, P): -> (B, C, H, W)."""
     apply = {"color": _color, "translation": _translation, "cutout": _cutout}
     for name in policy:
         used, draws = draws[:, : DRAWS[name]], draws[:, DRAWS[name] :]
@@ -28,7 +28,7 @@ def augment(images: Tensor, policy: Sequence[str], draws: Tensor) -> Tensor:
 
 
 def flip(images: Tensor, which: Tensor) -> Tensor:
-    """Mirror the images of (B, 3, H, W) for which `which` (B,) is True, left to right."""
+    """Mirror the images of (B, C, H, W) for which `which` (B,) is True, left to right."""
     return torch.where(which[:, None, None, None], images.flip(3), images)
 
 
@@ -38,7 +38,7 @@ CONSISTENCY_DRAWS = 3
 def consistency_transform(images: Tensor, draws: Tensor) -> Tensor:
     """The transform T of consistency regularization (arXiv:1910.12027): random flip and shift.
 
-    Shifts by up to 1/8 of each side, filling in by reflection. (B, 3, H, W), uniform draws (B, 3) -> (B, 3, H, W).
+    Shifts by up to 1/8 of each side, filling in by reflection. (B, C, H, W), uniform draws (B, 3) -> (B, C, H, W).
     """
     return _translation(flip(images, draws[:, 0] < 0.5), draws[:, 1:], reflect=True)
 
@@ -60,7 +60,7 @@ def _translation(x: Tensor, u: Tensor, reflect: bool = False) -> Tensor:
     columns = _shifted(width, u[:, 1], reflect)  # (B, W)
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
     index = rows[:, :, None] * (width + 2) + columns[:, None, :]  # (B, H, W)
-    flat = padded.flatten(2)  # (B, 3, (H + 2)(W + 2))
+    flat = padded.flatten(2)  # (B, C, (H + 2)(W + 2))
     return flat.gather(2, index.flatten(1)[:, None].expand(-1, x.shape[1], -1)).unflatten(2, (height, width))
 
 

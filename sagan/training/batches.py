@@ -78,7 +78,7 @@ class Batches:
         return prepare
 
     def fetch(self, data: PreparedData) -> Callable[[int], Raw]:
-        """A function from the number of a discriminator update to this process's images (b, R, R, 3), labels (b,)."""
+        """A function from the number of a discriminator update to this process's images (b, R, R, C), labels (b,)."""
 
         def read(update: int) -> Raw:
             order = indices(self._seed, len(data), update * self.batch_size, self.batch_size)
@@ -92,7 +92,7 @@ class Batches:
         flips = torch.rand(self.batch_size, generator=rng) < 0.5
         augmentation = draw_augmentation(self.policy, self.batch_size, rng)
         images = self._send(torch.from_numpy(raw[0]))
-        images = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # (b, 3, R, R), channels last in memory
+        images = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # (b, C, R, R), channels last in memory
         if not self.channels_last:
             images = images.contiguous()
         if self.flips:

@@ -68,7 +68,7 @@ LOSSES: dict[str, AdversarialLoss] = {
 
 
 def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
-    """½·E‖∇D(x)‖² on images (B, 3, R, R) that require gradients (Mescheder et al. 2018, eq. 9), differentiable.
+    """½·E‖∇D(x)‖² on images (B, C, R, R) that require gradients (Mescheder et al. 2018, eq. 9), differentiable.
 
     D(x) is the logit of x or, with several scales, their mean, as in the losses.
     """

@@ -33,7 +33,7 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class RealBatch:
-    """One micro-batch of data: images (B, 3, R, R) in [-1, 1], labels (B,) or None, augmentation (B, P).
+    """One micro-batch of data: images (B, C, R, R) in [-1, 1], labels (B,) or None, augmentation (B, P).
 
     `transform`: as in LatentBatch.
     """
@@ -133,7 +133,7 @@ def _discriminator_loss(
         "fakes": fakes.detach().requires_grad_("fakes" in penalized),
     }
     batches: dict[str, RealBatch | LatentBatch] = {"reals": reals, "fakes": latents}
-    parts = [*images.items()]  # inputs of the one forward, each (B, 3, R, R), and whether they are reals or fakes
+    parts = [*images.items()]  # inputs of the one forward, each (B, C, R, R), and whether they are reals or fakes
     consistent = []  # (name, weight, reals or fakes) of every part after these two
     for name in ("reals", "fakes"):
         if weight := getattr(objective.consistency, name):
@@ -150,7 +150,7 @@ def _discriminator_loss(
         labels = torch.cat([batches[name].labels for name, _ in parts])  # type: ignore[misc]
     size = len(fakes)
     is_real = torch.cat([torch.full((size,), name == "reals", device=fakes.device) for name, _ in parts])
-    output = gan.ddp_discriminator(inputs, labels, is_real)  # (2B, 3, R, R), or up to (5B, 3, R, R)
+    output = gan.ddp_discriminator(inputs, labels, is_real)  # (2B, C, R, R), or up to (5B, C, R, R)
     real_logits, fake_logits, *others = at_least_float32(output.logits).split(size)
     logits = {"reals": real_logits, "fakes": fake_logits}
     adversarial = loss = objective.loss.discriminator(real_logits, fake_logits)

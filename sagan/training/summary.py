@@ -79,13 +79,13 @@ class Layer:
 
 def layer_tables(config: Config, classes: int) -> tuple[list[Layer], list[Layer]]:
     """Layers of the generator and of the discriminator, from a forward on the meta device."""
-    side = config.data.resolution
+    side, channels = config.data.resolution, config.data.channels
     with torch.device("meta"):
         labels = torch.zeros(2, dtype=torch.long) if classes else None
-        z, images = torch.empty(2, config.generator.z_dim), torch.empty(2, 3, side, side)
+        z, images = torch.empty(2, config.generator.z_dim), torch.empty(2, channels, side, side)
         return (
-            layers(Generator(config.generator, side, classes), z, labels),
-            layers(Discriminator(config.discriminator, side, classes), images, labels),
+            layers(Generator(config.generator, side, classes, (), channels), z, labels),
+            layers(Discriminator(config.discriminator, side, classes, channels), images, labels),
         )
 
 

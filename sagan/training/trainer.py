@@ -124,7 +124,12 @@ def train_command(config_path: Path, out: Path, overrides: list[str], changed: S
 
 
 def resolved(config: Config, data: PreparedData) -> Config:
-    """The config with the settings that depend on the data filled in."""
+    """The config with the settings that depend on the data filled in. UserError for another number of channels."""
+    if data.manifest.channels != config.data.channels:
+        raise UserError(
+            f"{config.data.source}: prepared with --channels {data.manifest.channels}, but data.channels is "
+            f"{config.data.channels}"
+        )
     classes = data.manifest.num_classes if config.data.num_classes is None else config.data.num_classes
     config = replaced(config, {"data": {"num_classes": classes}})
     return replaced(config, {"optim": {"d_steps": config.d_steps}})

@@ -17,14 +17,21 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def to_uint8(images: "Tensor") -> "Tensor":
-    """Convert images (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3) on the same device: ⌊127.5·x + 128⌋, clamped."""
-    return (images.float() * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+    """Convert images (B, C, H, W) in [-1, 1] to uint8 (B, H, W, 3) on the same device: ⌊127.5·x + 128⌋, clamped.
+
+    One channel becomes three equal ones.
+    """
+    pixels = (images.float() * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1)
+    return pixels.expand(-1, -1, -1, 3).contiguous()
 
 
-def save_png(path: Path | str, image: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) as a PNG atomically, without metadata: equal images give equal bytes."""
+def save_png(path: Path | str, image: np.ndarray, gray: bool = False) -> None:
+    """Write uint8 (H, W, 3) as a PNG atomically, without metadata: equal images give equal bytes.
+
+    `gray`: store the first channel alone.
+    """
     with atomic_file(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG")
+        Image.fromarray(image[..., 0] if gray else image).save(temporary, format="PNG")
 
 
 def read_png(path: Path | str) -> np.ndarray:

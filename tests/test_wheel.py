@@ -3,38 +3,92 @@
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
-def test_an_installed_wheel_trains_a_shipped_config(tmp_path: Path) -> None:
-    """Build the wheel, install it into a fresh environment, and train two steps from an empty folder."""
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(folder, sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, ROOT)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
-    def run(*command: object) -> str:
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=empty, env=environment)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
+def run(folder: Path, *command: object) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT)
-    (wheel,) = tmp_path.glob("*.whl")
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def required(name: str, found: dict[str, Distribution]) -> None:
+    """Collect a distribution of this environment and all it requires, without extras."""
+    for text in distribution(name).requires or []:
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            key = requirement.name.lower().replace("_", "-")
+            try:
+                if key not in found:
+                    found[key] = distribution(key)
+                    required(key, found)
+            except PackageNotFoundError:  # of another platform
+                pass
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, wheel: Path) -> Path:
+    """The programs of a new environment that holds the wheel, and links to what sagan requires without extras."""
     venv.create(tmp_path / "fresh", with_pip=True)
-    python = tmp_path / "fresh" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--no-deps", wheel)
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # the dependencies of this environment, without its editable install of sagan: nested .pth files are not read
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    sagan = tmp_path / "fresh" / "bin" / "sagan"
-    assert "shapes32 " in run(sagan, "configs")
-    assert run(python, "-c", "import sagan; print(sagan.__file__)").startswith(str(site))
+    programs, found = tmp_path / "fresh" / "bin", dict[str, Distribution]()
+    site = Path(
+        run(tmp_path, programs / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    )
+    required("sagan", found)
+    for each in found.values():
+        for top in {file.parts[0] for file in each.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(each.locate_file(top))))
+    run(tmp_path, programs / "python", "-m", "pip", "install", "--no-deps", wheel)
+    return programs
+
+
+IMPORTS = """
+import importlib, pkgutil, sagan
+for module in pkgutil.walk_packages(sagan.__path__, "sagan."):
+    if module.name != "sagan.__main__":
+        importlib.import_module(module.name)
+"""
+
+
+EXTRAS = {"export": ["onnx", "onnxscript", "onnxruntime"], "heif": ["pillow_heif"], "hub": ["datasets"]}
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_each_extra_brings_what_its_feature_imports(extra: str, fresh: Path, wheel: Path, tmp_path: Path) -> None:
+    """Every module imports without the extra, whose packages come with it alone."""
+    names = EXTRAS[extra]
+    run(tmp_path, fresh / "python", "-c", IMPORTS)
+    present = f"from importlib.util import find_spec; print([*map(find_spec, {names})])"
+    assert run(tmp_path, fresh / "python", "-c", present).strip() == str([None] * len(names))
+    run(tmp_path, fresh / "python", "-m", "pip", "install", f"sagan[{extra}] @ {wheel.as_uri()}")
+    run(tmp_path, fresh / "python", "-c", f"import {', '.join(names)}")
+
+
+def test_an_installed_wheel_trains_a_shipped_config(tmp_path: Path, fresh: Path) -> None:
+    """Train two steps from an empty folder."""
+    empty, sagan = tmp_path / "empty", fresh / "sagan"
+    empty.mkdir()
+    assert "shapes32 " in run(empty, sagan, "configs")
+    assert run(empty, fresh / "python", "-c", "import sagan; print(sagan.__file__)").startswith(str(fresh.parent))
     short = ["training.steps=2", "training.batch_size=4", "evaluate.every=0", "generator.channels=4"]
-    run(sagan, "train", "shapes32", "--out", "run", "--device", "cpu", *(word for s in short for word in ("--set", s)))
+    words = [word for setting in short for word in ("--set", setting)]
+    run(empty, sagan, "train", "shapes32", "--out", "run", "--device", "cpu", *words)
     assert (empty / "run" / "snapshots" / "00000002" / "model.safetensors").is_file()

@@ -1,6 +1,8 @@
 """What updates consume: the same global batch at any number of processes, each image once an epoch."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -124,6 +126,16 @@ def test_memory_format(data: PreparedData, channels_last: bool) -> None:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert reals.images.is_contiguous(memory_format=layout)
     assert torch.equal(reals.images, batches().reals(0, mine.fetch(data)(0))[0].images)
+
+
+def test_on_cpus_the_training_thread_computes(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second team of OpenMP threads, of the thread that works ahead, would compete for the cores."""
+    threads: list[str] = []
+    monkeypatch.setattr(Batches, "reals", lambda *_: threads.append(threading.current_thread().name) or [])
+    with ThreadPoolExecutor(1) as pool:
+        receive = pool.submit(batches().ahead(data, d_steps=1), 0).result()
+    receive()
+    assert threads == [threading.current_thread().name]
 
 
 def test_inputs_of_a_step(data: PreparedData) -> None:

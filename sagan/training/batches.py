@@ -70,7 +70,10 @@ class Batches:
 
             if side is not None:
                 return side.send(compute)
-            return compute  # MPS takes commands from one thread; on the CPU a second team of OpenMP threads slows both
+            if self.device.type in ("cpu", "mps"):  # a second team of OpenMP threads slows both; MPS takes one thread
+                return compute
+            inputs = compute()
+            return lambda: inputs
 
         return prepare
 

@@ -4,6 +4,8 @@ Bytes are reproducible (no dates, paths or host names), and reading executes not
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from sagan.utils.errors import UserError
 from sagan.utils.io import read_json, write_json
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"  # nothing else is ever fetched from the Hub
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a snapshot on the Hub nothing else is fetched
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 FORMAT = "sagan-generator-1"
 MODEL_CARD = """---
@@ -125,18 +127,42 @@ def _locate(path_or_id: str, name: str, hub: dict[str, Any]) -> Path:
     if "/" not in path_or_id:
         raise UserError(f"{path_or_id}: no such folder (an id on the Hub would be USER/NAME)")
     if HUB_ID.fullmatch(path_or_id) is None or ".." in path_or_id or "--" in path_or_id:
-        raise UserError(f"{path_or_id}: no such folder, and not to be had from the Hub (an id there is USER/NAME)")
-    return _download(path_or_id, name, hub)
+        raise UserError(f"{path_or_id}: no such file or folder, and not on the Hub (an id there is USER/NAME)")
+    return download(path_or_id, name, hub)
 
 
-def _download(repository: str, name: str, hub: dict[str, Any]) -> Path:
-    from huggingface_hub import hf_hub_download  # here: local folders do not need the Hub client
+def hub_parts(path: Path) -> tuple[str, str] | None:
+    """Repository and file of USER/NAME/FILE on the Hub, or USER/NAME without a file; None for any other path."""
+    repository, name = "/".join(path.parts[:2]), "/".join(path.parts[2:])
+    if not HUB_ID.fullmatch(repository) or ".." in str(path) or "--" in repository or Path(path.parts[0]).exists():
+        return None
+    return repository, name
+
+
+def files_on_hub(repository: str) -> list[str]:
+    """Names of the files in a repository. UserError if it cannot be had."""
+    from huggingface_hub import HfApi  # here: local folders do not need the Hub client
+
+    with _refused(repository):
+        return HfApi().list_repo_files(repository)
+
+
+def download(repository: str, name: str, hub: dict[str, Any]) -> Path:
+    """A file of a repository on the Hub, in its local cache. UserError if it cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    with _refused(repository):
+        return Path(hf_hub_download(repository, name, **hub))
+
+
+@contextmanager
+def _refused(repository: str) -> Iterator[None]:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # hide its messages about retries
     try:
-        return Path(hf_hub_download(repository, name, **hub))
+        yield
     except (HFValidationError, EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"{repository}: no such folder, and not to be had from the Hub ({reason})") from None
+        raise UserError(f"{repository}: no such file or folder, and not on the Hub ({reason})") from None

@@ -1,5 +1,6 @@
 """`sagan import`: a snapshot, or a run with a discriminator, from a checkpoint of another project."""
 
+import fnmatch
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from sagan.config.options import as_json as json_option
 from sagan.data.labels import CIFAR10_CLASSES
 from sagan.models.gan import GAN
 from sagan.models.generator import Generator, build_discriminator, build_generator
-from sagan.models.hub import load_exactly, write_snapshot
+from sagan.models.hub import download, files_on_hub, hub_parts, load_exactly, write_snapshot
 from sagan.runs.checkpoint import Progress, save_checkpoint
 from sagan.runs.importers import LAYOUTS, Imported, Network, Role, read_network, sigma, translate
 from sagan.utils.errors import UserError
@@ -30,7 +31,7 @@ STEP = "00000000"
 
 
 @click.command("import")
-@click.argument("file", type=Place())
+@click.argument("file", type=Place())  # or an id on the Hub
 @click.option("--out", type=Place(), required=True, help="New folder: a snapshot, or a run with --discriminator.")
 @click.option("--from", "origin", type=click.Choice(list(dict.fromkeys(layout.name for layout in LAYOUTS))),
               help="The project.  [default: recognized]")  # fmt: skip
@@ -45,7 +46,10 @@ def import_cli(
     file: Path, out: Path, origin: str | None, discriminator: Path | None, resolution: int | None,
     classes: int | None, class_names: str | None, assume: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
-    """Import the generator in FILE, a checkpoint of another project, or the folder of its run."""
+    """Import the generator in FILE, a checkpoint of another project, or the folder of its run.
+
+    On the Hugging Face Hub: USER/NAME/FILE, or USER/NAME.
+    """
     check_folder_place(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; name a new folder with --out")
@@ -81,11 +85,15 @@ def _pair(text: str) -> tuple[str, str]:
 def _find(path: Path, role: Role) -> Path:
     """The file, or in a folder the checkpoint of this role: the best, or the last in the order of its numbers."""
     path = expand_home(path)
-    if not path.is_dir():
+    on_hub = not path.exists() and hub_parts(path)
+    if on_hub and on_hub[1]:
+        return download(*on_hub, {})
+    if not on_hub and not path.is_dir():
         return path
+    names = files_on_hub(on_hub[0]) if on_hub else [each.name for each in path.iterdir()]
     for pattern in FILES[role]:
-        if found := sorted(path.glob(pattern), key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)]):
-            return found[-1]
+        if found := sorted(fnmatch.filter(names, pattern), key=lambda name: [int(n) for n in re.findall(r"\d+", name)]):
+            return download(on_hub[0], found[-1], {}) if on_hub else path / found[-1]
     raise UserError(f"{path}: holds no checkpoint of a {role} ({', '.join(FILES[role])}); name the file")
 
 

@@ -1,9 +1,14 @@
 """`sagan import`: what it writes works with the other commands, and what it cannot read is one message."""
 
 import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -58,6 +63,52 @@ def test_a_snapshot_records_its_origin(tmp_path: Path, capsys: pytest.CaptureFix
     assert (origin["project"], origin["weights"]) == ("studiogan", "averaged")
     assert origin["sha256"] == sha256(file)
     assert origin["assumed"]["norm_eps"] == generator.settings.norm_eps == 1e-4
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What the client asks of the Hub for a repository user/name, whose files are in `folder`."""
+
+    folder: ClassVar[Path]
+
+    def do_GET(self) -> None:
+        file, content = self.folder / self.path.rpartition("/")[2], b""
+        if self.path.startswith("/api/models/user/name/tree/main"):
+            sizes = {path.name: path.stat().st_size for path in self.folder.iterdir()}
+            files = [{"type": "file", "path": name, "size": size, "oid": "1"} for name, size in sizes.items()]
+            content = json.dumps(files).encode()
+        elif self.path.startswith("/user/name/resolve/main/") and file.exists():
+            content = file.read_bytes()
+        self.send_response(200 if content else 404)
+        for name, value in {"Content-Length": len(content), "ETag": '"1"', "X-Repo-Commit": "c" * 40}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_from_the_hub(biggan: Path, tmp_path: Path) -> None:
+    """With the real client, and a server in place of the Hub: a repository, a file in it, and neither."""
+    Hub.folder = biggan
+    with ThreadingHTTPServer(("localhost", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = os.environ | {"HF_ENDPOINT": f"http://localhost:{server.server_port}", "HF_HOME": str(tmp_path)}
+        results = []
+        for source in ("user/name", "user/name/G_ema.pth", "user/name/H.pth", "user/other"):
+            command = [sys.executable, "-m", "sagan", "import", source, "--out", tmp_path / source.replace("/", "-")]
+            results.append(subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True))
+        server.shutdown()
+    assert [done.returncode for done in results] == [0, 0, 2, 2], results
+    assert_images(load_snapshot(tmp_path / "user-name"), biggan)
+    assert_images(load_snapshot(tmp_path / "user-name-G_ema.pth"), biggan)
+    for done in results[2:]:
+        assert "no such file or folder, and not on the Hub" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_json(biggan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,7 @@ TRAINING = [
     out --set data.num_classes=7 | data.num_classes is 7
     out --set data.source=shapes:8 --set data.num_classes=7 | shapes:8 has 4 classes
     out --init-from '' | '--init-from': it is empty
-    out --init-from nope/nope/nope | nope/nope/nope: no such folder
+    out --init-from nope/nope/nope | nope/nope/nope: no such file or folder
     out --init-from src | src: not a snapshot
     out --init-from a_file | a_file
     out --init-from run_cut_checkpoint | run_cut_checkpoint
@@ -171,7 +171,7 @@ SNAPSHOTS = table(
     "sample {} --out out --num 2",
     f"""
     run/nope | run/nope
-    nope/nope/nope | nope/nope/nope: no such folder
+    nope/nope/nope | nope/nope/nope: no such file or folder
     src | src: not a snapshot
     a_file | a_file
     run_no_snapshot | run_no_snapshot/snapshots

@@ -23,8 +23,8 @@ UNBOUNDED = {"torchvision": "torch requires its own version of it"}
 def lower_bounds() -> dict[str, str | None]:
     """Name -> lower bound of every dependency in pyproject.toml; the standard library of Python 3.10 reads no TOML."""
     text = (ROOT / "pyproject.toml").read_text()
-    lists = re.findall(r"^(?:dependencies|export|heif|hub|dev) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
-    assert len(lists) == 5
+    lists = re.findall(r"^(?:dependencies|export|h5|heif|hub|dev) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
+    assert len(lists) == 6
     return {name: bound or None for entries in lists for name, bound in BOUND.findall(entries)}
 
 

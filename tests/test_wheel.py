@@ -68,7 +68,7 @@ for module in pkgutil.walk_packages(sagan.__path__, "sagan."):
 """
 
 
-EXTRAS = {"export": ["onnx", "onnxscript", "onnxruntime"], "heif": ["pillow_heif"], "hub": ["datasets"]}
+EXTRAS = {"export": ["onnx", "onnxscript", "onnxruntime"], "h5": ["h5py"], "heif": ["pillow_heif"], "hub": ["datasets"]}
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

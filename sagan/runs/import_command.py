@@ -24,7 +24,7 @@ from sagan.utils.io import atomic_folder, check_folder_place, expand_home, read_
 
 FILES: dict[Role, tuple[str, ...]] = {  # names of checkpoints in the folder of a run, the best first
     "generator": ("G_ema.pth", "model=G_ema-best-*", "model=G_ema-current-*", "G.pth", "model=G-best-*",
-                  "model=G-current-*", "biggan-*.pth", "iter_*.pth", "netG_*.pth"),
+                  "model=G-current-*", "biggan-*.pth", "biggan-*.h5", "iter_*.pth", "netG_*.pth"),
     "discriminator": ("D.pth", "model=D-best-*", "model=D-current-*", "iter_*.pth", "netD_*.pth"),
 }  # fmt: skip
 STEP = "00000000"

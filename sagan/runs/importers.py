@@ -28,6 +28,7 @@ from sagan.config.schema import (
 from sagan.layers.spectral_norm import Projection
 from sagan.models.discriminator import Discriminator
 from sagan.models.generator import Generator
+from sagan.runs.tfhub import read_h5
 from sagan.utils.errors import UserError, first_error
 
 Role = Literal["generator", "discriminator"]
@@ -181,6 +182,8 @@ def load_state(path: Path, role: Role) -> tuple[State, str]:
 
     UserError if the file is missing, damaged, or needs more than tensors and plain values.
     """
+    if path.suffix == ".h5":
+        return read_h5(path), "averaged"
     try:
         with warnings.catch_warnings():  # torch's about other pickles
             warnings.simplefilter("ignore")

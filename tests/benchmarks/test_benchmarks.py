@@ -291,5 +291,5 @@ def work(cell: str) -> common.Row:
 @pytest.mark.slow
 def test_failing_cells_do_not_stop_the_others() -> None:
     cells = ["a", "raise", "b", "memory", "die", "c", "hang", "d"]
-    states = [row.get("value", row["state"]) for _, row in common.cells_in_processes(work, cells, 100, 20)]
+    states = [row.get("value", row["state"]) for _, row in common.cells_in_processes(work, cells, 600, 45)]
     assert states == ["a", "failed", "b", "out of memory", "failed", "c", "out of time", "d"]

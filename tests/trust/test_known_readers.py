@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent.parent
 READING = {
     "torch.load", "np.load", "numpy.load", "yaml.load", "yaml.safe_load", "yaml.load_all", "json.load", "json.loads",
     "Image.open", "zipfile.ZipFile", "tarfile.open", "load_file", "safe_open", "hf_hub_download", "snapshot_download",
-    "torch.hub.load", "torch.jit.load", "torch.export.load", "onnxruntime.InferenceSession", "onnx.load",
+    "torch.hub.load", "torch.jit.load", "torch.export.load", "onnxruntime.InferenceSession", "onnx.load", "h5py.File",
     "np.lib.format.read_array", "np.lib.format.open_memmap", "np.fromfile", "np.loadtxt", "np.genfromtxt", "np.memmap",
     "iio.imread", "imageio.imread", "opener.open", "urlopen", "eval", "exec", "compile", "__import__",
     "importlib.import_module", "os.system",
@@ -27,6 +27,7 @@ KNOWN = {
     "sagan/experiments/ablation.py": {"yaml.safe_load"},  # the command line
     "sagan/models/hub.py": {"load_file", "hf_hub_download"},
     "sagan/runs/importers.py": {"torch.load"},  # checkpoints of other projects
+    "sagan/runs/tfhub.py": {"h5py.File"},
     "sagan/sampling/export.py": {"torch.export.load", "onnxruntime.InferenceSession"},  # what it has just written
     "sagan/training/logging.py": {"json.loads"},  # logs
     "sagan/utils/images.py": {"Image.open"},

@@ -17,7 +17,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from command_line import sagan
 from standin import register_standin
-from test_importers import unpacked
+from test_importers import ASSUMED, KEPT, unpacked
 from torch import Tensor
 
 from sagan.data.labels import CIFAR10_CLASSES
@@ -129,23 +129,35 @@ def test_a_run_holds_both_networks(run: Path, biggan: Path) -> None:
     torch.testing.assert_close(logits.double(), expected["logits"], rtol=1e-3, atol=1e-3)
 
 
-def test_other_commands_use_the_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SLOW = [
+    pytest.param(case, marks=pytest.mark.slow) for case in KEPT if case not in ("biggan-pytorch-sagan", "tfhub-biggan")
+]
+
+
+@pytest.mark.parametrize("case", ["biggan-pytorch-sagan", *SLOW])
+def test_other_commands_use_the_run(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAGAN_CACHE", str(tmp_path / "cache"))
+    theirs, run, data = unpacked(case, tmp_path), tmp_path / "run", tmp_path / "data"
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    words = ("import", theirs, "--discriminator", theirs, "--out", run, "--class-names", tmp_path / "names.txt")
+    assert sagan(*words, *(word for pair in ASSUMED.get(case, {}).items() for word in assumption(*pair))) == 0
     assert sagan("sample", run, "--out", tmp_path / "images", "--num", 6) == 0
-    for seed, name in enumerate(NAMES):
-        (tmp_path / "reals" / name).mkdir(parents=True)
-        for file in (tmp_path / "images").glob(f"seed*{seed}.png"):
-            (tmp_path / "reals" / name / file.name).write_bytes(file.read_bytes())
+    for file in (tmp_path / "images").glob("seed*.png"):
+        folder = tmp_path / "reals" / NAMES[int(file.stem[4:12]) % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file.name).write_bytes(file.read_bytes())
     attend = ("attend", run, "--out", tmp_path / "attention", "--seeds", "0-2", "--html")
-    assert sagan(*attend, "--network", "both", "--images", tmp_path / "reals") == 0
-    maps = np.load(tmp_path / "attention" / "discriminator-generated.npz")
-    assert any("trunk.attention.8x8" in name for name in maps.files)
+    if case == "biggan-pytorch-biggan":  # whose discriminator has no attention
+        assert sagan(*attend) == 0
+    else:
+        assert sagan(*attend, "--network", "both", "--images", tmp_path / "reals") == 0
+        maps = np.load(tmp_path / "attention" / "discriminator-generated.npz")
+        assert any("trunk.attention" in name for name in maps.files)
     assert (tmp_path / "attention" / "attention.html").stat().st_size > 10_000
-    data = tmp_path / "data"
-    assert sagan("prepare", tmp_path / "reals", "--out", data, "--resolution", 64) == 0
-    evaluate = ("--reference", data, "--backbone", register_standin(), "--num", 4)
-    assert sagan("evaluate", run, *evaluate) == 0
     config = yaml.safe_load((run / "config.yaml").read_text())
+    resolution = str(config["data"]["resolution"])
+    assert sagan("prepare", tmp_path / "reals", "--out", data, "--resolution", resolution) == 0
+    assert sagan("evaluate", run, "--reference", data, "--backbone", register_standin(), "--num", 4) == 0
     config["data"] |= {"source": str(data)}
     config["training"] |= {"steps": 5, "batch_size": 3, "device": "cpu", "trackers": []}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
@@ -156,6 +168,10 @@ def test_other_commands_use_the_run(run: Path, tmp_path: Path, monkeypatch: pyte
     old, new = (load_discriminator(next((folder / "checkpoints").iterdir())) for folder in (run, tuned))
     change = (old.head.linear.parametrizations.weight.original - new.head.linear.parametrizations.weight.original).abs()  # type: ignore[union-attr]
     assert 0 < change.max() < 0.01
+
+
+def assumption(name: str, value: object) -> tuple[str, str]:
+    return "--assume", f"{name}={str(value).lower()}"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.attention.base import AttentionModule, Size, require
-from sagan.attention.functional import dot_product_attention, feature_map, select_points, tokens
+from sagan.attention.functional import dot_product_attention, edited_softmax, feature_map, select_points, tokens
 from sagan.layers.precision import full_precision
 
 
@@ -36,6 +36,7 @@ class AugmentedConv(AttentionModule):
 
     places = ("after", "branch", "conv")
     map_kinds = {"attention": "softmax row"}
+    editable = True
 
     def __init__(
         self, channels: int, resolution: Size, *, heads: int = 0, key_ratio: float = 1 / 2,
@@ -78,11 +79,16 @@ class AugmentedConv(AttentionModule):
         seen = F.avg_pool2d(x, 2) if self.pool else x  # (B, C, H', W')
         query, key, value = self.qkv(seen).split([self.keys, self.keys, self.values], dim=1)
         self.record("attention", lambda points: self._rows(query, key, points, x.shape), x.shape)
-        attended = dot_product_attention(*self._extended(query, key), tokens(value, self.heads), self.scale)
+        attended = dot_product_attention(*self._extended(query, key), tokens(value, self.heads), self.scale, self.edit)
         attended = self.out(feature_map(attended, *query.shape[2:]))  # (B, dv, H', W')
         if self.pool:
             attended = F.interpolate(attended, x.shape[2:], mode="bilinear")
         return self.blended(x, attended if self.conv is None else torch.cat([self.conv(x), attended], dim=1))
+
+    @property
+    def map_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        keys = super().map_sizes[1]
+        return keys, keys  # queries are pooled, too
 
     def pairs(self, height: int, width: int) -> int:
         return self.heads * ((height // self.stride) * (width // self.stride)) ** 2
@@ -117,11 +123,17 @@ class AugmentedConv(AttentionModule):
         wide = torch.promote_types(query.dtype, torch.float32)
         with full_precision(query.device):
             chosen = select_points(tokens(query, self.heads).to(wide), points, width)  # (B, h, k, d)
-            logits = (chosen @ tokens(key, self.heads).to(wide).mT).unflatten(3, (height, width))
+            keys = tokens(key, self.heads).to(wide)
+            if self.edit is not None and self.edit.keys is not None:
+                keys = keys[self.edit.keys]
+            logits = (chosen @ keys.mT).unflatten(3, (height, width))
             if self.row_table is not None and self.column_table is not None:
                 logits = logits + _at(chosen @ self.row_table.mT.to(wide), points[..., 0], height).unsqueeze(4)
                 logits = logits + _at(chosen @ self.column_table.mT.to(wide), points[..., 1], width).unsqueeze(3)
-            return (self.scale * logits).flatten(3).softmax(dim=3).unflatten(3, (height, width))
+            cut = None if self.edit is None else self.edit.cut
+            if cut is not None:
+                cut = select_points(cut.expand(len(query), self.heads, -1, -1), points, width)
+            return edited_softmax((self.scale * logits).flatten(3), cut).unflatten(3, (height, width))
 
 
 def _differences(table: Tensor, length: int) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from sagan.attention.functional import Edit
 from sagan.layers.spectral_norm import hold_state
 
 Size = int | tuple[int, int]  # of a map: its side, or (H, W)
@@ -97,6 +98,7 @@ class AttentionModule(Observable):
 
     places: tuple[str, ...] = ("after", "branch")
     pool: bool | str = False
+    editable = False  # whether its map is one softmax over keys, which an Edit can change
     gamma: nn.Parameter | None
 
     def __init__(self, channels: int, resolution: Size, gain: str = "scalar"):
@@ -105,6 +107,7 @@ class AttentionModule(Observable):
         self.channels = channels
         self.resolution = (resolution, resolution) if isinstance(resolution, int) else resolution
         self.gamma = nn.Parameter(torch.zeros(())) if gain == "scalar" else None
+        self.edit: Edit | None = None  # set by `sagan.inspection.intervention`
 
     def added(self, x: Tensor, change: Tensor) -> Tensor:
         """The output of a residual mechanism: x + γ · change; without a gain x + change."""
@@ -113,6 +116,12 @@ class AttentionModule(Observable):
     def blended(self, x: Tensor, replacement: Tensor) -> Tensor:
         """The output of a gate, warp or convolution: x + γ · (replacement - x); without a gain the replacement."""
         return replacement if self.gamma is None else x + self.gamma * (replacement - x)
+
+    @property
+    def map_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(H, W) of its maps of queries and of keys, at its `resolution`."""
+        height, width = self.resolution
+        return self.resolution, self.resolution if self.pool in (False, "none") else (height // 2, width // 2)
 
     def require_poolable(self, size: Sequence[int]) -> None:
         """ValueError if the mechanism pools 2×2 and a map of `size` (H, W) is too small."""

@@ -41,6 +41,7 @@ class DualAttention(AttentionModule):
         require(0 < ratio < inf, f"dual_attention: ratio is {ratio}, must be above 0 and finite")
         self.sign, self.normalize = sign, normalize
         self.position, self.channel = form != "channel", form != "position"
+        self.editable = self.position
         kinds = {"position": "softmax row"} if self.position else {}
         self.map_kinds = kinds | ({"channel": "channel rows"} if self.channel else {})
         if self.position:
@@ -56,8 +57,10 @@ class DualAttention(AttentionModule):
         y, size = x, (x.shape[2], x.shape[3])
         if self.position:
             query, key, value = (tokens(layer(x)) for layer in (self.query, self.key, self.value))  # (B, 1, N, d or C)
-            self.record("position", lambda cells: softmax_rows(query, key, cells, size[1], size), x.shape)
-            y = y + self.gamma_position * feature_map(dot_product_attention(query, key, value), *size)  # eqs. 1, 2
+            place = size[1], size, 1, self.edit
+            self.record("position", lambda cells: softmax_rows(query, key, cells, *place), x.shape)
+            attended = dot_product_attention(query, key, value, edit=self.edit)  # (B, 1, N, C)
+            y = y + self.gamma_position * feature_map(attended, *size)  # eqs. 1, 2
         if self.channel:
             maps = at_least_float32(x.flatten(2))  # (B, C, N)
             scale = self.sign / maps.shape[2] if self.normalize else self.sign

@@ -1,7 +1,9 @@
 """Functions of query, key and value that the mechanisms share."""
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,13 +11,32 @@ from sagan.layers.normalization import BatchNorm
 from sagan.layers.precision import at_least_float32, full_precision
 
 
-def dot_product_attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
+@dataclass(frozen=True)
+class Edit:
+    """A change of one softmax attention, as `sagan.inspection.intervention` makes it.
+
+    `cut`: bool, broadcastable to (B, h, N, M): edges from query to key whose logit becomes -inf. A query that keeps no
+    edge takes nothing: its row is 0. `heads` (h,): a factor of each head's result. `keys`, `values` (B,): the image of
+    the batch whose keys, or values, each image gets.
+    """
+
+    cut: Tensor | None = None
+    heads: Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+
+def dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0, edit: Edit | None = None
+) -> Tensor:
     """softmax(scale · q kᵀ) v, without storing the (N, M) weights where a fused kernel runs.
 
     query (B, h, N, d), key (B, h, M, d), value (B, h, M, e) -> (B, h, N, e). Fused kernels need equal widths and
     contiguous memory, so the narrower side is padded with zeros. This is exact: zeros add nothing to a dot product, and
     padded output channels are dropped.
     """
+    if edit is not None:
+        return _edited_attention(query, key, value, scale, edit)
     width, dtype, precision = max(query.shape[-1], value.shape[-1]), value.dtype, nullcontext()
     if query.is_cuda:
         width = -(-width // 8) * 8  # CUDA kernels need aligned rows
@@ -30,15 +51,42 @@ def dot_product_attention(query: Tensor, key: Tensor, value: Tensor, scale: floa
 
 
 def softmax_rows(
-    query: Tensor, key: Tensor, cells: Tensor, width: int, key_size: tuple[int, int], scale: float = 1.0
-) -> Tensor:
+    query: Tensor, key: Tensor, cells: Tensor, width: int, key_size: tuple[int, int], scale: float = 1.0,
+    edit: Edit | None = None,
+) -> Tensor:  # fmt: skip
     """softmax(scale · q kᵀ) of the query cells, in float32 or wider: (B, h, N, d), (B, h, M, d) -> (B, h, k, H', W').
 
     `cells` (k, 2) or (B, k, 2); `width`: of the query map; `key_size`: H', W' of the key map.
     """
+    cut = None
+    if edit is not None and edit.cut is not None:
+        cut = select_points(edit.cut.expand(*query.shape[:3], key.shape[2]), cells, width)
     query, key = at_least_float32(select_points(query, cells, width)), at_least_float32(key)
+    if edit is not None and edit.keys is not None:
+        key = key[edit.keys]
     with full_precision(query.device):
-        return (scale * query @ key.transpose(-2, -1)).softmax(dim=-1).unflatten(3, key_size)
+        return edited_softmax(scale * query @ key.transpose(-2, -1), cut).unflatten(3, key_size)
+
+
+def edited_softmax(logits: Tensor, cut: Tensor | None) -> Tensor:
+    """Softmax over the last dimension without the edges that are `cut`; a row of which nothing is left is 0."""
+    if cut is None:
+        return logits.softmax(dim=-1)
+    whole = cut.all(dim=-1, keepdim=True)
+    return logits.masked_fill(cut & ~whole, -torch.inf).softmax(dim=-1).masked_fill(whole, 0)
+
+
+def _edited_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, edit: Edit) -> Tensor:
+    """Stores the (N, M) weights."""
+    key = key if edit.keys is None else key[edit.keys]
+    value = value if edit.values is None else value[edit.values]
+    if edit.cut is None:
+        out = dot_product_attention(query, key, value, scale)
+    else:
+        with full_precision(query.device):
+            logits = scale * at_least_float32(query) @ at_least_float32(key).transpose(-2, -1)
+            out = (edited_softmax(logits, edit.cut) @ at_least_float32(value)).to(value.dtype)
+    return out if edit.heads is None else out * edit.heads.to(out)[:, None, None]
 
 
 def make_norm(name: str, channels: int) -> nn.Module:

@@ -59,6 +59,7 @@ class NonLocal(AttentionModule):
         inner, embedded = max(1, int(channels * ratio)), form != "gaussian"
         self.factor = (inner if embedded else channels) ** -0.5 if scale else 1.0
         self.require_poolable(self.resolution)
+        self.editable = "gaussian" in form
         self.query = nn.Conv2d(channels, inner, 1, bias=bias) if embedded else nn.Identity()
         self.key = nn.Conv2d(channels, inner, 1, bias=bias) if embedded else nn.Identity()
         self.value = nn.Conv2d(channels, inner, 1, bias=bias)
@@ -97,15 +98,16 @@ class NonLocal(AttentionModule):
     def _attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if "gaussian" in self.form:
             query, key = query.to(value.dtype), key.to(value.dtype)
-            found = dot_product_attention(tokens(query), tokens(key), tokens(value), self.factor)  # (B, 1, N, C')
-            return feature_map(found, *query.shape[2:])
+            q, k, v = tokens(query), tokens(key), tokens(value)
+            return feature_map(dot_product_attention(q, k, v, self.factor, self.edit), *query.shape[2:])
         mean = mean_by_products if self.form == "dot_product" else mean_by_hinges
         return mean(query.flatten(2), key.flatten(2), value.flatten(2)).unflatten(2, query.shape[2:])
 
     def _rows(self, query: Tensor, key: Tensor, points: Tensor) -> Tensor:
         size = (key.shape[2], key.shape[3])
         if "gaussian" in self.form:
-            return softmax_rows(tokens(query), tokens(key), points, query.shape[3], size, self.factor)
+            place = query.shape[3], size, self.factor, self.edit
+            return softmax_rows(tokens(query), tokens(key), points, *place)
         chosen, keys = select_points(tokens(query), points, query.shape[3]), key.flatten(2)[:, None]  # (B, 1, k, C')
         with full_precision(query.device):
             if self.form == "concatenation":

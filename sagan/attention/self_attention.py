@@ -20,6 +20,7 @@ class SelfAttention(AttentionModule):
     """
 
     map_kinds = {"attention": "softmax row"}
+    editable = True
 
     def __init__(
         self, channels: int, resolution: Size, *, pool: bool = True, query_ratio: float = 1 / 8,
@@ -39,9 +40,9 @@ class SelfAttention(AttentionModule):
     def forward(self, x: Tensor) -> Tensor:
         query = tokens(self.query(x))  # (B, 1, N, d)
         key, value = self._pooled(self.key(x)), self._pooled(self.value(x))  # (B, d, H', W'), (B, e, H', W')
-        size, width = (key.shape[2], key.shape[3]), x.shape[3]
-        self.record("attention", lambda cells: softmax_rows(query, tokens(key), cells, width, size), x.shape)
-        attended = dot_product_attention(query, tokens(key), tokens(value))  # (B, 1, N, e)
+        place = x.shape[3], (key.shape[2], key.shape[3]), 1, self.edit
+        self.record("attention", lambda cells: softmax_rows(query, tokens(key), cells, *place), x.shape)
+        attended = dot_product_attention(query, tokens(key), tokens(value), edit=self.edit)  # (B, 1, N, e)
         return self.added(x, self.out(feature_map(attended, *x.shape[2:])))
 
     def pairs(self, height: int, width: int) -> int:

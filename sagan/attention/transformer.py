@@ -26,6 +26,7 @@ class Transformer(AttentionModule):
     """
 
     map_kinds = {"attention": "softmax row"}
+    editable = True
 
     def __init__(
         self, channels: int, resolution: Size, *, heads: int = 0, ratio: int = 4, position: str = "learned",
@@ -65,8 +66,9 @@ class Transformer(AttentionModule):
         start = (x if positions is None else x + positions).flatten(2).mT  # (B, N, C)
         normed = self.norm(start)
         query, key, value = (split_heads(layer(normed), self.heads) for layer in (self.query, self.key, self.value))
-        self.record("attention", lambda cells: softmax_rows(query, key, cells, size[1], size, self.scale), x.shape)
-        attended = dot_product_attention(query, key, value, self.scale)  # (B, h, N, d)
+        place = size[1], size, self.scale, self.edit
+        self.record("attention", lambda cells: softmax_rows(query, key, cells, *place), x.shape)
+        attended = dot_product_attention(query, key, value, self.scale, self.edit)  # (B, h, N, d)
         change = self.out(attended.transpose(1, 2).flatten(2))  # (B, N, C)
         change = (change + self.mlp(start + change)).mT.unflatten(2, x.shape[2:])  # (B, C, H, W)
         return self.added(x, change if positions is None else change + positions)

@@ -216,8 +216,8 @@ def coherence(images: np.ndarray, labels: np.ndarray | None = None) -> Coherence
         return Coherence(0.0, 0.0, 0.0, 90.0, 0.0, 1.0, 1.0, 1.0, None if labels is None else 0.0)
     hues, shapes = pairs.hue.reshape(-1, 2), pairs.shape.reshape(-1, 2)
     wanted = shapes[:, 0] if labels is None else np.asarray(labels)[chosen]
-    difference = float(_angle(*hues.T).mean())
-    expected = _difference_by_chance(hues, wanted)
+    difference = float(hue_angle(*hues.T).mean())
+    expected = difference_by_chance(hues, wanted)
     hue_agreement = 1 - difference / expected if expected > 1 else 0.0  # one hue only: nothing to agree about
     shape_agreement = float((shapes[:, 0] == shapes[:, 1]).mean())
     uniform_hues, uniform_classes = (np.full(count, 1 / count) for count in (HUE_BINS, len(CLASSES)))
@@ -255,12 +255,12 @@ def position_frequencies() -> np.ndarray:
     return np.bincount(cells, minlength=ROWS * COLUMNS) / len(cells)
 
 
-def _angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def hue_angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The angle between hues, 0 to 180 degrees."""
     return np.abs((a - b + 180) % 360 - 180)
 
 
-def _difference_by_chance(hues: np.ndarray, classes: np.ndarray) -> float:
+def difference_by_chance(hues: np.ndarray, classes: np.ndarray) -> float:
     """Mean angle between the left object of one image and the right one of another image of the same class.
 
     Within a class, because a generator that ties the hue to the label agrees without looking across the image; from
@@ -271,7 +271,7 @@ def _difference_by_chance(hues: np.ndarray, classes: np.ndarray) -> float:
         left, right = hues[classes == label].T
         shifts = np.unique(np.linspace(1, len(left) - 1, PAIRINGS).astype(int)) if len(left) > 1 else []
         for shift in shifts:
-            total += _angle(left, np.roll(right, shift)).mean() * len(left) / len(shifts)
+            total += hue_angle(left, np.roll(right, shift)).mean() * len(left) / len(shifts)
         count += len(left) if len(left) > 1 else 0
     return float(total / count) if count else 0.0
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from sagan.evaluation.coherence import clear_pairs, coherence, find_objects
 from sagan.evaluation.command import Source, parse_source
 from sagan.evaluation.features import from_prepared
 from sagan.evaluation.lpips import load_perceptual
-from sagan.inspection import health, record
+from sagan.inspection import health, intervention, record
 from sagan.inspection.animate import path_frames, path_points, snapshot_frames
 from sagan.inspection.figure import attention_figure
 from sagan.inspection.page import pack_layers, write_page
@@ -65,6 +65,7 @@ SNAPSHOTS_PER_SECOND = 2
               help="Real images for the discriminator.  [default: the run's data]")  # fmt: skip
 @click.option("--layers", metavar="NAMES", help="Only these maps, such as attention.16x16.")
 @click.option("--html", is_flag=True, help="Also write an interactive page.")
+@click.option("--causal", is_flag=True, help="Also show the effect of cutting the attention to each key.")
 @click.option("--animate", type=click.Choice(["snapshots", "path"]),
               help="Animate the maps over the run's snapshots, or of a moving point.")  # fmt: skip
 @click.option("--mp4", is_flag=True, help="Write the animation as .mp4 instead of .gif.")
@@ -75,8 +76,8 @@ SNAPSHOTS_PER_SECOND = 2
 @json_option
 def attend_cli(
     source: str, out: Path, seeds: str, classes: str | None, points: str | None, at: str | None, network: str,
-    images: Path | None, layers: str | None, html: bool, animate: str | None, mp4: bool, smooth: bool, tile: int,
-    lpips_weights: Path | None, as_json: bool,
+    images: Path | None, layers: str | None, html: bool, causal: bool, animate: str | None, mp4: bool, smooth: bool,
+    tile: int, lpips_weights: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Show what the networks of SOURCE (a run, a checkpoint, a snapshot or a Hub id) attend to."""
     found = parse_source(source)
@@ -101,6 +102,10 @@ def attend_cli(
         written.append(out / "ablation.png")
         report["ablation"] = write_ablation(written[-1], subject, lpips_weights)
         lines += ["", *describe_ablation(report["ablation"])]
+    if causal:
+        draw = partial(attention_figure, smooth=smooth, tile=tile)
+        report["causal"], text, paths = write_causal(out, subject, recordings, draw)
+        lines, written = lines + text, written + paths
     if page is not None:
         written.append(out / "attention.html")
         write_page(written[-1], everything["attention"], page, report["attention"], Path(source).name)
@@ -300,6 +305,33 @@ def partner_numbers(recording: Recording) -> dict[str, dict[str, float]]:
         mask = health.object_mask(objects.shape[row], objects.center[row], objects.area[row], resolution)
         masks[which[row // 2], row % 2] = mask
     return health.partner_mass(recording, masks)
+
+
+def write_causal(
+    out: Path, subject: Subject, recordings: dict[str, Recording], draw: Callable[[Recording], np.ndarray]
+) -> tuple[dict[str, Any], list[str], list[Path]]:
+    """Write figures and arrays of the causal maps of all recordings: numbers, the same as text, and paths."""
+    report, lines, written = {}, [], []
+    for name, recording in recordings.items():
+        network = subject.generator if name == "attention" else subject.discriminator
+        assert network is not None
+        labels = None if recording.labels.min() < 0 else torch.from_numpy(recording.labels)
+        shown, found = intervention.causal_recording(network, recording, subject.z, labels)
+        report[name] = {layer: maps.numbers() for layer, maps in found.items()}
+        lines += ["", f"causal-{name}" if found else f"{name}: no map is a softmax over keys, so no key can be cut"]
+        for layer, maps in found.items():
+            lines.append(f"{layer}: {maps.describe()}")
+            if name == "attention" and subject.generator.class_names == CLASSES:
+                cuts = intervention.partner_cut(subject.generator, layer)
+                report[name][layer]["hue_agreement"] = {cut: vars(agreement) for cut, agreement in cuts.items()}
+                lines += [f"  hue agreement, {cut}: {agreement}" for cut, agreement in cuts.items()] or [
+                    "  hue agreement is not measured: too few images have two clear objects"
+                ]
+        if found:
+            written += [out / f"causal-{name}.png", out / f"causal-{name}.npz"]
+            save_png(written[-2], draw(shown))
+            record.save_npz(written[-1], shown)
+    return report, lines, written
 
 
 def write_ablation(path: Path, subject: Subject, lpips_weights: Path | None) -> dict[str, Any]:

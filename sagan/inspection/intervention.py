@@ -12,7 +12,7 @@ softmax row (rank correlation 1).
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,13 +20,13 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from sagan.attention import AttentionModule, record_attention
+from sagan.attention import AttentionMap, AttentionModule, record_attention
 from sagan.attention.base import cells_of
 from sagan.attention.functional import Edit
 from sagan.data.shapes import CLASSES
 from sagan.evaluation.coherence import clear_pairs, difference_by_chance, find_objects, hue_angle
 from sagan.inspection.health import object_mask
-from sagan.inspection.record import attention_modules, module_of
+from sagan.inspection.record import Recording, as_input, attention_modules, module_of
 from sagan.layers.spectral_norm import hold_state
 from sagan.models.discriminator import Discriminator
 from sagan.models.generator import Generator
@@ -39,6 +39,7 @@ from sagan.utils.random import numpy_generator
 GRAY_LEVELS = 127.5  # of a change of 1 of a pixel in [-1, 1]
 NEIGHBORHOOD = 1  # cells to each side of a query point that belong to its neighborhood
 SAMPLES, RESAMPLES = 256, 1000  # images of the shapes experiment, and bootstrap samples of them
+FEWEST = 16  # images with two clear objects that the experiment needs
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,20 @@ class CausalMaps:
         pairs = zip(self.attention.flatten(0, 1).flatten(1), self.effects.flatten(0, 1).flatten(1), strict=True)
         return np.array([spearmanr(a.numpy(), b.numpy())[0] for a, b in pairs if a.std() > 0 and b.std() > 0])
 
+    def numbers(self) -> dict[str, float | str]:
+        """Means over the points: `rank_correlation`, and the effect of the most effective key in `unit`."""
+        found = self.rank_correlations()
+        numbers: dict[str, float | str] = {"rank_correlation": float(found.mean())} if len(found) else {}
+        return numbers | {"largest_effect": self.effects.amax((2, 3)).mean().item(), "unit": self.unit}
+
+    def describe(self) -> str:
+        """The numbers in a sentence."""
+        numbers = self.numbers()
+        effect = f"cutting the most effective key changes {self.unit} by {numbers['largest_effect']:.2g}"
+        if "rank_correlation" not in numbers:
+            return f"{effect}; attention or effect is the same for every key"
+        return f"{effect}; rank correlation of attention and effect: {numbers['rank_correlation']:.2f}"
+
 
 @torch.no_grad()
 def causal_maps(
@@ -160,7 +175,28 @@ def causal_maps(
                 found.append(_cut_each_key(network, layer, image, label, point))
                 bar.advance()
     rows, effects = (torch.stack(each).unflatten(0, points.shape[:2]) for each in zip(*found, strict=True))
-    return CausalMaps(rows, effects, "gray levels" if isinstance(network, Generator) else "logit")
+    return CausalMaps(rows, effects, "gray levels" if isinstance(network, Generator) else "the logit")
+
+
+def causal_recording(
+    network: Generator | Discriminator, recording: Recording, z: Tensor, labels: Tensor | None
+) -> tuple[Recording, dict[str, CausalMaps]]:
+    """The causal maps of every layer of a recording that has softmax rows, by layer; and a recording for the figure,
+    of the softmax rows (mean over heads) beside the effects, which are called "<layer>/effect".
+
+    `z` (B, z_dim) of the images, for a generator; a discriminator takes the images themselves.
+    """
+    inputs = z if isinstance(network, Generator) else as_input(recording.images, network)
+    found, maps, resolution = {}, {}, {}
+    for name in recording.maps:
+        layer = module_of(name)
+        module = attention_modules(network).get(layer)
+        if module is not None and module.editable and recording.maps[name].kind == "softmax row":
+            found[layer] = causal_maps(network, layer, inputs, labels, recording.points, progress=True)
+            maps[layer] = AttentionMap("softmax row", found[layer].attention[:, None])
+            maps[f"{layer}/effect"] = AttentionMap("unnormalised weight", found[layer].effects[:, None])
+            resolution |= dict.fromkeys((layer, f"{layer}/effect"), recording.resolution[name])
+    return replace(recording, maps=maps, resolution=resolution), found
 
 
 def _cut_each_key(
@@ -209,13 +245,16 @@ class Agreement:
     high: float
     images: int  # with two clear objects
 
+    def __str__(self) -> str:
+        return f"{self.value:.3f} (95 %: {self.low:.3f} to {self.high:.3f}; {self.images} images)"
+
 
 @torch.no_grad()
 def partner_cut(generator: Generator, layer: str, seeds: Sequence[int] = range(SAMPLES)) -> dict[str, Agreement]:
     """On `shapes`: the hue agreement with all edges ("intact"), without those between the two objects ("partner"), and
     without as many from the objects to random keys outside of both ("random"). Over the images with two clear objects.
 
-    UserError as for `intervene`, and if fewer than two images have two clear objects.
+    Empty if fewer than FEWEST images have two clear objects. UserError as for `intervene`.
     """
     size, key_size = _checked(generator, layer, Change(cut=torch.zeros(1, 1))).map_sizes
     device = next(generator.parameters()).device
@@ -232,8 +271,8 @@ def partner_cut(generator: Generator, layer: str, seeds: Sequence[int] = range(S
 
     with hold_state(generator):
         chosen, objects = clear_pairs(find_objects(images(torch.arange(len(seeds)), None)))
-        if len(chosen) < 2:
-            raise UserError(f"{len(chosen)} of {len(seeds)} images have two clear objects; at least 2 are needed")
+        if len(chosen) < FEWEST:
+            return {}
         places = zip(objects.shape, objects.center, objects.area, strict=True)
         masks = np.stack([object_mask(*place, generator.resolution) for place in places])
         masks = torch.from_numpy(masks).unflatten(0, (-1, 2))  # (P, 2, R, R)

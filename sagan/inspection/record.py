@@ -116,11 +116,17 @@ def discriminator_attention(
     with hold_state(discriminator):
         for start in range(0, len(images), BATCH):
             rows = slice(start, start + BATCH)
-            x = torch.from_numpy(images[rows]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (b, 3, R, R)
+            x = as_input(images[rows], discriminator).to(device)
             with record_attention(discriminator, chosen[rows]) as maps:
-                discriminator(x[:, : discriminator.image_channels], None if labels is None else labels[rows].to(device))
+                discriminator(x, None if labels is None else labels[rows].to(device))
             batches.append({name: AttentionMap(m.kind, m.weights.float().cpu()) for name, m in maps.items()})
     return _recording(discriminator, images, numbers, labels, chosen, batches, class_names)
+
+
+def as_input(images: np.ndarray, discriminator: Discriminator) -> Tensor:
+    """Images uint8 (B, R, R, 3) as the discriminator takes them: (B, C, R, R) in [-1, 1]."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x[:, : discriminator.image_channels]
 
 
 def _recording(

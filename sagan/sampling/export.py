@@ -9,6 +9,7 @@ import io
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from importlib.metadata import version
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from sagan.attention import record_attention
 from sagan.config.options import Place
 from sagan.config.options import as_json as json_option
 from sagan.layers.resampling import UpsampleConv2d, fold_upsampling
@@ -55,12 +57,14 @@ ROUNDS, IMAGES = 9, 2 * BATCH  # of the speed measurement
 @click.option("--opset", type=click.IntRange(18, 25), help="ONNX opset version (default 18).")
 @click.option("--uint8/--float", default=False, show_default="--float",
               help="Images as bytes (B, R, R, 3), or floats (B, 3, R, R) in [-1, 1].")  # fmt: skip
+@click.option("--attention", is_flag=True, help="Also output the attention maps of all cells.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare images with the generator's.")
 @click.option("--speed", is_flag=True, help="Time the file against `sagan sample`.")
 @json_option
 def export_cli(
-    snapshot: str, out: Path, kind: str | None, opset: int | None, uint8: bool, check: bool, speed: bool, as_json: bool
-) -> None:
+    snapshot: str, out: Path, kind: str | None, opset: int | None, uint8: bool, attention: bool, check: bool,
+    speed: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Export the generator of SNAPSHOT (a snapshot, a run or a Hub id) to a file that runs without this project."""
     if out.suffix not in FORMATS:
         raise UserError(f"--out {out}: name a .onnx or a .pt2 file")
@@ -75,18 +79,9 @@ def export_cli(
         raise UserError(f"ONNX needs {' and '.join(missing)}, not installed here: pip install 'sagan[export]'")
 
     generator = load_snapshot(snapshot)
-    about = {
-        "project": "sagan",
-        "version": version("sagan"),
-        "resolution": str(generator.resolution),
-        "z_dim": str(generator.z_dim),
-        "num_classes": str(generator.num_classes),
-        "class_names": json.dumps(generator.class_names, ensure_ascii=False),
-        "images": "uint8 (B, R, R, 3)" if uint8 else f"float32 (B, {generator.image_channels}, R, R) in [-1, 1]",
-        "fingerprint": fingerprint(generator),
-    }
+    about = describe_file(generator, uint8, attention)
     print(f"{out}: exporting", file=sys.stderr)
-    program = trace(generator, uint8)
+    program = trace(generator, uint8, attention)
     result: dict[str, Any] = {"file": str(out), "format": FORMATS[out.suffix], "fingerprint": about["fingerprint"]}
     with atomic_file(out) as temporary:
         if onnx:
@@ -100,6 +95,29 @@ def export_cli(
             result |= check_images(out, network, generator, uint8) if check else {}
             result |= measure_speed(network, generator) if speed else {}
     print(json.dumps(result) if as_json else describe(result))
+
+
+def describe_file(generator: Generator, uint8: bool, attention: bool) -> dict[str, str]:
+    """The metadata of a file."""
+    about = {
+        "project": "sagan",
+        "version": version("sagan"),
+        "resolution": str(generator.resolution),
+        "z_dim": str(generator.z_dim),
+        "num_classes": str(generator.num_classes),
+        "class_names": json.dumps(generator.class_names, ensure_ascii=False),
+        "images": "uint8 (B, R, R, 3)" if uint8 else f"float32 (B, {generator.image_channels}, R, R) in [-1, 1]",
+        "fingerprint": fingerprint(generator),
+    }
+    return about | ({"attention": json.dumps(attention_kinds(generator))} if attention else {})
+
+
+@torch.no_grad()
+def attention_kinds(generator: Generator) -> dict[str, str]:
+    """The maps of a generator on the CPU: name -> kind, in the order of their outputs."""
+    with record_attention(generator, torch.full((1, 2), 0.5)) as maps:
+        generator(latents([0], generator.z_dim), default_labels([0], generator.num_classes))
+    return {name: found.kind for name, found in maps.items()}
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -121,31 +139,42 @@ def describe(result: dict[str, Any]) -> str:
 class Exported(nn.Module):
     """The generator with folded upsampling. Returns float (B, C, R, R) in [-1, 1], or with `uint8` bytes (B, R, R, 3).
 
-    Inputs are z (B, z_dim) and, if there are classes, labels (B,) int64.
+    Inputs are z (B, z_dim) and, if there are classes, labels (B,) int64. With `attention`, returns a tuple: the images,
+    then for each map of `record_attention` the weights of all cells (B, heads, N or 1, H', W').
     """
 
-    def __init__(self, generator: Generator, uint8: bool):
+    def __init__(self, generator: Generator, uint8: bool, attention: bool = False):
         super().__init__()
+        self.attention = attention
         self.generator, self.uint8 = copy.deepcopy(generator).eval(), uint8
         for name, module in list(self.generator.named_modules()):
             if isinstance(module, UpsampleConv2d):
                 parent, _, attribute = name.rpartition(".")
                 setattr(self.generator.get_submodule(parent), attribute, fold_upsampling(module))
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
+        if not self.attention:
+            return self._images(z, labels)
+        with record_attention(self.generator) as maps:
+            images = self._images(z, labels)
+        return images, *(found.weights.float() for found in maps.values())
+
+    def _images(self, z: Tensor, labels: Tensor | None) -> Tensor:
         images = self.generator(z, labels)
         return to_uint8(images) if self.uint8 else images
 
 
-def trace(generator: Generator, uint8: bool) -> ExportedProgram:
+def trace(generator: Generator, uint8: bool, attention: bool = False) -> ExportedProgram:
     """Trace a generator on the CPU for any batch size.
 
     Tracing is strict: otherwise `len(x)` of a tensor would fix the batch size.
     """
     z, labels = torch.zeros(2, generator.z_dim), torch.zeros(2, dtype=torch.long)
     inputs = (z, labels) if generator.num_classes else (z,)
-    network, batch = Exported(generator, uint8).eval(), Dim("batch")
-    return torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True)
+    network, batch = Exported(generator, uint8, attention).eval(), Dim("batch")
+    with warnings.catch_warnings():  # recording sets an attribute of the modules, and resets it
+        warnings.filterwarnings("ignore", "While compiling, we found certain side effects")
+        return torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True)
 
 
 def write_program(program: ExportedProgram, path: Path, about: Mapping[str, str]) -> None:
@@ -162,7 +191,7 @@ def write_program(program: ExportedProgram, path: Path, about: Mapping[str, str]
 
 
 def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, str], opset: int) -> None:
-    """Write an ONNX file with inputs `z` and `labels`, output `images`, and `about` as metadata.
+    """Write an ONNX file with inputs `z` and `labels`, outputs `images` and the maps, and `about` as metadata.
 
     UserError for operators or an opset that this torch cannot export, and for weights above 2 GiB.
     """
@@ -170,11 +199,12 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, str], o
     if size > LARGEST_ONNX:
         raise UserError(f"weights of {size / 2**30:.1f} GiB: an ONNX file holds 2; write a .pt2 file")
     names = ["z", "labels"][: len(program.graph_signature.user_inputs)]
+    outputs = ["images", *json.loads(about.get("attention", "{}"))]
     program = program.run_decompositions({torch.ops.aten.searchsorted.Tensor: _count_below})
     try:
         with redirect_stdout(sys.stderr):  # older versions print messages
             exported = torch.onnx.export(
-                program, dynamo=True, opset_version=opset, input_names=names, output_names=["images"], verbose=False
+                program, dynamo=True, opset_version=opset, input_names=names, output_names=outputs, verbose=False
             )
     except torch.onnx.OnnxExporterError as error:
         while error.__cause__ is not None:
@@ -234,7 +264,12 @@ def open_onnx(path: Path) -> Network:
 def open_program(path: Path) -> Network:
     """Load a .pt2 file with torch. Only for files written by this process: they may hold pickles."""
     module = torch.export.load(path).module()
-    return lambda z, labels: module(z) if labels is None else module(z, labels)
+
+    def network(z: Tensor, labels: Tensor | None) -> Tensor:
+        found = module(z) if labels is None else module(z, labels)
+        return found[0] if isinstance(found, tuple) else found
+
+    return network
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from command_line import sagan
 from small_generator import NAMES, small_generator
 from torch import Tensor, nn
 
-from sagan.attention import ATTENTION
+from sagan.attention import ATTENTION, record_attention
 from sagan.layers.resampling import UpsampleConv2d
 from sagan.models.generator import Generator
 from sagan.runs.snapshot import fingerprint, load_snapshot, save_snapshot
@@ -178,6 +178,30 @@ def test_folding_changes_neither_the_images_nor_the_original():
     assert fingerprint(generator) == before
 
 
+def test_attention_outputs_are_the_recorded_maps_of_all_cells(tmp_path: Path):
+    generator = small_generator("generator.attention={8: gated_positional, 16: self_attention}", channels=4)
+    save_snapshot(generator, tmp_path / "snapshot")
+    export_to(tmp_path / "g.onnx", tmp_path / "snapshot", "--attention", "--uint8")
+    export_to(tmp_path / "g.pt2", tmp_path / "snapshot", "--attention")
+    z, labels = inputs_of(generator, 3)
+    assert labels is not None
+    with record_attention(generator) as maps:
+        generator(z, labels)
+    session = onnxruntime.InferenceSession(tmp_path / "g.onnx")
+    names = [value.name for value in session.get_outputs()]
+    assert names == ["images", *maps]
+    kinds = json.loads(session.get_modelmeta().custom_metadata_map["attention"])
+    assert kinds == {name: found.kind for name, found in maps.items()}
+    assert len(kinds) == 5
+    outputs = session.run(names, {"z": z.numpy(), "labels": labels.numpy()})[1:]
+    program = torch.export.load(tmp_path / "g.pt2").module()(z, labels)[1:]
+    for name, onnx_map, torch_map in zip(maps, outputs, program, strict=True):
+        np.testing.assert_allclose(onnx_map, maps[name].weights, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch_map, maps[name].weights, rtol=0, atol=1e-5)
+    assert maps["attention.16x16"].weights.shape == (3, 1, 256, 8, 8)
+    assert maps["attention.16x16"].weights.std() > 1e-4
+
+
 @pytest.mark.parametrize("uint8", [False, True])
 def test_a_difference_of_one_gray_level_is_refused(uint8: bool, tmp_path: Path):
     generator = small_generator(channels=2)
@@ -253,9 +277,9 @@ def test_every_mechanism_can_be_exported(name: str, settings: str, tmp_path: Pat
     for module in generator.modules():
         for gain in module.gains().values() if type(module) is ATTENTION[name] else []:
             gain.data.fill_(0.7)
-    program = export.trace(generator, uint8=False)
+    program = export.trace(generator, uint8=False, attention=True)
     export.write_program(program, tmp_path / "g.pt2", {})
-    export.write_onnx(program, tmp_path / "g.onnx", {"project": "sagan", "version": "0"}, 18)
+    export.write_onnx(program, tmp_path / "g.onnx", export.describe_file(generator, False, True), 18)
     for network in (export.open_program(tmp_path / "g.pt2"), export.open_onnx(tmp_path / "g.onnx")):
         difference = export.check_images(tmp_path, network, generator, uint8=False)
         assert difference["largest_difference"] < 0.01

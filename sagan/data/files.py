@@ -387,4 +387,4 @@ def open_files(path: Path) -> Files:
                 if archive.name.lower().endswith(end):
                     return kind(archive.resolve(), "" if inside == "." else inside)
             raise UserError(f"{path}: not an .npz, .zip, .tar or .tar.gz file; give one of these or a folder")
-    raise UserError(f"{path}: no such folder or file (nor `shapes` or `torchvision:NAME`)")
+    raise UserError(f"{path}: no such folder or file (nor `shapes`, `pairs` or `torchvision:NAME`)")

@@ -1,11 +1,12 @@
-"""The embedded data set `shapes`: two distant objects with the same shape (the class) and the same hue.
+"""The embedded data sets: distant objects with the same shape (the class), partners among them with the same hue.
 
-Image `index` of a `seed` is a scene in relative units, so it is the same at every resolution. The objects are in the
-left and the right half, each at its own place and size, MARGIN away from the border and the middle. The class is
-index mod 4, the hue uniform on the circle, the background a gradient between two near-grays (docs/shapes.md).
+`shapes` has one pair of partners, left and right. `pairs` has two with independent hues, on the diagonals. Image
+`index` of a `seed` is a scene in relative units, so it is the same at every resolution. Each object has its own place
+and size in its part of the image, MARGIN away from the border and the other parts. The class is index mod 4, a hue
+uniform on the circle, the background a gradient between two near-grays (docs/shapes.md).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +71,45 @@ def rgb_to_hue(rgb: np.ndarray) -> np.ndarray:
 
 
 CLASSES: tuple[str, ...] = tuple(SHAPES)
-RADII = (0.14, 0.20)  # of an object; its half width
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """Where the objects are and which of them share a hue. The image is divided into rows × columns equal parts with
+    one object each; they are numbered row by row."""
+
+    name: str
+    classes: tuple[str, ...]
+    rows: int
+    columns: int
+    pairs: tuple[tuple[int, int], ...]  # partners
+    radii: tuple[float, float]  # of an object, the least and the largest; its half width
+
+    @property
+    def objects(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def partners(self) -> list[int]:
+        """The partner of each object."""
+        return [other for i in range(self.objects) for pair in self.pairs if i in pair for other in pair if other != i]
+
+    @property
+    def pair_of(self) -> list[int]:
+        """The number of each object's pair."""
+        return [number for i in range(self.objects) for number, pair in enumerate(self.pairs) if i in pair]
+
+
+ONE_PAIR = Variant("shapes", CLASSES, 1, 2, ((0, 1),), (0.14, 0.20))
+TWO_PAIRS = Variant("pairs", ("discs", "squares", "triangles", "crosses"), 2, 2, ((0, 3), (1, 2)), (0.12, 0.16))
+VARIANTS = {variant.name: variant for variant in (ONE_PAIR, TWO_PAIRS)}
+
+
+def variant_of(class_names: Sequence[str]) -> Variant | None:
+    """The data set that has these classes, if it is an embedded one."""
+    return next((variant for variant in VARIANTS.values() if variant.classes == tuple(class_names)), None)
+
+
 MARGIN = 0.045
 TALL = 1.15  # the farthest that a shape reaches up from its center, in radii
 SATURATION, VALUE = 0.85, 0.95  # of the objects
@@ -85,9 +124,9 @@ class Placement:
     """Objects of one image; lengths are fractions of the image side, (x, y) from the upper left corner."""
 
     label: int
-    hue: float  # degrees, in [0, 360)
-    centers: tuple[tuple[float, float], tuple[float, float]]  # centroids (x, y) of the left and the right object
-    radii: tuple[float, float]
+    hues: tuple[float, ...]  # of each pair, degrees in [0, 360)
+    centers: tuple[tuple[float, float], ...]  # centroid (x, y) of each object
+    radii: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -95,9 +134,9 @@ class Scenes:
     """Many scenes as arrays: their placements and the gradients of their backgrounds."""
 
     labels: np.ndarray  # (N,) int64
-    hues: np.ndarray  # (N,) float32
-    centers: np.ndarray  # (N, 2 objects, 2) float32, (x, y)
-    radii: np.ndarray  # (N, 2 objects) float32
+    hues: np.ndarray  # (N, pairs) float32
+    centers: np.ndarray  # (N, objects, 2) float32, (x, y)
+    radii: np.ndarray  # (N, objects) float32
     backgrounds: np.ndarray  # (N, 2 ends, 3) float32, RGB
     slopes: np.ndarray  # (N, 2) float32, change along x and y of the place between the two ends
 
@@ -105,62 +144,71 @@ class Scenes:
         return Scenes(*(array[rows] for array in vars(self).values()))
 
     def placement(self, row: int) -> Placement:
-        left, right = self.centers[row].tolist()
-        size_left, size_right = self.radii[row].tolist()
-        centers = (left[0], left[1]), (right[0], right[1])
-        return Placement(int(self.labels[row]), float(self.hues[row]), centers, (size_left, size_right))
+        centers = tuple((x, y) for x, y in self.centers[row].tolist())
+        return Placement(
+            int(self.labels[row]), tuple(self.hues[row].tolist()), centers, tuple(self.radii[row].tolist())
+        )
 
 
-def scenes(indices: range, seed: int = 0) -> Scenes:
+def scenes(indices: range, seed: int = 0, variant: Variant = ONE_PAIR) -> Scenes:
     """The scenes of the images `indices`; each depends only on the seed and its index."""
-    draws = np.array([numpy_generator(seed, "shapes", index).random(13) for index in indices])
-    draws = draws.astype(np.float32).reshape(-1, 13)
-    radii = _between(*RADII, draws[:, 0:2])
-    left_edge = np.array([0, 0.5], np.float32) + np.float32(MARGIN)
-    x = _between(left_edge + radii, left_edge + np.float32(0.5 - 2 * MARGIN) - radii, draws[:, 2:4])
-    y = _between(MARGIN + TALL * radii, 1 - MARGIN - TALL * radii, draws[:, 4:6])
-    first = _between(*LIGHTNESS, draws[:, 7])
-    second = np.clip(first + _between(-SLOPE, SLOPE, draws[:, 8]), *LIGHTNESS)
-    tints = hue_to_rgb(360 * draws[:, 9:11].reshape(-1), 1.0, TINT).reshape(-1, 2, 3) - np.float32(TINT / 2)
+    count, pairs = variant.objects, len(variant.pairs)
+    sizes = [count, count, count, pairs, 1, 1, 2, 2]
+    draws = np.array([numpy_generator(seed, variant.name, index).random(sum(sizes)) for index in indices])
+    draws = draws.astype(np.float32).reshape(-1, sum(sizes))
+    size, x, y, hue, lightness, change, tint, slope = np.split(draws, np.cumsum(sizes)[:-1], axis=1)
+    radii = _between(*variant.radii, size)
+    row, column = np.divmod(np.arange(count), variant.columns)
+    left = (column / variant.columns).astype(np.float32) + np.float32(MARGIN)
+    top, bottom = ((edge / variant.rows).astype(np.float32) for edge in (row, row + 1))
+    x = _between(left + radii, left + np.float32(1 / variant.columns - 2 * MARGIN) - radii, x)
+    y = _between(top + MARGIN + TALL * radii, bottom - MARGIN - TALL * radii, y)
+    first = _between(*LIGHTNESS, lightness[:, 0])
+    second = np.clip(first + _between(-SLOPE, SLOPE, change[:, 0]), *LIGHTNESS)
+    tints = hue_to_rgb(360 * tint.reshape(-1), 1.0, TINT).reshape(-1, 2, 3) - np.float32(TINT / 2)
     return Scenes(
-        labels=np.array([index % len(CLASSES) for index in indices], np.int64),
-        hues=np.minimum(360 * draws[:, 6], np.float32(359.99)),
+        labels=np.array([index % len(variant.classes) for index in indices], np.int64),
+        hues=np.minimum(360 * hue, np.float32(359.99)),
         centers=np.stack([x, y], axis=2),
         radii=radii,
         backgrounds=np.stack([first, second], axis=1)[:, :, None] + tints,
-        slopes=_between(-1, 1, draws[:, 11:13]),
+        slopes=_between(-1, 1, slope),
     )
 
 
-def placement(index: int, seed: int = 0) -> Placement:
+def placement(index: int, seed: int = 0, variant: Variant = ONE_PAIR) -> Placement:
     """The objects of image `index`, without rendering it."""
-    return scenes(range(index, index + 1), seed).placement(0)
+    return scenes(range(index, index + 1), seed, variant).placement(0)
 
 
-def render(index: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, int, Placement]:
+def render(
+    index: int, resolution: int, seed: int = 0, variant: Variant = ONE_PAIR
+) -> tuple[np.ndarray, int, Placement]:
     """Image `index`: uint8 (R, R, 3), its label and its objects.
 
     Raises UserError for an index below 0 or a resolution that is odd or below 16.
     """
     if index < 0:
-        raise UserError(f"shapes: index {index} is below 0")
-    scene = scenes(range(index, index + 1), seed)
-    return _draw(scene, _checked(resolution))[0], int(scene.labels[0]), scene.placement(0)
+        raise UserError(f"{variant.name}: index {index} is below 0")
+    scene = scenes(range(index, index + 1), seed, variant)
+    return _draw(scene, _checked(resolution), variant)[0], int(scene.labels[0]), scene.placement(0)
 
 
-def render_many(count: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def render_many(
+    count: int, resolution: int, seed: int = 0, variant: Variant = ONE_PAIR
+) -> tuple[np.ndarray, np.ndarray]:
     """Images 0 … count - 1, uint8 (N, R, R, 3), and labels, int64 (N,). Raises UserError as `render` does."""
     if count < 1:
-        raise UserError(f"shapes: {count} images asked for, at least 1 is needed")
+        raise UserError(f"{variant.name}: {count} images asked for, at least 1 is needed")
     images = np.empty((count, _checked(resolution), resolution, 3), np.uint8)
-    everything = scenes(range(count), seed)
+    everything = scenes(range(count), seed, variant)
     for start in range(0, count, CHUNK):
-        images[start : start + CHUNK] = _draw(everything[start : start + CHUNK], resolution)
+        images[start : start + CHUNK] = _draw(everything[start : start + CHUNK], resolution, variant)
     return images, everything.labels
 
 
 def object_masks(where: Placement, resolution: int) -> np.ndarray:
-    """Masks of the pixels whose center is on the left and on the right object: bool (2, R, R)."""
+    """Masks of the pixels whose center is on each object: bool (objects, R, R)."""
     grid = pixel_centers(_checked(resolution))
     distance = SHAPES[CLASSES[where.label]]
     masks = [
@@ -170,27 +218,32 @@ def object_masks(where: Placement, resolution: int) -> np.ndarray:
     return np.stack(masks)
 
 
-def _draw(batch: Scenes, resolution: int) -> np.ndarray:
-    """(N, R, R, 3) uint8: the background, then each object in its half."""
+def _draw(batch: Scenes, resolution: int, variant: Variant) -> np.ndarray:
+    """(N, R, R, 3) uint8: the background, then each object in its part."""
     grid = pixel_centers(resolution)
     offset = grid - np.float32(0.5)
     slope_x, slope_y = batch.slopes[:, 0, None, None], batch.slopes[:, 1, None, None]
     place = np.clip(np.float32(0.5) + slope_x * offset[None, None, :] + slope_y * offset[None, :, None], 0, 1)
     start, end = batch.backgrounds[:, None, None, 0], batch.backgrounds[:, None, None, 1]
     canvas = start + (end - start) * place[..., None]  # (N, R, R, 3)
-    color = hue_to_rgb(batch.hues, SATURATION, VALUE)[:, None, None, :]
-    for side, columns in enumerate((slice(0, resolution // 2), slice(resolution // 2, resolution))):
-        covered = _covered(batch, side, grid[columns], grid, resolution)[..., None]
-        canvas[:, :, columns] += (color - canvas[:, :, columns]) * covered
+    for number, pair in enumerate(variant.pair_of):
+        row, column = divmod(number, variant.columns)
+        rows, columns = (
+            slice(at * resolution // parts, (at + 1) * resolution // parts)
+            for at, parts in ((row, variant.rows), (column, variant.columns))
+        )
+        color = hue_to_rgb(batch.hues[:, pair], SATURATION, VALUE)[:, None, None, :]
+        covered = _covered(batch, number, grid[columns], grid[rows], resolution)[..., None]
+        canvas[:, rows, columns] += (color - canvas[:, rows, columns]) * covered
     return (np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
 
 
-def _covered(batch: Scenes, side: int, xs: np.ndarray, ys: np.ndarray, resolution: int) -> np.ndarray:
-    """(N, Y, X) float32: coverage of each pixel by the object of this side (0 left, 1 right)."""
+def _covered(batch: Scenes, number: int, xs: np.ndarray, ys: np.ndarray, resolution: int) -> np.ndarray:
+    """(N, Y, X) float32: coverage of each pixel by one of the objects."""
     covered = np.empty((len(batch.labels), len(ys), len(xs)), np.float32)
     for label, name in enumerate(CLASSES):
         rows = batch.labels == label
-        centers, radii = batch.centers[rows, side], batch.radii[rows, side, None, None]
+        centers, radii = batch.centers[rows, number], batch.radii[rows, number, None, None]
         dx, dy = xs[None, None, :] - centers[:, 0, None, None], ys[None, :, None] - centers[:, 1, None, None]
         covered[rows] = coverage(SHAPES[name](dx, dy, radii), resolution)
     return covered

@@ -43,7 +43,7 @@ from sagan.data.labels import (
     sample_labels,
     stylegan_rows,
 )  # fmt: skip
-from sagan.data.shapes import CLASSES, render
+from sagan.data.shapes import VARIANTS, Variant, render
 from sagan.utils.errors import UserError, suggestion
 from sagan.utils.io import Member, check_expansion, expand_home, open_archive, read_table
 
@@ -361,7 +361,7 @@ def is_saved(path: Path) -> bool:
 
 
 def open_source(text: str, resolution: int, labels: str | None = None, columns: str | None = None) -> Source:
-    """Open `shapes`, `shapes:COUNT` (at `resolution`), `torchvision:NAME`, `hf:NAME`, an .npz, a folder or an archive.
+    """Open `shapes` or `pairs` (at `resolution`), `torchvision:NAME`, `hf:NAME`, an .npz, a folder or an archive.
 
     `labels`, `columns`: see `FolderSource` and `HubSource`. Raises UserError for anything else, and as the sources do.
     """
@@ -374,12 +374,12 @@ def open_source(text: str, resolution: int, labels: str | None = None, columns: 
             raise UserError(f"{text}: has its own labels; --columns IMAGE,LABEL names them")
         return HubSource(rest if kind == "hf" else text, columns)
     is_npz = path.is_file() and path.suffix.lower() == ".npz"
-    if (labels or columns) and (kind in ("shapes", "torchvision") or is_npz):
+    if (labels or columns) and (kind in (*VARIANTS, "torchvision") or is_npz):
         raise UserError(f"{text}: has its own labels; --labels is for folders and archives of images")
     if columns and not labels:
         raise UserError(f"--columns {columns}: names columns of a table of labels; give it by --labels FILE")
-    if kind == "shapes":
-        return ShapesSource(rest, resolution)
+    if kind in VARIANTS:
+        return ShapesSource(VARIANTS[kind], rest, resolution)
     if kind == "torchvision":
         return TorchvisionSource(rest)
     if is_npz:
@@ -388,13 +388,14 @@ def open_source(text: str, resolution: int, labels: str | None = None, columns: 
 
 
 class ShapesSource(Source):
-    """The embedded data set, rendered at `resolution`. Raises UserError for a count that is not positive."""
+    """An embedded data set, rendered at `resolution`. Raises UserError for a count that is not positive."""
 
-    def __init__(self, count: str, resolution: int) -> None:
+    def __init__(self, variant: Variant, count: str, resolution: int) -> None:
         if count and not (count.isascii() and count.isdigit() and len(count) <= 15 and int(count) > 0):
-            raise UserError(f"shapes:{count}: expected shapes:COUNT with a positive number, such as shapes:5000")
-        self._count, self._resolution = int(count or DEFAULT_SHAPES), resolution
-        self.name, self.num_classes = f"shapes:{self._count}", len(CLASSES)
+            name = variant.name
+            raise UserError(f"{name}:{count}: expected {name}:COUNT with a positive number, such as {name}:5000")
+        self._count, self._resolution, self._variant = int(count or DEFAULT_SHAPES), resolution, variant
+        self.name, self.num_classes = f"{variant.name}:{self._count}", len(variant.classes)
 
     def __len__(self) -> int:
         return self._count
@@ -405,13 +406,13 @@ class ShapesSource(Source):
         return f"{self._count} {hashlib.sha256(b''.join(first)).hexdigest()}"
 
     def class_names(self) -> tuple[str, ...]:
-        return CLASSES
+        return self._variant.classes
 
     def items(self) -> Iterator[Item]:
         for index in range(self._count):
-            yield Item(f"image {index}", partial(_render, index, self._resolution))
+            yield Item(f"image {index}", partial(_render, index, self._resolution, self._variant))
 
 
-def _render(index: int, resolution: int) -> tuple[Image.Image, int]:
-    pixels, label, _ = render(index, resolution)
+def _render(index: int, resolution: int, variant: Variant) -> tuple[Image.Image, int]:
+    pixels, label, _ = render(index, resolution, variant=variant)
     return Image.fromarray(pixels), label

@@ -1,4 +1,4 @@
-"""Coherence of generated `shapes`: two far-apart objects of an image agree in shape and in hue, as in every real one.
+"""Coherence of generated `shapes` and `pairs`: far-apart objects agree in shape and in hue, as in every real image.
 
 The scores are defined beside their fields below and in docs/shapes.md, which also lists those of real, shuffled,
 blurred, collapsed and random images. Claims about attention rest on `hue_agreement`: the label does not determine the
@@ -11,7 +11,18 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from sagan.data.shapes import CLASSES, SATURATION, SHAPES, VALUE, coverage, pixel_centers, rgb_to_hue, scenes
+from sagan.data.shapes import (
+    CLASSES,
+    ONE_PAIR,
+    SATURATION,
+    SHAPES,
+    VALUE,
+    Variant,
+    coverage,
+    pixel_centers,
+    rgb_to_hue,
+    scenes,
+)  # fmt: skip
 from sagan.utils.errors import UserError
 
 WORKING_RESOLUTION = 64  # larger images are averaged down to this
@@ -183,54 +194,60 @@ PAIRINGS = 100  # with other images, for the hue difference that chance would gi
 
 @dataclass(frozen=True)
 class Coherence:
-    """Every score but `two_objects` and `coherence` is computed over the images with exactly two objects.
+    """Every score but the first two is computed over the images with as many objects as in the data, all clear.
 
     Without such images the agreements are 0, the hue difference 90 and the distances 1.
     """
 
-    coherence: float  # two_objects * hue_agreement * shape agreement above chance * (1 - d) for each distance, 0 to 1
-    two_objects: float  # share of images with exactly two objects, both clear
+    coherence: float  # product of the scores below, 0 to 1; of agreements above chance, of 1 - each distance
+    all_objects: float  # share of images with exactly as many objects as in the data, all clear
     hue_agreement: float  # 1 - hue_difference / its mean between objects of different images of one class; 0 is chance
-    hue_difference: float  # mean angle between the hues of an image's objects, degrees
-    shape_agreement: float  # share of images whose objects have the same class; 1 / classes is chance
+    hue_difference: float  # mean angle between the hues of partners, degrees
+    shape_agreement: float  # share of images whose objects have one class; 1 / classes^(objects - 1) is chance
     hue_distance: float  # of the hue histogram to the data's, 0 (as real images) to 1
     position_distance: float
     class_distance: float
-    label_agreement: float | None = None  # share of images both of whose objects have the class of the label
+    pair_distance: float | None = None  # … of the hues of one pair relative to the other's, for two pairs
+    label_agreement: float | None = None  # share of images all of whose objects have the class of the label
 
     def to_dict(self) -> dict[str, float]:
-        """The scores by name, without missing ones."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The scores by name, without missing ones. `all_objects` is called `two_objects` if there is one pair."""
+        first = "two_objects" if self.pair_distance is None else "four_objects"
+        scores = {first if name == "all_objects" else name: value for name, value in asdict(self).items()}
+        return {name: value for name, value in scores.items() if value is not None}
 
 
-def coherence(images: np.ndarray, labels: np.ndarray | None = None) -> Coherence:
-    """Score images, uint8 (N, R, R, 3), that should look like `shapes`; `labels` (N,): the requested classes.
+def coherence(images: np.ndarray, labels: np.ndarray | None = None, variant: Variant = ONE_PAIR) -> Coherence:
+    """Score images, uint8 (N, R, R, 3), that should look like `variant`; `labels` (N,): the requested classes.
 
     UserError for images of another shape, or labels that are not one per image.
     """
     if labels is not None and np.shape(labels) != (len(images),):
         raise UserError(f"coherence: {len(images)} images need as many labels, got {np.shape(labels)}")
-    chosen, pairs = clear_pairs(find_objects(images))
-    two_objects = len(chosen) / len(images)
+    chosen, found = clear_objects(find_objects(images), variant)
+    one, count = variant is ONE_PAIR, variant.objects
     if not len(chosen):
-        return Coherence(0.0, 0.0, 0.0, 90.0, 0.0, 1.0, 1.0, 1.0, None if labels is None else 0.0)
-    hues, shapes = pairs.hue.reshape(-1, 2), pairs.shape.reshape(-1, 2)
+        ones = (1.0,) * (3 if one else 4)
+        return Coherence(0.0, 0.0, 0.0, 90.0, 0.0, *ones, label_agreement=None if labels is None else 0.0)
+    hues, shapes = found.hue.reshape(-1, count), found.shape.reshape(-1, count)
     wanted = shapes[:, 0] if labels is None else np.asarray(labels)[chosen]
-    difference = float(hue_angle(*hues.T).mean())
-    expected = difference_by_chance(hues, wanted)
+    difference, expected = hue_differences(hues, wanted, variant)
     hue_agreement = 1 - difference / expected if expected > 1 else 0.0  # one hue only: nothing to agree about
-    shape_agreement = float((shapes[:, 0] == shapes[:, 1]).mean())
-    uniform_hues, uniform_classes = (np.full(count, 1 / count) for count in (HUE_BINS, len(CLASSES)))
-    bins = (pairs.hue * (HUE_BINS / 360)).astype(int) % HUE_BINS
+    shape_agreement = float((shapes == shapes[:, :1]).all(1).mean())
+    uniform_hues, uniform_classes = (np.full(n, 1 / n) for n in (HUE_BINS, len(CLASSES)))
     distances = [
-        _distance(bins, uniform_hues, len(chosen)),
-        _distance(_cells(pairs.center), position_frequencies(), len(pairs.hue)),
-        _distance(pairs.shape, uniform_classes, len(chosen)),
+        _distance(_hue_bins(found.hue), uniform_hues, len(variant.pairs) * len(chosen)),
+        _distance(_cells(found.center), position_frequencies(variant), len(found.hue)),
+        _distance(found.shape, uniform_classes, len(chosen)),
     ]
-    above_chance = max(0.0, (shape_agreement - 1 / len(CLASSES)) / (1 - 1 / len(CLASSES)))
+    if not one:
+        (first, _), (second, _) = variant.pairs
+        distances.append(_distance(_hue_bins(hues[:, first] - hues[:, second]), uniform_hues, len(chosen)))
+    all_objects, chance = len(chosen) / len(images), len(CLASSES) ** (1 - count)
+    above_chance = max(0.0, (shape_agreement - chance) / (1 - chance))
     return Coherence(
-        float(two_objects * max(0.0, hue_agreement) * above_chance * np.prod([1 - distance for distance in distances])),
-        two_objects,
+        float(all_objects * max(0.0, hue_agreement) * above_chance * np.prod([1 - distance for distance in distances])),
+        all_objects,
         hue_agreement,
         difference,
         shape_agreement,
@@ -239,20 +256,28 @@ def coherence(images: np.ndarray, labels: np.ndarray | None = None) -> Coherence
     )
 
 
-def clear_pairs(objects: Objects) -> tuple[np.ndarray, Objects]:
-    """The images with exactly two objects, both clear: their indices (P,) and objects (2P): left, right, left, …"""
+def clear_objects(objects: Objects, variant: Variant) -> tuple[np.ndarray, Objects]:
+    """The images with exactly as many objects as in the data, all clear: their indices (P,), and their objects in the
+    data's order (P·objects): row by row, each from left to right."""
     clear = (objects.area >= AREAS[0]) & (objects.area <= AREAS[1]) & (objects.scores.max(1, initial=0) >= CLEAR)
     image, counts = np.unique(objects.image, return_counts=True)
     clear_counts = np.bincount(objects.image, weights=clear, minlength=1)[image]
-    chosen = image[(counts == 2) & (clear_counts == 2)]
-    return chosen, objects[np.isin(objects.image, chosen)]
+    chosen = image[(counts == variant.objects) & (clear_counts == variant.objects)]
+    found = objects[np.isin(objects.image, chosen)]
+    by_height = np.lexsort((found.center[:, 1], found.image)) if variant.rows > 1 else np.arange(len(found.image))
+    row = np.arange(len(by_height)) // variant.columns  # of all images' rows
+    return chosen, found[by_height[np.lexsort((found.center[by_height, 0], row))]]
 
 
 @lru_cache
-def position_frequencies() -> np.ndarray:
+def position_frequencies(variant: Variant = ONE_PAIR) -> np.ndarray:
     """Relative frequencies (ROWS * COLUMNS,) of object centers in the data, counted over many scenes."""
-    cells = _cells(scenes(range(REFERENCE_SCENES)).centers.reshape(-1, 2))
+    cells = _cells(scenes(range(REFERENCE_SCENES), variant=variant).centers.reshape(-1, 2))
     return np.bincount(cells, minlength=ROWS * COLUMNS) / len(cells)
+
+
+def _hue_bins(hues: np.ndarray) -> np.ndarray:
+    return (hues % 360 * (HUE_BINS / 360)).astype(int) % HUE_BINS
 
 
 def hue_angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -260,8 +285,17 @@ def hue_angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs((a - b + 180) % 360 - 180)
 
 
-def difference_by_chance(hues: np.ndarray, classes: np.ndarray) -> float:
-    """Mean angle between the left object of one image and the right one of another image of the same class.
+def hue_differences(hues: np.ndarray, classes: np.ndarray, variant: Variant) -> tuple[float, float]:
+    """Mean angle between partners of `hues` (P, objects), and between those of different images of a class."""
+    partners = [hues[:, pair] for pair in variant.pairs]
+    return (
+        float(np.mean([hue_angle(*each.T).mean() for each in partners])),
+        float(np.mean([_difference_by_chance(each, classes) for each in partners])),
+    )
+
+
+def _difference_by_chance(hues: np.ndarray, classes: np.ndarray) -> float:
+    """Mean angle between the first object of one image and the second one of another image of the same class.
 
     Within a class, because a generator that ties the hue to the label agrees without looking across the image; from
     the images themselves, because few hues agree by chance. 0 if no class has two images.

@@ -14,7 +14,7 @@ from sagan.config.options import Place, as_json, check_truncation, device, incep
 from sagan.config.schema import RESOLUTIONS, DataSettings
 from sagan.data.dataset import PreparedData, is_prepared
 from sagan.data.prepare import ensure_prepared, to_stderr
-from sagan.data.shapes import CLASSES
+from sagan.data.shapes import variant_of
 from sagan.data.sources import cache_folder
 from sagan.evaluation.evaluate import SampleSettings, evaluate, generated_images, load_networks
 from sagan.evaluation.extractors import Backbone, load_backbone
@@ -220,9 +220,9 @@ def evaluate_cli(
         prepared = None
         for candidate in () if given.holds_images else candidates(given, which, modes):
             generator = candidate.generator.to(chosen)
-            names = asked or (("coherence",) if generator.class_names == CLASSES else ("fid",))
-            if "coherence" in names and generator.class_names not in (CLASSES, ()):
-                raise UserError(f"{source}: was not trained on shapes, for which alone coherence is defined")
+            names = asked or (("coherence",) if variant_of(generator.class_names) else ("fid",))
+            if "coherence" in names and generator.class_names and not variant_of(generator.class_names):
+                raise UserError(f"{source}: coherence is defined for generators of shapes and pairs only")
             prepared = prepared or prepare(names, (generator.resolution, generator.resolution))
             results.append(_evaluate_candidate(candidate, given, names, *prepared, options))
     if rank == 0:

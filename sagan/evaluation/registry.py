@@ -190,13 +190,15 @@ def _nearest(inputs: Inputs) -> Scores:
 
 
 def _coherence(inputs: Inputs) -> Scores:
+    from sagan.data.shapes import ONE_PAIR, variant_of
     from sagan.evaluation.coherence import coherence
     from sagan.utils.system import gather_in_turn, rank_and_count
 
     rank, processes = rank_and_count()
     batches = inputs.samples.batches(inputs.batch_size)[rank::processes]
     images = gather_in_turn([inputs.samples.read(indices).cpu().numpy() for indices in batches])
-    return Scores({} if images is None else coherence(images, inputs.samples.labels).to_dict())
+    variant = variant_of(inputs.samples.class_names) or ONE_PAIR
+    return Scores({} if images is None else coherence(images, inputs.samples.labels, variant).to_dict())
 
 
 METRICS = {
@@ -216,7 +218,7 @@ METRICS = {
         Metric("nearest", 0, "lpips", _nearest, compares=True),
         Metric(
             "coherence", +1, "images", _coherence,
-            parts={"two_objects": +1, "hue_agreement": +1, "shape_agreement": +1},
+            parts={"two_objects": +1, "four_objects": +1, "hue_agreement": +1, "shape_agreement": +1},
         ),
     )
 }  # fmt: skip

@@ -21,9 +21,9 @@ from sagan.config.options import as_json as json_option
 from sagan.config.schema import ATTENTION_RESOLUTION
 from sagan.data.decode import Unusable, convert
 from sagan.data.prepare import ensure_prepared
-from sagan.data.shapes import CLASSES
+from sagan.data.shapes import Variant, variant_of
 from sagan.data.sources import FolderSource
-from sagan.evaluation.coherence import clear_pairs, coherence, find_objects
+from sagan.evaluation.coherence import clear_objects, coherence, find_objects
 from sagan.evaluation.command import Source, parse_source
 from sagan.evaluation.features import from_prepared
 from sagan.evaluation.lpips import load_perceptual
@@ -266,16 +266,13 @@ def summarize(subject: Subject, recordings: dict[str, Recording]) -> tuple[dict[
             agreement = health.agreement_with_untrained(subject.generator, recording, subject.z, subject.labels)
             for layer, value in agreement.items():
                 numbers[layer]["untrained"] = value
-        partners = partner_numbers(recording) if recording.class_names == CLASSES else {}
+        variant = variant_of(recording.class_names)
+        partners = partner_numbers(recording, variant) if variant else {}
         lines += [*([""] if lines else []), *([name] if len(recordings) > 1 else [])]
         lines += [health.describe(layer, numbers[layer]) for layer in numbers]
-        lines += [
-            f"{layer}: {100 * p['mass']:.1f} % of the attention of {p['points']} points on an object falls on "
-            f"the other object (chance: {100 * p['chance']:.1f} %, own object: {100 * p['own']:.1f} %)"
-            for layer, p in partners.items()
-        ]
-        if recording.class_names == CLASSES and not partners:
-            lines.append("attention to the partner is not measured: no query point lies on one of two clear objects")
+        lines += [describe_partners(layer, mass) for layer, mass in partners.items()]
+        if variant and not partners:
+            lines.append("attention to the partner is not measured: no query point lies on a clear object")
         lines += ["", health_table(numbers)]
         report[name] = numbers
         report["partner" if name == "attention" else f"{name}-partner"] = partners
@@ -296,15 +293,23 @@ def health_table(numbers: dict[str, dict[str, float]]) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def partner_numbers(recording: Recording) -> dict[str, dict[str, float]]:
-    """On `shapes`: how much attention of points on one object falls on the other."""
-    which, objects = clear_pairs(find_objects(recording.images))
+def describe_partners(layer: str, mass: dict[str, float]) -> str:
+    """The result of `partner_mass` as a sentence."""
+    percent = {name: f"{100 * value:.1f} %" for name, value in mass.items()}
+    others = f", other pair: {percent['others']}, chance: {percent['chance_others']}" if "others" in percent else ""
+    return (
+        f"{layer}: {percent['mass']} of the attention of {mass['points']} points on an object falls on its partner "
+        f"(chance: {percent['chance']}, own object: {percent['own']}{others})"
+    )
+
+
+def partner_numbers(recording: Recording, variant: Variant) -> dict[str, dict[str, float]]:
+    """On `shapes` and `pairs`: how much attention of points on an object falls on its partner."""
+    which, objects = clear_objects(find_objects(recording.images), variant)
     resolution = recording.images.shape[1]
-    masks = np.zeros((len(recording.images), 2, resolution, resolution), bool)
-    for row in range(2 * len(which)):  # left and right object of each image
-        mask = health.object_mask(objects.shape[row], objects.center[row], objects.area[row], resolution)
-        masks[which[row // 2], row % 2] = mask
-    return health.partner_mass(recording, masks)
+    masks = np.zeros((len(recording.images), variant.objects, resolution, resolution), bool)
+    masks[which] = health.masks_of(objects, variant, resolution)
+    return health.partner_mass(recording, masks, variant)
 
 
 def write_causal(
@@ -321,11 +326,11 @@ def write_causal(
         lines += ["", f"causal-{name}" if found else f"{name}: no map is a softmax over keys, so no key can be cut"]
         for layer, maps in found.items():
             lines.append(f"{layer}: {maps.describe()}")
-            if name == "attention" and subject.generator.class_names == CLASSES:
+            if name == "attention" and variant_of(subject.generator.class_names):
                 cuts = intervention.partner_cut(subject.generator, layer)
                 report[name][layer]["hue_agreement"] = {cut: vars(agreement) for cut, agreement in cuts.items()}
                 lines += [f"  hue agreement, {cut}: {agreement}" for cut, agreement in cuts.items()] or [
-                    "  hue agreement is not measured: too few images have two clear objects"
+                    "  hue agreement is not measured: too few images have clear objects"
                 ]
         if found:
             written += [out / f"causal-{name}.png", out / f"causal-{name}.npz"]
@@ -343,11 +348,12 @@ def write_ablation(path: Path, subject: Subject, lpips_weights: Path | None) -> 
     if lpips_weights is not None:
         perceptual = load_perceptual("alex", lpips_weights)
         change["lpips"] = float(perceptual.distance(torch.from_numpy(with_it), torch.from_numpy(without)).mean())
-    if generator.class_names == CLASSES:
+    if variant := variant_of(generator.class_names):
         seeds = range(COHERENCE_SAMPLES)
-        labels = torch.tensor([seed % len(CLASSES) for seed in seeds])
+        labels = default_labels(seeds, generator.num_classes)
+        assert labels is not None
         images = health.ablate(generator, latents(seeds, generator.z_dim), labels)
-        change["with"], change["without"] = (coherence(each, labels.numpy()).to_dict() for each in images)
+        change["with"], change["without"] = (coherence(each, labels.numpy(), variant).to_dict() for each in images)
     return change
 
 
@@ -356,7 +362,9 @@ def describe_ablation(change: dict[str, Any]) -> list[str]:
     lpips = f", LPIPS {change['lpips']:.3f}" if "lpips" in change else ""
     lines = [f"setting every gamma to 0 changes the images by {change['grey_levels']:.1f}/255 on average{lpips}"]
     if "without" in change:
-        for name in ("coherence", "two_objects", "hue_agreement", "shape_agreement"):
+        for name in ("coherence", "two_objects", "four_objects", "hue_agreement", "shape_agreement"):
+            if name not in change["with"]:
+                continue
             with_it, without = change["with"][name], change["without"][name]
             lines.append(f"  {name.replace('_', ' ')}: {with_it:.3f} with attention, {without:.3f} without")
     return lines

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from sagan.attention import AttentionMap
 from sagan.attention.base import Observable, cells_of
-from sagan.data.shapes import SHAPES, pixel_centers
+from sagan.data.shapes import SHAPES, Variant, pixel_centers
+from sagan.evaluation.coherence import Objects
 from sagan.inspection.record import Recording, attention_modules, attention_of, gamma_of, module_gammas, module_of
 from sagan.layers.spectral_norm import refresh_spectral_norm, spectral_normalize
 from sagan.models.blocks import initialize
@@ -113,42 +114,54 @@ def describe(name: str, numbers: dict[str, float]) -> str:
     return f"{subject} {verdict}: {', '.join(facts)}" if facts else f"{subject} {verdict}"
 
 
-def partner_mass(recording: Recording, masks: np.ndarray) -> dict[str, dict[str, float]]:
-    """Attention of points on one of two objects to the other object, for every map of softmax rows.
+def partner_mass(recording: Recording, masks: np.ndarray, variant: Variant) -> dict[str, dict[str, float]]:
+    """Attention of points on an object to its partner, for every map of softmax rows.
 
-    `masks` (B, 2, R, R) bool: the pixels of both objects of each image, empty if there are not two. The weight of a key
-    is spread evenly over its pixels. Means over heads and over the points on an object; empty without such points:
+    `masks` (B, objects, R, R) bool: the pixels of the objects of each image, empty if they are not clear. The weight of
+    a key is spread evenly over its pixels. Means over heads and over the points on an object; empty without any:
 
-    - mass: share of the attention that falls on the other object
+    - mass: share of the attention that falls on the partner
     - own: … on the object of the point itself. A map that is the same for every point also has a `mass` far above
       chance if it lies on an object; only `mass` above `own` means that points attend to their partner.
-    - chance: the other object's share of the area, that is, the mass of uniform attention
+    - others, chance_others: with two pairs, … on the other pair, and that pair's share of the area
+    - chance: the partner's share of the area, that is, the mass of uniform attention
     - points: number of points
     - ratio_to_chance: mass / chance
     """
     resolution = masks.shape[-1]
     row, column = cells_of(recording.points, resolution, resolution).numpy().transpose(2, 0, 1)  # (B, k)
     image = np.arange(len(masks))[:, None]
-    image, point, own = np.nonzero(masks[image, :, row, column])  # (Q,) each, of (B, k, 2)
+    image, point, own = np.nonzero(masks[image, :, row, column])  # (Q,) each, of (B, k, objects)
     if not len(image):
         return {}
+    partner, pair = np.array(variant.partners), np.array(variant.pair_of)
+    wanted = {
+        "mass": masks[image, partner[own]],
+        "own": masks[image, own],
+        "others": (masks[image] & (pair[own][:, None] != pair)[..., None, None]).any(1),
+    }  # (Q, R, R) each
     measured = {}
     for name, found in recording.maps.items():
         if found.kind == "softmax row":
             weights = found.weights.double().numpy()[image, :, point]  # (Q, heads, H', W')
             height, width = weights.shape[2:]
-            covers = [  # share of each key's pixels on the object: (Q, 1, H', W')
-                masks[image, side]
-                .reshape(len(image), 1, height, resolution // height, width, resolution // width)
-                .mean((3, 5))
-                for side in (1 - own, own)
-            ]
-            mass, own_mass = (float((weights * cover).sum((2, 3)).mean()) for cover in covers)
-            chance = float(covers[0].mean())
-            measured[name] = {
-                "mass": mass, "own": own_mass, "chance": chance, "points": len(image), "ratio_to_chance": mass / chance,
-            }  # fmt: skip
+            blocks = (len(image), 1, height, resolution // height, width, resolution // width)
+            covers = {key: mask.reshape(blocks).mean((3, 5)) for key, mask in wanted.items()}  # share of a key's pixels
+            mass = {key: float((weights * cover).sum((2, 3)).mean()) for key, cover in covers.items()}
+            chance = float(covers["mass"].mean())
+            if len(variant.pairs) > 1:
+                mass["chance_others"] = float(covers["others"].mean())
+            else:
+                del mass["others"]
+            measured[name] = mass | {"chance": chance, "points": len(image), "ratio_to_chance": mass["mass"] / chance}
     return measured
+
+
+def masks_of(objects: Objects, variant: Variant, resolution: int) -> np.ndarray:
+    """The pixels of the clear objects of P images: bool (P, objects, R, R)."""
+    places = zip(objects.shape, objects.center, objects.area, strict=True)
+    masks = [object_mask(*place, resolution) for place in places]
+    return np.array(masks, bool).reshape(-1, variant.objects, resolution, resolution)
 
 
 def object_mask(shape: int, center: np.ndarray, area: float, resolution: int) -> np.ndarray:

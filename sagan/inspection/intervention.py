@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from sagan.attention import AttentionMap, AttentionModule, record_attention
 from sagan.attention.base import cells_of
 from sagan.attention.functional import Edit
-from sagan.data.shapes import CLASSES
-from sagan.evaluation.coherence import clear_pairs, difference_by_chance, find_objects, hue_angle
-from sagan.inspection.health import object_mask
+from sagan.data.shapes import Variant, variant_of
+from sagan.evaluation.coherence import clear_objects, find_objects, hue_angle, hue_differences
+from sagan.inspection.health import masks_of
 from sagan.inspection.record import Recording, as_input, attention_modules, module_of
 from sagan.layers.spectral_norm import hold_state
 from sagan.models.discriminator import Discriminator
@@ -39,7 +39,7 @@ from sagan.utils.random import numpy_generator
 GRAY_LEVELS = 127.5  # of a change of 1 of a pixel in [-1, 1]
 NEIGHBORHOOD = 1  # cells to each side of a query point that belong to its neighborhood
 SAMPLES, RESAMPLES = 256, 1000  # images of the shapes experiment, and bootstrap samples of them
-FEWEST = 16  # images with two clear objects that the experiment needs
+FEWEST = 16  # images with clear objects that the experiment needs
 
 
 @dataclass(frozen=True)
@@ -238,12 +238,12 @@ def _effect(output: Tensor, base: Tensor, near: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Hue agreement of the two objects (see `Coherence`), and its 95 % interval from a bootstrap over the images."""
+    """Hue agreement of partners (see `Coherence`), and its 95 % interval from a bootstrap over the images."""
 
     value: float
     low: float
     high: float
-    images: int  # with two clear objects
+    images: int  # with clear objects
 
     def __str__(self) -> str:
         return f"{self.value:.3f} (95 %: {self.low:.3f} to {self.high:.3f}; {self.images} images)"
@@ -251,14 +251,17 @@ class Agreement:
 
 @torch.no_grad()
 def partner_cut(generator: Generator, layer: str, seeds: Sequence[int] = range(SAMPLES)) -> dict[str, Agreement]:
-    """On `shapes`: the hue agreement with all edges ("intact"), without those between the two objects ("partner"), and
-    without as many from the objects to random keys outside of both ("random"). Over the images with two clear objects.
+    """On `shapes` and `pairs`: the hue agreement with all edges ("intact"), without those between partners ("partner"),
+    and without as many from the objects to random keys outside of all objects ("random"). Over the images with clear
+    objects.
 
-    Empty if fewer than FEWEST images have two clear objects. UserError as for `intervene`.
+    Empty if fewer than FEWEST images have them. UserError as for `intervene`.
     """
+    variant = variant_of(generator.class_names)
+    assert variant is not None
     size, key_size = _checked(generator, layer, Change(cut=torch.zeros(1, 1))).map_sizes
     device = next(generator.parameters()).device
-    z, labels = latents(seeds, generator.z_dim), torch.tensor([seed % len(CLASSES) for seed in seeds])
+    z, labels = latents(seeds, generator.z_dim), torch.tensor([seed % len(variant.classes) for seed in seeds])
 
     def images(rows: Tensor, cuts: Tensor | None) -> np.ndarray:
         def forward(first: int) -> Tensor:
@@ -270,36 +273,37 @@ def partner_cut(generator: Generator, layer: str, seeds: Sequence[int] = range(S
         return torch.cat([forward(first) for first in range(0, len(rows), BATCH)]).numpy()
 
     with hold_state(generator):
-        chosen, objects = clear_pairs(find_objects(images(torch.arange(len(seeds)), None)))
+        chosen, objects = clear_objects(find_objects(images(torch.arange(len(seeds)), None)), variant)
         if len(chosen) < FEWEST:
             return {}
-        places = zip(objects.shape, objects.center, objects.area, strict=True)
-        masks = np.stack([object_mask(*place, generator.resolution) for place in places])
-        masks = torch.from_numpy(masks).unflatten(0, (-1, 2))  # (P, 2, R, R)
+        masks = torch.from_numpy(masks_of(objects, variant, generator.resolution))  # (P, objects, R, R)
         queries, keys = (cells_in(masks, each) for each in (size, key_size))
-        others = torch.stack([_elsewhere(keys[pair], seeds[image]) for pair, image in enumerate(chosen)])
+        partners = keys[:, variant.partners]  # (P, objects, H', W')
+        others = torch.stack([_elsewhere(keys[i], partners[i], seeds[image]) for i, image in enumerate(chosen)])
         cuts = {
             "intact": None,
-            "partner": edges(queries, keys.flip(1)).any(1),  # (P, 1, N, M)
+            "partner": edges(queries, partners).any(1),  # (P, 1, N, M)
             "random": edges(queries, others).any(1),
         }
-        return {name: _agreement(images(torch.from_numpy(chosen), cut)) for name, cut in cuts.items()}
+        rows = torch.from_numpy(chosen)
+        return {name: _agreement(images(rows, cut), variant) for name, cut in cuts.items()}
 
 
-def _elsewhere(keys: Tensor, seed: int) -> Tensor:
-    """For each of two objects (2, H', W'), as many random keys outside of both as the other object has."""
+def _elsewhere(keys: Tensor, partners: Tensor, seed: int) -> Tensor:
+    """For each object, as many random keys outside of all objects as its partner has: (objects, H', W')."""
     free = (~keys.any(0)).flatten().nonzero()[:, 0].numpy()
     rng, found = numpy_generator(seed, "partner cut"), torch.zeros_like(keys)
-    for side in (0, 1):
-        found[side].view(-1)[rng.permutation(free)[: int(keys[1 - side].sum())]] = True
+    for own, partner in zip(found, partners, strict=True):
+        own.view(-1)[rng.permutation(free)[: int(partner.sum())]] = True
     return found
 
 
-def _agreement(images: np.ndarray) -> Agreement:
-    objects = clear_pairs(find_objects(images))[1]
-    hues, shapes = objects.hue.reshape(-1, 2), objects.shape.reshape(-1, 2)
-    angles, expected = hue_angle(*hues.T), difference_by_chance(hues, shapes[:, 0])
+def _agreement(images: np.ndarray, variant: Variant) -> Agreement:
+    objects = clear_objects(find_objects(images), variant)[1]
+    hues, shapes = (each.reshape(-1, variant.objects) for each in (objects.hue, objects.shape))
+    difference, expected = hue_differences(hues, shapes[:, 0], variant)
+    angles = np.mean([hue_angle(*hues[:, pair].T) for pair in variant.pairs], axis=0)  # (P,)
     rng = numpy_generator(0, "bootstrap")
     means = [angles[rng.integers(0, len(angles), len(angles))].mean() for _ in range(RESAMPLES)]
     high, low = 1 - np.quantile(means, [0.025, 0.975]) / expected
-    return Agreement(float(1 - angles.mean() / expected), float(low), float(high), len(angles))
+    return Agreement(1 - difference / expected, float(low), float(high), len(angles))

@@ -10,7 +10,7 @@ import torch
 from sagan.config.schema import DataSettings, EvaluateSettings
 from sagan.data.dataset import PreparedData
 from sagan.data.prepare import ensure_prepared
-from sagan.data.shapes import CLASSES
+from sagan.data.shapes import variant_of
 from sagan.evaluation.evaluate import SampleSettings, evaluate, generated_images, load_networks
 from sagan.evaluation.features import Reference, from_prepared
 from sagan.evaluation.registry import DIRECTION, METRICS, Networks, check_count
@@ -91,8 +91,8 @@ def check_evaluation(settings: EvaluateSettings, class_names: Sequence[str], num
         check_count(name, settings.num, "evaluate.num")
     if not settings.metrics:
         raise UserError("evaluate.every is set, but evaluate.metrics is empty; add one, such as [fid]")
-    if "coherence" in settings.metrics and tuple(class_names) != CLASSES:
-        raise UserError("evaluate.metrics: coherence is defined for the shapes data only")
+    if "coherence" in settings.metrics and not variant_of(class_names):
+        raise UserError("evaluate.metrics: coherence is defined for the data sets shapes and pairs only")
     if "intra_fid" in settings.metrics and not num_classes:
         raise UserError("evaluate.metrics: intra_fid needs classes, but this data has none")
     had = [score for name in settings.metrics for score in METRICS[name].directions]

@@ -263,7 +263,7 @@ def test_effects_on_the_logit_of_a_discriminator():
 class Painter(nn.Module):
     """Draws the data's scenes. If the objects do not attend to each other, the right one gets another hue."""
 
-    z_dim, resolution = 8, 32
+    z_dim, resolution, class_names = 8, 32, CLASSES
 
     def __init__(self, count: int):
         super().__init__()

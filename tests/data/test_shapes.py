@@ -8,10 +8,12 @@ import pytest
 from sagan.data.shapes import (
     CLASSES,
     MARGIN,
-    RADII,
+    ONE_PAIR,
     SATURATION,
     TINT,
+    TWO_PAIRS,
     VALUE,
+    Variant,
     hue_to_rgb,
     object_masks,
     placement,
@@ -19,6 +21,7 @@ from sagan.data.shapes import (
     render_many,
     rgb_to_hue,
     scenes,
+    variant_of,
 )
 from sagan.utils.errors import UserError
 
@@ -73,9 +76,28 @@ def test_objects_keep_to_their_halves(resolution: int) -> None:
         assert not (right[:, ::-1] & ~inside).any()
 
 
-def test_masks_are_where_the_color_is() -> None:
+def test_two_pairs_keep_to_their_quarters_and_have_their_hues() -> None:
+    digest = hashlib.sha256(render_many(64, 32, variant=TWO_PAIRS)[0].tobytes()).hexdigest()
+    assert digest == "51f72c5389ea15f34c861ff6ac850e757b0c19157219154bb25b6908396fd9e3"
+    for index in range(60):
+        image, _, where = render(index, 64, variant=TWO_PAIRS)
+        for number, mask in enumerate(object_masks(where, 64)):
+            rows, columns = np.nonzero(mask)
+            assert set(rows // 32) == {number // 2}
+            assert set(columns // 32) == {number % 2}
+            color = np.median(image[mask], axis=0, keepdims=True) / 255
+            assert abs((rgb_to_hue(color)[0] - where.hues[(0, 1, 1, 0)[number]] + 180) % 360 - 180) < 2
+    hues = scenes(range(4000), variant=TWO_PAIRS).hues
+    assert np.abs(np.bincount(((hues[:, 0] - hues[:, 1]) % 360 // 30).astype(int)) / 4000 - 1 / 12).max() < 0.02
+    assert TWO_PAIRS.partners == [3, 2, 1, 0]
+    assert variant_of(TWO_PAIRS.classes) is TWO_PAIRS
+    assert variant_of(("cat", "dog")) is None
+
+
+@pytest.mark.parametrize("variant", [ONE_PAIR, TWO_PAIRS])
+def test_masks_are_where_the_color_is(variant: Variant) -> None:
     for index in range(40):
-        image, _, where = render(index, 64)
+        image, _, where = render(index, 64, variant=variant)
         masks = object_masks(where, 64)
         colored = chroma(image) > SATURATION * VALUE / 2
         wrong = colored ^ masks.any(0)
@@ -84,7 +106,7 @@ def test_masks_are_where_the_color_is() -> None:
             rows, columns = np.nonzero(mask)
             assert columns.mean() + 0.5 == pytest.approx(64 * x, abs=0.5)
             assert rows.mean() + 0.5 == pytest.approx(64 * y, abs=0.5)
-            assert RADII[0] <= radius <= RADII[1]
+            assert variant.radii[0] <= radius <= variant.radii[1]
 
 
 def test_both_objects_have_the_hue_of_the_scene_and_the_background_is_nearly_gray() -> None:
@@ -93,7 +115,7 @@ def test_both_objects_have_the_hue_of_the_scene_and_the_background_is_nearly_gra
         masks = object_masks(where, 128)
         for mask in masks:
             color = np.median(image[mask], axis=0, keepdims=True) / 255
-            assert abs((rgb_to_hue(color)[0] - where.hue + 180) % 360 - 180) < 1
+            assert abs((rgb_to_hue(color)[0] - where.hues[0] + 180) % 360 - 180) < 1
             assert np.ptp(color) == pytest.approx(SATURATION * VALUE, abs=0.01)
         assert np.percentile(chroma(image)[~masks.any(0)], 90) < TINT + 0.01
 
@@ -115,11 +137,11 @@ def test_outlines_are_antialiased() -> None:
 
 def test_what_varies_spreads_over_its_whole_range() -> None:
     many = scenes(range(4000))
-    hues = np.bincount((many.hues / 30).astype(int), minlength=12) / 4000
+    hues = np.bincount((many.hues[:, 0] / 30).astype(int), minlength=12) / 4000
     assert np.abs(hues - 1 / 12).max() < 0.02
     assert many.hues.min() >= 0
     assert many.hues.max() < 360
-    assert np.allclose([many.radii.min(), many.radii.max()], RADII, atol=0.001)
+    assert np.allclose([many.radii.min(), many.radii.max()], ONE_PAIR.radii, atol=0.001)
     heights = many.centers[:, :, 1]
     assert heights.min() < 0.25
     assert heights.max() > 0.75

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sagan.attention import AttentionMap, record_attention
 from sagan.config.load import load_config
-from sagan.data.shapes import object_masks, placement, render_many
-from sagan.evaluation.coherence import clear_pairs, find_objects
-from sagan.inspection.health import attention_health, describe, map_health, object_mask, partner_mass, variation
+from sagan.data.shapes import ONE_PAIR, TWO_PAIRS, Variant, object_masks, placement, render_many
+from sagan.evaluation.coherence import clear_objects, find_objects
+from sagan.inspection.health import attention_health, describe, map_health, masks_of, partner_mass, variation
 from sagan.inspection.record import Recording, grid_points, module_gammas, pixel_points
 from sagan.models.generator import build_discriminator, build_generator
 
@@ -123,7 +123,7 @@ def partner_of(weights: Tensor, masks: np.ndarray = MASKS, kind: str = "softmax 
         images, np.arange(COUNT), labels, pixel_points(torch.tensor(pixels), 32, 32),
         {"attention.16x16": AttentionMap(kind, weights)}, {}, {"attention.16x16": (16, 16)},
     )  # fmt: skip
-    return partner_mass(recording, masks).get("attention.16x16", {})
+    return partner_mass(recording, masks, ONE_PAIR).get("attention.16x16", {})
 
 
 def test_own_object_and_partner_are_distinguished() -> None:
@@ -159,12 +159,32 @@ def test_without_objects_or_softmax_rows_there_is_no_result() -> None:
     assert partner_of(weights, np.zeros_like(MASKS)) == partner_of(weights, kind="spatial gate") == {}
 
 
+@pytest.mark.parametrize("variant", [ONE_PAIR, TWO_PAIRS])
 @pytest.mark.parametrize("resolution", [32, 64])
-def test_masks_from_segmentation_cover_the_rendered_objects(resolution: int) -> None:
-    images, _ = render_many(40, resolution)
-    which, found = clear_pairs(find_objects(images))
+def test_masks_from_segmentation_cover_the_rendered_objects(resolution: int, variant: Variant) -> None:
+    images, _ = render_many(40, resolution, variant=variant)
+    which, found = clear_objects(find_objects(images), variant)
     assert len(which) == 40
-    drawn = np.stack([object_masks(placement(i), resolution) for i in range(40)]).reshape(80, resolution, resolution)
-    masks = np.stack([object_mask(*row, resolution) for row in zip(found.shape, found.center, found.area, strict=True)])
-    overlap = (masks & drawn).sum((1, 2)) / (masks | drawn).sum((1, 2))
+    drawn = np.stack([object_masks(placement(i, variant=variant), resolution) for i in range(40)])
+    masks = masks_of(found, variant, resolution)
+    overlap = (masks & drawn).sum((2, 3)) / (masks | drawn).sum((2, 3))
     assert overlap.mean() > 0.9
+
+
+def test_with_two_pairs_the_partner_is_on_the_diagonal() -> None:
+    masks = np.stack([object_masks(placement(i, variant=TWO_PAIRS), 32) for i in range(COUNT)])  # (B, 4, 32, 32)
+    points = pixel_points(
+        torch.from_numpy(np.array([[np.argwhere(m)[m.sum() // 2] for m in row] for row in masks])), 32, 32
+    )
+    cells = torch.from_numpy(masks).double()
+    whole = cells / cells.sum((2, 3), keepdim=True)  # the rows of attention to each object
+    rows = 0.5 * whole[:, [3, 2, 1, 0]] + 0.3 * whole + 0.2 * whole[:, [1, 0, 3, 2]]  # partner, own, a neighbor
+    recording = Recording(
+        render_many(COUNT, 32, variant=TWO_PAIRS)[0], np.arange(COUNT), np.zeros(COUNT, int), points,
+        {"a": AttentionMap("softmax row", rows[:, None])}, {}, {"a": (32, 32)},
+    )  # fmt: skip
+    found = partner_mass(recording, masks, TWO_PAIRS)["a"]
+    assert found["points"] == 4 * COUNT
+    assert [found[name] for name in ("mass", "own", "others")] == pytest.approx([0.5, 0.3, 0.2])
+    assert found["chance"] == pytest.approx(masks.mean())
+    assert found["chance_others"] == pytest.approx(2 * masks.mean())

@@ -14,6 +14,7 @@ COMMANDS = {  # name -> (module that defines NAME_cli, line in `sagan --help`)
     "sample": ("sagan.sampling.writer", "Generate images from a snapshot."),
     "evaluate": ("sagan.evaluation.command", "Compute FID and other metrics."),
     "attend": ("sagan.inspection.command", "Show what the networks attend to."),
+    "explore": ("sagan.inspection.explore", "Write a page that runs a generator in the browser."),
     "compare": ("sagan.experiments.compare", "Compare runs: settings, scores, curves."),
     "ablate": ("sagan.experiments.ablate", "Train variants of a config and compare them."),
     "prepare": ("sagan.data.prepare", "Check and convert a data set."),

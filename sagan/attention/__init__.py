@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from sagan.attention.augmented_conv import AugmentedConv
-from sagan.attention.base import KINDS, AttentionMap, AttentionModule, record_attention
+from sagan.attention.base import KINDS, AttentionMap, AttentionModule, attention_modules, record_attention
 from sagan.attention.cbam import CBAM
 from sagan.attention.double_attention import DoubleAttention
 from sagan.attention.dual_attention import DualAttention
@@ -77,6 +77,7 @@ __all__ = [
     "KINDS",
     "AttentionMap",
     "AttentionModule",
+    "attention_modules",
     "attention_options",
     "make_attention",
     "record_attention",

@@ -157,6 +157,11 @@ class AttentionModule(Observable):
             self.recorder = previous
 
 
+def attention_modules(network: nn.Module) -> dict[str, AttentionModule]:
+    """The attention modules of a network by name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, AttentionModule)}
+
+
 @contextmanager
 def record_attention(network: nn.Module, points: Tensor | None = None) -> Iterator[dict[str, AttentionMap]]:
     """Record the attention maps of `network` during the forwards inside the block; the last forward is kept.

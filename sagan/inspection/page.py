@@ -11,6 +11,7 @@ import json
 import math
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -216,7 +217,8 @@ def _check_size(layers: dict[str, Layer], count: int, largest: float) -> None:
 
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("maps.js", "state.js", "drawing.js", "words.js", "page.js")  # one scope
+SCRIPTS = ("maps.js", "state.js", "drawing.js", "words.js", "page.js")  # one scope, with recorded.js or live.js
+SCALES = {"colors": COLORS, "signs": SIGNS, "uniformFull": FULL}
 NUMBERS = {
     "gamma": ("Gain", "gamma in y = x + gamma · attention(x); 0: unused"),
     "entropy": ("Entropy", "1: uniform attention"),
@@ -236,11 +238,6 @@ def write_page(
 
 def attention_page(recording: Recording, layers: list[Layer], health: dict[str, dict[str, float]], source: str) -> str:
     """The page as HTML. `health`: statistics from `sagan.inspection.health`; `source`: name of the generator."""
-    style = (ASSETS / "page.css").read_text(encoding="utf-8")
-    parts = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f"(async () => {{\n{parts}}})();\n"
-    hashes = [f"'sha256-{_base64(sha256(text.encode()).digest())}'" for text in (script, style)]
-    policy = f"default-src 'none'; img-src data:; script-src {hashes[0]}; style-src {hashes[1]}"
     packed = [
         (f"map-{i}-{image}-{head}", p)
         for i, layer in enumerate(layers)
@@ -248,18 +245,52 @@ def attention_page(recording: Recording, layers: list[Layer], health: dict[str, 
         for head, p in enumerate(heads)
     ]
     error = math.ceil(1e4 * max(p.error for _, p in packed)) / 100
-    data = json.dumps(_content(recording, layers), separators=(",", ":"))
-    return Template((ASSETS / "page.html").read_text(encoding="utf-8")).substitute(
+    return render_page(
+        ("recorded.js",),
+        _content(recording, layers),
+        {id: p.content for id, p in packed},
+        source=source,
+        lead="Point at an image to highlight what the cell under the pointer attends to. "
+        "Click to pin a cell and compare.",
+        health="\n".join(_health(name, numbers) for name, numbers in health.items()),
+        storage=f"Weights are stored with an error of at most {error:.2g} % of the largest in their map.",
+    )
+
+
+def render_page(
+    scripts: Sequence[str], content: dict, inflatable: Mapping[str, bytes], *, source: str, lead: str, health: str = "",
+    storage: str = "", controls: str = "", tools: str = "", allowed: str = "", others: str = "",
+) -> str:  # fmt: skip
+    """Fill page.html. `scripts` follow SCRIPTS; `content` is their JSON, `inflatable` deflated bytes by id.
+
+    The content security policy allows the script and the style by their hashes, and beyond them `allowed` scripts and
+    `others`, further directives.
+    """
+    style = asset("page.css")
+    parts = "\n".join(asset(name) for name in (*SCRIPTS, *scripts))
+    script = f"(async () => {{\n{parts}}})();\n"
+    hashes = [f"'sha256-{_base64(sha256(text.encode()).digest())}'" for text in (script, style)]
+    policy = f"default-src 'none'; img-src data:; script-src {hashes[0]}{allowed}; style-src {hashes[1]}{others}"
+    data = json.dumps(content, separators=(",", ":"))
+    return Template(asset("page.html")).substitute(
         policy=f"{policy}; base-uri 'none'; form-action 'none'",
         title=html.escape(f"Attention of {source}"),
         source=html.escape(source),
+        lead=lead,
         style=style,
-        health="\n".join(_health(name, numbers) for name, numbers in health.items()),
-        storage=f"Weights are stored with an error of at most {error:.2g} % of the largest in their map.",
+        controls=controls,
+        tools=tools,
+        health=health,
+        storage=storage,
         data=re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", data),  # neither opens nor closes an element
-        maps="\n".join(f'<script type="text/plain" id="{id}">{_base64(p.content)}</script>' for id, p in packed),
+        maps="\n".join(f'<script type="text/plain" id="{id}">{_base64(b)}</script>' for id, b in inflatable.items()),
         script=script,
     )
+
+
+def asset(name: str) -> str:
+    """The text of a file of the page."""
+    return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def _content(recording: Recording, layers: list[Layer]) -> dict:
@@ -272,29 +303,30 @@ def _content(recording: Recording, layers: list[Layer]) -> dict:
         images.append({"source": source, "name": recording.class_name(i), "seed": int(seed)})
     content = []
     for layer in layers:
-        name, gamma = layer.name.removeprefix("attention."), recording.gamma.get(layer.name)
-        title = [name, f"{layer.keys[0]}x{layer.keys[1]} keys", *([] if layer.kind == "softmax row" else [layer.kind])]
         fields = ("form", "signed", "shape", "rank", "step")
         content.append({
-            "title": ", ".join(title if gamma is None else [*title, f"gamma {gamma:.2g}"]),
-            "scale": _scale(layer),
+            "title": layer_title(layer.name, layer.kind, layer.keys, recording.gamma.get(layer.name)),
+            "scale": scale_of(layer.kind, any(packed.signed for image in layer.maps for packed in image)),
             "size": recording.resolution[layer.name],
             "keys": layer.keys,
             "perQuery": KINDS[layer.kind].per_query,
             "heads": len(layer.maps[0]),
             "maps": [[{field: getattr(p, field) for field in fields} for p in image] for image in layer.maps],
         })  # fmt: skip
-    colors = {"colors": COLORS, "signs": SIGNS, "uniformFull": FULL}
-    return {"resolution": recording.images.shape[1], **colors, "images": images, "layers": content}
+    return {"resolution": recording.images.shape[1], **SCALES, "images": images, "layers": content}
 
 
-def _scale(layer: Layer) -> str:
+def layer_title(name: str, kind: str, keys: tuple[int, int], gamma: float | None) -> str:
+    """The name of a map in the menu."""
+    title = [name.removeprefix("attention."), f"{keys[0]}x{keys[1]} keys", *([] if kind == "softmax row" else [kind])]
+    return ", ".join(title if gamma is None else [*title, f"gamma {gamma:.2g}"])
+
+
+def scale_of(kind: str, signed: bool) -> str:
     """How weights become opacity: "share" of 1, "gate" in [0, 1], "signed" about 0, or an "amount" from 0."""
-    if KINDS[layer.kind].sums_to_one == ROW:
+    if KINDS[kind].sums_to_one == ROW:
         return "share"
-    if any(packed.signed for image in layer.maps for packed in image):
-        return "signed"
-    return "gate" if layer.kind in GATED else "amount"
+    return "signed" if signed else "gate" if kind in GATED else "amount"
 
 
 def _health(name: str, numbers: dict[str, float]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sagan.attention import AttentionMap, AttentionModule, record_attention
+from sagan.attention import AttentionMap, attention_modules, record_attention
 from sagan.layers.spectral_norm import hold_state
 from sagan.models.discriminator import Discriminator
 from sagan.models.generator import Generator
@@ -258,11 +258,6 @@ def _squared_distances(features: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """(P, F), (k, F) -> (P, k)."""
     squares = (features**2).sum(axis=1)[:, None] + (centers**2).sum(axis=1)
     return np.maximum(squares - 2 * features @ centers.T, 0)
-
-
-def attention_modules(network: nn.Module) -> dict[str, AttentionModule]:
-    """The attention modules of a network by name."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, AttentionModule)}
 
 
 def module_gammas(network: nn.Module) -> dict[str, float]:

@@ -7,11 +7,13 @@ size can be dynamic. Files are reproducible: source paths and other tracing meta
 import copy
 import io
 import json
+import math
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from sagan.attention import record_attention
+from sagan.attention import attention_modules, record_attention
+from sagan.attention.functional import Edit
 from sagan.config.options import Place
 from sagan.config.options import as_json as json_option
 from sagan.layers.resampling import UpsampleConv2d, fold_upsampling
@@ -97,8 +100,8 @@ def export_cli(
     print(json.dumps(result) if as_json else describe(result))
 
 
-def describe_file(generator: Generator, uint8: bool, attention: bool) -> dict[str, str]:
-    """The metadata of a file."""
+def describe_file(generator: Generator, uint8: bool, attention: bool, edits: bool = False) -> dict[str, str]:
+    """The metadata of a file, see `Exported`."""
     about = {
         "project": "sagan",
         "version": version("sagan"),
@@ -109,7 +112,8 @@ def describe_file(generator: Generator, uint8: bool, attention: bool) -> dict[st
         "images": "uint8 (B, R, R, 3)" if uint8 else f"float32 (B, {generator.image_channels}, R, R) in [-1, 1]",
         "fingerprint": fingerprint(generator),
     }
-    return about | ({"attention": json.dumps(attention_kinds(generator))} if attention else {})
+    about |= {"attention": json.dumps(attention_kinds(generator))} if attention else {}
+    return about | ({"edits": json.dumps(list(no_edits(generator)))} if edits else {})
 
 
 @torch.no_grad()
@@ -118,6 +122,17 @@ def attention_kinds(generator: Generator) -> dict[str, str]:
     with record_attention(generator, torch.full((1, 2), 0.5)) as maps:
         generator(latents([0], generator.z_dim), default_labels([0], generator.num_classes))
     return {name: found.kind for name, found in maps.items()}
+
+
+def no_edits(generator: Generator) -> dict[str, Tensor]:
+    """The inputs of `edits` that change nothing: for each attention layer `gain.<layer>`, a factor of what it changes,
+    float32 (), and, if it is editable, `cut.<layer>`, bool (N, M): the edges from query to key to cut."""
+    edits = {}
+    for name, module in attention_modules(generator).items():
+        edits[f"gain.{name}"] = torch.ones(())
+        if module.editable:
+            edits[f"cut.{name}"] = torch.zeros([math.prod(size) for size in module.map_sizes], dtype=torch.bool)
+    return edits
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -140,10 +155,11 @@ class Exported(nn.Module):
     """The generator with folded upsampling. Returns float (B, C, R, R) in [-1, 1], or with `uint8` bytes (B, R, R, 3).
 
     Inputs are z (B, z_dim) and, if there are classes, labels (B,) int64. With `attention`, returns a tuple: the images,
-    then for each map of `record_attention` the weights of all cells (B, heads, N or 1, H', W').
+    then for each map of `record_attention` the weights of all cells (B, heads, N or 1, H', W'). With the input `edits`
+    of `no_edits`, its layers are changed as by `sagan.inspection.intervention`, for all images and heads.
     """
 
-    def __init__(self, generator: Generator, uint8: bool, attention: bool = False):
+    def __init__(self, generator: Generator, uint8: bool, attention: bool = False, edits: bool = False):
         super().__init__()
         self.attention = attention
         self.generator, self.uint8 = copy.deepcopy(generator).eval(), uint8
@@ -151,8 +167,21 @@ class Exported(nn.Module):
             if isinstance(module, UpsampleConv2d):
                 parent, _, attribute = name.rpartition(".")
                 setattr(self.generator.get_submodule(parent), attribute, fold_upsampling(module))
+        self.layers = attention_modules(self.generator) if edits else {}
+        self.edits: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            layer.register_forward_hook(partial(self._scaled, name))
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
+    def _scaled(self, name: str, _layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return inputs[0] + self.edits[f"gain.{name}"] * (output - inputs[0])
+
+    def forward(
+        self, z: Tensor, labels: Tensor | None = None, *, edits: dict[str, Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        self.edits = edits or {}
+        for name, layer in self.layers.items():
+            if layer.editable:
+                layer.edit = Edit(self.edits[f"cut.{name}"])
         if not self.attention:
             return self._images(z, labels)
         with record_attention(self.generator) as maps:
@@ -164,17 +193,20 @@ class Exported(nn.Module):
         return to_uint8(images) if self.uint8 else images
 
 
-def trace(generator: Generator, uint8: bool, attention: bool = False) -> ExportedProgram:
-    """Trace a generator on the CPU for any batch size.
+def trace(generator: Generator, uint8: bool, attention: bool = False, edits: bool = False) -> ExportedProgram:
+    """Trace an `Exported` generator on the CPU for any batch size.
 
     Tracing is strict: otherwise `len(x)` of a tensor would fix the batch size.
     """
     z, labels = torch.zeros(2, generator.z_dim), torch.zeros(2, dtype=torch.long)
     inputs = (z, labels) if generator.num_classes else (z,)
-    network, batch = Exported(generator, uint8, attention).eval(), Dim("batch")
-    with warnings.catch_warnings():  # recording sets an attribute of the modules, and resets it
+    network, batch = Exported(generator, uint8, attention, edits).eval(), Dim("batch")
+    shapes: dict[str, Any] = {name: {0: batch} for name, _ in zip(("z", "labels"), inputs, strict=False)}
+    named = {"edits": no_edits(generator)} if edits else {}
+    shapes |= {"edits": dict.fromkeys(named["edits"])} if edits else {}
+    with warnings.catch_warnings():  # recorders and edits are attributes of modules
         warnings.filterwarnings("ignore", "While compiling, we found certain side effects")
-        return torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True)
+        return torch.export.export(network, inputs, named, dynamic_shapes=shapes, strict=True)
 
 
 def write_program(program: ExportedProgram, path: Path, about: Mapping[str, str]) -> None:
@@ -191,14 +223,15 @@ def write_program(program: ExportedProgram, path: Path, about: Mapping[str, str]
 
 
 def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, str], opset: int) -> None:
-    """Write an ONNX file with inputs `z` and `labels`, outputs `images` and the maps, and `about` as metadata.
+    """Write an ONNX file with inputs z, labels and edits, outputs images and maps, and `about` as metadata.
 
     UserError for operators or an opset that this torch cannot export, and for weights above 2 GiB.
     """
     size = sum(weight.numel() * weight.element_size() for weight in program.state_dict.values())
     if size > LARGEST_ONNX:
         raise UserError(f"weights of {size / 2**30:.1f} GiB: an ONNX file holds 2; write a .pt2 file")
-    names = ["z", "labels"][: len(program.graph_signature.user_inputs)]
+    edits = json.loads(about.get("edits", "[]"))
+    names = ["z", "labels"][: len(program.graph_signature.user_inputs) - len(edits)] + edits
     outputs = ["images", *json.loads(about.get("attention", "{}"))]
     program = program.run_decompositions({torch.ops.aten.searchsorted.Tensor: _count_below})
     try:

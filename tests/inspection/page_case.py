@@ -1,5 +1,6 @@
 """Known maps of four images: every way of packing and drawing them, and a hostile class name. A generator with maps."""
 
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,11 @@ from sagan.sampling.sampler import default_labels, latents
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>&amp;"
 NAMES = ("disc", "ring", HOSTILE)
 RESOLUTION = 32
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run", "--disable-quic",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

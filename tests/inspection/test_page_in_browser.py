@@ -1,7 +1,6 @@
 """The attention page in Chromium, opened from disk. Every pixel is compared with the figure of that cell."""
 
 import base64
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,11 +20,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--no-first-run", "--disable-quic",
-)  # fmt: skip
 CLOSE = 255 / 255 + 1  # levels of color: the storage error of a signed map, and rounding
 HEALTH = {"attention.16x16": {"gamma": 0.5, "entropy": 0.61, "uniform_entropy": 1.0}}
 Cell = tuple[int, int]
@@ -118,18 +112,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Known], R
     recording = known_recording(layers)
     write_page(path, recording, [layer.layer() for layer in layers], HEALTH, "runs/shapes")
     return path, layers, recording
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

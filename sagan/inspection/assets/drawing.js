@@ -12,14 +12,19 @@ function buildTile(image, index) {
   element.tabIndex = 0;
   element.setAttribute("role", "application");
   element.setAttribute("aria-roledescription", "attention map");
-  element.setAttribute("aria-label", nameOf(index));
   element.setAttribute("aria-describedby", "keys");
   element.append(picture, canvas, outline);
-  caption.append(make("b", "", image.name), make("span", "", `seed ${image.seed}`));
   figure.append(element, caption);
   find("images").append(figure);
   listen(element, index);
-  return { element, picture, canvas, outline, grays: new Map() };
+  const tile = { element, picture, canvas, outline, caption, grays: new Map() };
+  nameTile(tile, index);
+  return tile;
+}
+
+function nameTile({ element, caption }, index) {
+  element.setAttribute("aria-label", nameOf(index));
+  caption.replaceChildren(make("b", "", images[index].name), make("span", "", `seed ${images[index].seed}`));
 }
 
 /** The gray image, enlarged by `scale`. */

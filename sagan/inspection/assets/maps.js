@@ -23,14 +23,16 @@ function readMap(bytes, { form, signed, shape: [n, m], rank, step }) {
 
 /** Attention of a cell: `ratios` of the weights to the peak magnitude, and the keys of the largest and smallest. */
 function attentionAt(map, cell) {
-  const ratios = map.levels ? levelsAt(map, cell) : productsAt(map, cell);
+  const row = map.rows?.subarray(cell * map.m, (cell + 1) * map.m);
+  const peak = row ? row.reduce((most, weight) => Math.max(most, Math.abs(weight)), 0) : map.peaks[cell];
+  const ratios = row ? row.map((weight) => weight / (peak || 1)) : map.levels ? levelsAt(map, cell) : productsAt(map, cell);
   let best = 0;
   let least = 0;
   for (let j = 1; j < ratios.length; j++) {
     if (ratios[j] > ratios[best]) best = j;
     if (ratios[j] < ratios[least]) least = j;
   }
-  return { ratios, peak: map.peaks[cell], best, least };
+  return { ratios, peak, best, least };
 }
 
 function levelsAt({ m, levels, most }, cell) {
@@ -136,4 +138,24 @@ function paintOverlays(pixels, gray, overlays) {
     pixels[4 * i + 2] = dark + tint * blue;
     pixels[4 * i + 3] = 255;
   }
+}
+
+const REACH_OF_NEAR = 3; // cells to each side that are local
+
+/** Entropy (uniform: 1) of a softmax row of a cell, and its mass outside the 7×7 cells around it; as in health.py. */
+function rowNumbers(row, [y, x], { size, keys }) {
+  const near = [y, x].map((cell, axis) => {
+    const stride = Math.floor(size[axis] / keys[axis]);
+    return Array.from({ length: keys[axis] }, (_, i) => {
+      const upper = Math.min((i + 1) * stride, cell + REACH_OF_NEAR + 1), lower = Math.max(i * stride, cell - REACH_OF_NEAR);
+      return Math.max(upper - lower, 0) / stride;
+    });
+  });
+  let entropy = 0, local = 0;
+  for (let i = 0; i < row.length; i++) {
+    if (row[i] > 0) entropy -= row[i] * Math.log(row[i]);
+    local += row[i] * near[0][Math.floor(i / keys[1])] * near[1][i % keys[1]];
+  }
+  const sum = row.reduce((a, b) => a + b, 0); // 0 if every edge is cut
+  return { entropy: entropy / Math.log(Math.max(row.length, 2)), far: sum - local };
 }

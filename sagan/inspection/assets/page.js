@@ -1,4 +1,4 @@
-// Pointer and keyboard events, the controls, and the start of the page.
+// Pointer and keyboard events, and the controls.
 
 function drawAll() {
   tiles.forEach((_, image) => drawImage(image));
@@ -46,12 +46,12 @@ function listen(element, image) {
   };
   element.addEventListener("pointerdown", (event) => {
     pressed = [event.clientX, event.clientY];
-    look(under(event));
+    if (!claims(event)) look(under(event));
   });
-  element.addEventListener("pointermove", (event) => look(under(event)));
+  element.addEventListener("pointermove", (event) => { if (!claims(event)) look(under(event)); });
   element.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") look(null); });
   element.addEventListener("click", (event) => {
-    if (Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) < REACH) togglePin(under(event));
+    if (!claims(event) && Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) < REACH) togglePin(under(event));
   });
   element.addEventListener("keydown", (event) => pressKey(event, image));
   element.addEventListener("focus", () => { if (element.matches(":focus-visible")) look(centerOf(image)); });
@@ -69,12 +69,12 @@ function pressKey(event, image) {
 
 /** Fit as many columns as are readable. If there is space, an image pixel is a whole number of screen pixels. */
 function fit() {
-  const root = document.documentElement, main = find("images").parentElement;
+  const root = document.documentElement, main = document.querySelector("main");
   const pixels = (element, name) => parseFloat(getComputedStyle(element).getPropertyValue(name));
   const beside = pixels(root, "--beside"), gap = pixels(find("images"), "column-gap");
   const available = main.clientWidth - 2 * pixels(root, "--margin") - (beside && beside + pixels(main, "column-gap"));
   const columns = Math.max(1, Math.min(images.length, Math.floor((available + gap) / (NARROWEST + gap))));
-  const wide = Math.min((available - gap * (columns - 1)) / columns, Math.max(WIDEST, resolution));
+  const wide = Math.min((available - gap * (columns - 1)) / columns, Math.max(content.widest ?? WIDEST, resolution));
   const step = resolution / window.devicePixelRatio;
   root.style.setProperty("--columns", columns);
   root.style.setProperty("--side", `${wide < step ? wide : Math.floor(wide / step) * step}px`);
@@ -97,15 +97,4 @@ function fillControls() {
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") removePins(); });
   document.addEventListener("pointerdown", ({ target }) => { if (!target.closest(".image, .controls")) look(null); });
   window.addEventListener("resize", fit);
-}
-
-fit();
-fillControls();
-try {
-  await Promise.all(tiles.map(({ picture }) => picture.decode()));
-  await showMap(layers[0], 0);
-  document.documentElement.dataset.ready = "";
-} catch (error) {
-  find("words").textContent = "DecompressionStream" in window ? `The maps cannot be read: ${error.message}`
-    : "This browser is too old to unpack the maps. Use Chrome 80, Firefox 113, Safari 16.4 or newer.";
 }

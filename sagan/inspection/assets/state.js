@@ -1,12 +1,14 @@
 // State of the page: data, current layer and head, current point, pins; and the attention of a point.
-const { images, layers, resolution, colors, signs, uniformFull } = JSON.parse(find("data").textContent);
+const content = JSON.parse(find("data").textContent);
+const { images, layers, resolution, colors, signs, uniformFull } = content;
 const FINE = Math.ceil(128 / resolution); // canvas pixels per image pixel, as in the figure
 const NARROWEST = 184, WIDEST = 352; // CSS pixels of an image
 const REACH = 10; // CSS pixels: clicks this close to a pin hit it, longer moves are drags
 const DARK = [61, 61, 61];
 
 // A point is an image and a position in fractions, valid for every layer. A pin also has a slot: its color.
-const state = { layer: layers[0], head: 0, smooth: false, current: null, pins: [] };
+const NO_LAYER = { title: "none", scale: "share", size: [1, 1], keys: [1, 1], heads: 1 };
+const state = { layer: layers[0] ?? NO_LAYER, head: 0, smooth: false, current: null, pins: [] };
 const maps = new Map(); // key -> inflated map
 const tiles = images.map(buildTile); // the elements of each image
 
@@ -40,12 +42,4 @@ function fullOf(peak) {
   const { scale, keys } = state.layer;
   if (scale === "share") return Math.max(peak, uniformFull / (keys[0] * keys[1]));
   return scale === "gate" ? Math.max(peak, 1) : peak;
-}
-
-async function loadMaps() {
-  const load = async (image) => {
-    const key = mapKey(image), packed = state.layer.maps[image][state.head];
-    if (!maps.has(key)) maps.set(key, readMap(await inflate(find(key).textContent), packed));
-  };
-  await Promise.all(images.map((_, image) => load(image)));
 }

@@ -40,6 +40,7 @@ function describe() {
   find("peak").parentElement.classList.toggle("rest", !attention);
   find("words").textContent = words || "Point at an image.";
   drawLegend(attention);
+  showNumbers(attention);
   clearTimeout(announcement); // announce only where the pointer rests
   announcement = setTimeout(() => { find("live").textContent = words; }, 200);
 }

@@ -48,12 +48,12 @@ NONE = "'none'"
 TRUNCATIONS = [round(0.1 * step, 1) for step in range(1, 21)]
 NO_IMAGE = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
 LEAD = (
-    "The generator runs in this page. Choose a seed. Point at the image to highlight what the cell under the pointer "
-    "attends to. Click to pin a cell and compare."
+    "The generator runs in this page. Point at the image to highlight what the cell under the pointer attends to. "
+    "Click to pin a cell and compare."
 )
 CHANGES = (
     "Pin a cell, press Cut and drag a rectangle over the keys: the edges to them are cut, and the rest of the softmax "
-    "grows. Or hold Shift and drag."
+    "grows. Or point at a cell, hold Shift and drag. With the keyboard, X cuts the key with the largest weight."
 )
 STORAGE = "Seeds give the images of <code>sagan sample</code>, except for one gray level in a few pixels."
 CARD = """---

@@ -17,12 +17,13 @@ from PIL import Image
 from small_generator import small_generator
 
 from sagan.attention import record_attention
+from sagan.config.load import load_config
 from sagan.inspection import explore, figure
 from sagan.inspection.health import map_health
 from sagan.inspection.intervention import Change, edges, intervene
 from sagan.inspection.page import BOUND
 from sagan.inspection.record import attention_of
-from sagan.models.generator import Generator
+from sagan.models.generator import Generator, build_generator, remove_spectral_norm
 from sagan.sampling.sampler import default_labels, latents, slerp
 from sagan.utils.errors import UserError
 from sagan.utils.images import to_uint8
@@ -79,10 +80,11 @@ def opened(browser: "Browser", files: Path) -> Iterator[Callable[..., "Page"]]:
     requests: list[str] = []
     contexts = []
 
-    def open_page(address: str = "", offline: bool = True, **settings: Any) -> "Page":
+    def open_page(address: str = "", offline: bool = True, script: str = "", **settings: Any) -> "Page":
         contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **settings}))
         contexts[-1].set_offline(offline)
         page = contexts[-1].new_page()
+        page.add_init_script(script)
         page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
@@ -156,6 +158,29 @@ def test_images_are_those_of_the_seeds(page: "Page", generator: Generator) -> No
     assert page.input_value("#seed") != before
 
 
+KEEP_ROWS = """const Own = Worker;
+window.Worker = class extends Own {
+  constructor(...its) {
+    super(...its);
+    this.addEventListener("message", ({ data }) => { if (data.done?.rows) window.kept = data.done.rows; });
+  }
+};"""
+
+
+def test_the_rows_of_all_cells_are_those_of_record_attention(
+    opened: Callable[..., "Page"], generator: Generator
+) -> None:
+    page = opened(script=KEEP_ROWS)
+    fill(page, seed=5)
+    with torch.no_grad(), record_attention(generator) as maps:
+        generator(latents([5], 128), default_labels([5], 4))
+    assert page.evaluate("Object.keys(kept)") == [name for name in maps if not name.endswith("/gate")]
+    for name in page.evaluate("Object.keys(kept)"):
+        found = np.array(page.evaluate("name => Array.from(kept[name])", name)).reshape(maps[name].weights.shape)
+        weights = maps[name].weights.numpy()
+        assert (np.abs(found - weights) <= BOUND * np.abs(weights).max((3, 4), keepdims=True)).all()
+
+
 def test_maps_and_numbers_are_those_of_the_recording(page: "Page", generator: Generator) -> None:
     fill(page, seed=5)
     seeds = [5]
@@ -201,6 +226,24 @@ def cut(page: "Page", start: tuple[float, float], end: tuple[float, float]) -> N
     wait(page)
 
 
+def test_the_keyboard_cuts_the_largest_weight(page: "Page", generator: Generator) -> None:
+    titles = page.locator("#layer option").all_inner_texts()
+    page.select_option("#layer", index=next(i for i, title in enumerate(titles) if title.startswith("16x16")))
+    fill(page, seed=7)
+    z, label = latents([7], 128), torch.tensor([3])
+    with torch.no_grad(), record_attention(generator, torch.tensor([[8.5 / 16, 8.5 / 16]])) as maps:
+        generator(z, label)
+    page.focus("#smooth")
+    page.keyboard.press("Tab")  # selects the cell at the center
+    page.keyboard.press("x")
+    wait(page)
+    queries = torch.zeros(16, 16, dtype=torch.bool)
+    queries[7:10, 7:10] = True
+    keys = maps[LAYER].weights[0, 0, 0] == maps[LAYER].weights[0, 0, 0].max()
+    with intervene(generator, {LAYER: Change(cut=edges(queries, keys))}):
+        assert np.abs(image_of(page) - pixels(generator, z[0], 3)).max() <= 1
+
+
 @pytest.mark.parametrize("way", ["button", "shift", "every"])
 def test_cuts_gains_and_reset_are_interventions(page: "Page", generator: Generator, way: str) -> None:
     titles = page.locator("#layer option").all_inner_texts()
@@ -230,8 +273,9 @@ def test_cuts_gains_and_reset_are_interventions(page: "Page", generator: Generat
     assert np.abs(image_of(page) - expected).max() <= 1
     assert page.locator(".region").count() == 1
     difference = np.abs(image_of(page) - plain)
-    shown = canvas_of(page, "#extras figure:nth-child(2) canvas")
-    assert np.abs(canvas_of(page, "#extras figure:nth-child(1) canvas") - plain).max() == 0
+    shown = canvas_of(page, "#extras figure:nth-child(3) canvas")
+    assert np.abs(canvas_of(page, "#extras figure:nth-child(1) canvas") - image_of(page)).max() == 0
+    assert np.abs(canvas_of(page, "#extras figure:nth-child(2) canvas") - plain).max() == 0
     assert np.abs(shown - 255 * difference / difference.max()).max() <= 1
     assert f"at most {difference.max()} of 255" in page.inner_text("#extras")
 
@@ -296,6 +340,34 @@ def test_pins_keyboard_and_a_phone(opened: Callable[..., "Page"]) -> None:
     fill(page, seed=11)
     assert page.locator(".tile").count() == 2
     assert "seed 11" in page.inner_text(".tile >> nth=0")
+
+
+@pytest.mark.parametrize(
+    ("config", "classes", "megabytes", "most"), [("shapes32", 4, 20, 60), ("cifar10", 10, 64, 1000)]
+)
+def test_an_image_takes_little_time(
+    opened: Callable[..., "Page"], runtime: dict[str, bytes], config: str, classes: int, megabytes: float, most: float,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    network = remove_spectral_norm(build_generator(load_config(config), classes))
+    worker = explore.worker_script(runtime[explore.CODE])
+    parts = {"worker": worker, "wasm": runtime[explore.WASM], "model": explore.network_file(network)}
+    size = explore.write_file(tmp_path / "page.html", explore.page_content(network), parts, config) / 1e6
+    page, times = opened((tmp_path / "page.html").as_uri()), []
+    for seed in range(30):
+        times.append(page.evaluate(
+            """async (seed) => {
+                const start = performance.now(), root = document.documentElement;
+                document.getElementById("seed").value = seed;
+                document.getElementById("seed").dispatchEvent(new Event("input"));
+                while (root.dataset.busy !== undefined) await new Promise((done) => setTimeout(done, 1));
+                return performance.now() - start;
+            }""", seed + 1,
+        ))  # fmt: skip
+    quick, middle = np.quantile(times, (0.1, 0.5))
+    print(f"\n{config}: {size:.1f} MB, an image in {middle:.0f} ms (median; fastest tenth {quick:.0f} ms)")
+    assert size < megabytes
+    assert quick < most  # other processes slow down single images
 
 
 def test_many_changes_at_once_end_with_the_last(page: "Page", generator: Generator) -> None:

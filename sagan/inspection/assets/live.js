@@ -1,7 +1,7 @@
 // The live page: seeds and settings, the worker that runs the network, cuts and gains.
 const { classes, zDim, tails, modules, files, changes } = content;
 const edits = { gains: {}, cuts: {}, regions: {} }; // by module: a factor; edges, N × M; rectangles of keys
-const extras = ["without changes", "difference"].map(buildExtra);
+const extras = ["changed", "unchanged", "difference"].map(buildExtra);
 let numbers = [], running = false, again = false, plainKey = "", plain = null, drag = null;
 
 function loadMaps() {}
@@ -119,15 +119,15 @@ function buildExtra(name) {
   return { figure, canvas, facts };
 }
 
-/** Show the unchanged image and the difference, in which the largest is white. */
+/** Show the image with and without changes, and the difference, in which the largest is white. */
 function compare(image) {
   const differences = Array.from(image, (value, i) => Math.abs(value - plain.image[i]));
   const most = differences.reduce((a, b) => Math.max(a, b), 0);
   const mean = differences.reduce((a, b) => a + b, 0) / differences.length;
   extras.forEach(({ figure }) => { figure.hidden = !changed(); });
-  drawPixels(extras[0].canvas, (i) => plain.image[i]);
-  drawPixels(extras[1].canvas, (i) => (255 * differences[i]) / Math.max(most, 1));
-  extras[1].facts.textContent = `mean ${mean.toFixed(1)}, at most ${most} of 255`;
+  const parts = [(i) => image[i], (i) => plain.image[i], (i) => (255 * differences[i]) / Math.max(most, 1)];
+  extras.forEach(({ canvas }, i) => drawPixels(canvas, parts[i]));
+  extras[2].facts.textContent = `mean ${mean.toFixed(1)}, at most ${most} of 255`;
 }
 
 // --- Numbers beside the image
@@ -260,6 +260,10 @@ function listenToSettings() {
     resets.forEach((reset) => reset());
     update();
   });
+  tiles[0].element.addEventListener("keydown", ({ key }) => {
+    const found = key === "x" && cuttable() && state.current && attentionOf(state.current), { keys } = state.layer;
+    if (found) cutRegion(Array(2).fill([Math.floor(found.best / keys[1]), found.best % keys[1]]));
+  });
   find("cut").addEventListener("click", () => find("cut").setAttribute("aria-pressed", !wanted({})));
   for (const kind of ["pointerup", "pointercancel"]) {
     tiles[0].element.addEventListener(kind, () => {
@@ -284,5 +288,5 @@ try {
   document.documentElement.dataset.ready = "";
 } catch (error) {
   report("DecompressionStream" in window ? `The network cannot be loaded: ${error.message}. ${content.advice}`
-    : "This browser is too old to unpack the network. Use Chrome 80, Firefox 114, Safari 16.4 or newer.");
+    : "This browser is too old to unpack the network. Use Chrome 91, Firefox 113, Safari 16.4 or newer.");
 }

@@ -152,6 +152,11 @@ def test_images_are_those_of_the_seeds(page: "Page", generator: Generator) -> No
     assert np.abs(image_of(page) - pixels(generator, latents([99_999_999], 128, 0.7)[0], 2)).max() <= 1
     fill(page, seed=1, other=2, truncation=20, blend=30)
     assert np.abs(image_of(page) - pixels(generator, slerp(*latents([1, 2], 128), 11)[3], 2)).max() <= 1
+    for text, seed in (("100000000", "99999999"), ("-3", "0"), ("2.7", "2")):
+        page.fill("#seed", text)
+        page.press("#seed", "Enter")
+        assert page.input_value("#seed") == seed
+    wait(page)
     before = page.input_value("#seed")
     page.click("#dice")
     wait(page)
@@ -291,6 +296,14 @@ def test_cuts_gains_and_reset_are_interventions(page: "Page", generator: Generat
     assert np.abs(image_of(page) - plain).max() == 0
     assert not page.is_visible("#extras figure")
     assert page.locator(".region").count() == 0
+
+
+def test_a_cut_needs_a_cell(page: "Page") -> None:
+    before = image_of(page)
+    page.click("#cut")
+    cut(page, (0.2, 0.2), (0.8, 0.8))
+    assert page.inner_text("#status") == "Pin a cell first, or cut from every cell"
+    assert np.abs(image_of(page) - before).max() == 0
 
 
 def test_a_layer_without_one_softmax_says_that_its_edges_cannot_be_cut(page: "Page") -> None:

@@ -185,7 +185,7 @@ function claims(event) {
 function cutRegion([[top, left], [bottom, right]]) {
   const { name, queries, keys } = moduleOf(state.layer), all = find("from").value === "all";
   const from = state.current ? [state.current] : state.pins;
-  if (!all && !from.length) return;
+  if (!all && !from.length) return report("Pin a cell first, or cut from every cell");
   const near = ([row, column]) => from.some(({ y, x }) => Math.abs(Math.floor(y * queries[0]) - row) < 2
     && Math.abs(Math.floor(x * queries[1]) - column) < 2);
   const count = keys[0] * keys[1], cut = edits.cuts[name] ?? new Uint8Array(queries[0] * queries[1] * count);
@@ -252,6 +252,7 @@ function listenToSettings() {
     say();
   }
   for (const [button, field] of [["dice", "seed"], ["other-dice", "other"]]) {
+    find(field).addEventListener("change", () => { find(field).value = seedOf(field); });
     find(button).addEventListener("click", () => { find(field).value = Math.floor(1e6 * Math.random()); update(); });
   }
   const resets = modules.map(buildGain);

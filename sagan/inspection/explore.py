@@ -30,7 +30,7 @@ from sagan.runs.snapshot import load_snapshot
 from sagan.sampling.export import OPSET, describe_file, trace, write_onnx
 from sagan.sampling.sampler import default_labels, latents
 from sagan.utils.errors import UserError
-from sagan.utils.io import atomic_file, atomic_folder, check_file_place, check_folder_place
+from sagan.utils.io import atomic_file, atomic_folder, check_file_place, check_folder_place, sha256
 
 VERSION = "1.30.0"
 PACKAGE = Pretrained(
@@ -176,17 +176,16 @@ def read_runtime(given: Path | None = None) -> dict[str, bytes]:
             files[name] = place.read_bytes()
     else:
         path = find_weights(PACKAGE, given, "--runtime")
-        try:
-            with tarfile.open(path) as archive:
-                for name in RUNTIME:
-                    member = archive.extractfile(f"package/dist/{name}")
-                    assert member is not None
-                    files[name] = member.read()
-        except (tarfile.TarError, KeyError, EOFError, zlib.error):
-            raise UserError(f"{path}: is not the package of onnxruntime-web {VERSION}") from None
+        if sha256(path) != PACKAGE.sha256:  # before it is opened
+            raise UserError(f"{path}: is not the package of onnxruntime-web {VERSION}")
+        with tarfile.open(path) as archive:
+            for name in RUNTIME:
+                member = archive.extractfile(f"package/dist/{name}")
+                assert member is not None
+                files[name] = member.read()
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != RUNTIME[name]:
-            raise UserError(f"{given or PACKAGE.cached}: {name} is not that of onnxruntime-web {VERSION}")
+            raise UserError(f"{given}: {name} is not that of onnxruntime-web {VERSION}")
     return files
 
 

@@ -25,10 +25,15 @@ KNOWN = {
     "sagan/evaluation/features.py": {"np.load"},  # its own cache
     "sagan/evaluation/fid.py": {"json.loads"},
     "sagan/experiments/ablation.py": {"yaml.safe_load"},  # the command line
+    "sagan/inspection/explore.py": {"tarfile.open"},  # only if its SHA-256 is the pinned one
     "sagan/models/hub.py": {"load_file", "hf_hub_download"},
     "sagan/runs/importers.py": {"torch.load"},  # checkpoints of other projects
     "sagan/runs/tfhub.py": {"h5py.File"},
-    "sagan/sampling/export.py": {"torch.export.load", "onnxruntime.InferenceSession"},  # what it has just written
+    "sagan/sampling/export.py": {
+        "torch.export.load",
+        "onnxruntime.InferenceSession",
+        "json.loads",
+    },  # what it has just written
     "sagan/training/logging.py": {"json.loads"},  # logs
     "sagan/utils/images.py": {"Image.open"},
     "sagan/utils/io.py": {"json.loads", "zipfile.ZipFile", "np.lib.format.read_array"},

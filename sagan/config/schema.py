@@ -199,9 +199,7 @@ class DiscriminatorSettings(NetworkSettings):
 class DataSettings(Settings):
     """Training data."""
 
-    source: Annotated[str, Field(min_length=1)] | None = (
-        None  # folder, archive, torchvision:NAME, .npz, shapes, pairs
-    )
+    source: Annotated[str, Field(min_length=1)] | None = None  # folder, archive, torchvision:NAME, .npz, shapes, pairs
     resolution: int = 32
     channels: Literal[1, 3] = 3  # of images and networks; 1: grayscale
     num_classes: Count | None = None  # null: taken from the data; 0: train without labels

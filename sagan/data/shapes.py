@@ -1,9 +1,11 @@
-"""The embedded data sets: distant objects with the same shape (the class), partners among them with the same hue.
+"""The embedded data sets: distant objects with the same shape (the class), whose hues depend on each other.
 
-`shapes` has one pair of partners, left and right. `pairs` has two with independent hues, on the diagonals. Image
-`index` of a `seed` is a scene in relative units, so it is the same at every resolution. Each object has its own place
-and size in its part of the image, MARGIN away from the border and the other parts. The class is index mod 4, a hue
-uniform on the circle, the background a gradient between two near-grays (docs/shapes.md).
+`shapes` has one pair of partners, left and right, with the same hue. `pairs` has two, on the diagonals; partners have
+opposite hues, and the pairs are independent.
+
+Image `index` of a `seed` is a scene in relative units, so it is the same at every resolution. Each object has its own
+place and size in its part of the image, MARGIN away from the border and the other parts. The class is index mod 4, a
+hue uniform on the circle, the background a gradient between two near-grays (docs/shapes.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -75,7 +77,7 @@ CLASSES: tuple[str, ...] = tuple(SHAPES)
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """Where the objects are and which of them share a hue. The image is divided into rows × columns equal parts with
+    """Where the objects are and how their hues are related. The image is divided into rows × columns equal parts with
     one object each; they are numbered row by row."""
 
     name: str
@@ -84,6 +86,7 @@ class Variant:
     columns: int
     pairs: tuple[tuple[int, int], ...]  # partners
     radii: tuple[float, float]  # of an object, the least and the largest; its half width
+    turn: int  # hue of the second partner relative to the first, degrees
 
     @property
     def objects(self) -> int:
@@ -99,9 +102,15 @@ class Variant:
         """The number of each object's pair."""
         return [number for i in range(self.objects) for number, pair in enumerate(self.pairs) if i in pair]
 
+    @property
+    def turns(self) -> list[int]:
+        """The hue of each object relative to the first one of its pair, degrees."""
+        return [self.turn * (self.pairs[pair][1] == i) for i, pair in enumerate(self.pair_of)]
 
-ONE_PAIR = Variant("shapes", CLASSES, 1, 2, ((0, 1),), (0.14, 0.20))
-TWO_PAIRS = Variant("pairs", ("discs", "squares", "triangles", "crosses"), 2, 2, ((0, 3), (1, 2)), (0.12, 0.16))
+
+ONE_PAIR = Variant("shapes", CLASSES, 1, 2, ((0, 1),), (0.14, 0.20), 0)
+NAMES = ("discs", "squares", "triangles", "crosses")
+TWO_PAIRS = Variant("pairs", NAMES, 2, 2, ((0, 3), (1, 2)), (0.12, 0.16), 180)
 VARIANTS = {variant.name: variant for variant in (ONE_PAIR, TWO_PAIRS)}
 
 
@@ -124,7 +133,7 @@ class Placement:
     """Objects of one image; lengths are fractions of the image side, (x, y) from the upper left corner."""
 
     label: int
-    hues: tuple[float, ...]  # of each pair, degrees in [0, 360)
+    hues: tuple[float, ...]  # of the first object of each pair, degrees in [0, 360)
     centers: tuple[tuple[float, float], ...]  # centroid (x, y) of each object
     radii: tuple[float, ...]
 
@@ -134,7 +143,7 @@ class Scenes:
     """Many scenes as arrays: their placements and the gradients of their backgrounds."""
 
     labels: np.ndarray  # (N,) int64
-    hues: np.ndarray  # (N, pairs) float32
+    hues: np.ndarray  # (N, pairs) float32, of the first object of each pair
     centers: np.ndarray  # (N, objects, 2) float32, (x, y)
     radii: np.ndarray  # (N, objects) float32
     backgrounds: np.ndarray  # (N, 2 ends, 3) float32, RGB
@@ -232,7 +241,8 @@ def _draw(batch: Scenes, resolution: int, variant: Variant) -> np.ndarray:
             slice(at * resolution // parts, (at + 1) * resolution // parts)
             for at, parts in ((row, variant.rows), (column, variant.columns))
         )
-        color = hue_to_rgb(batch.hues[:, pair], SATURATION, VALUE)[:, None, None, :]
+        hues = batch.hues[:, pair] + np.float32(variant.turns[number])
+        color = hue_to_rgb(hues, SATURATION, VALUE)[:, None, None, :]
         covered = _covered(batch, number, grid[columns], grid[rows], resolution)[..., None]
         canvas[:, rows, columns] += (color - canvas[:, rows, columns]) * covered
     return (np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)

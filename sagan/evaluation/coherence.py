@@ -229,7 +229,7 @@ def coherence(images: np.ndarray, labels: np.ndarray | None = None, variant: Var
     if not len(chosen):
         ones = (1.0,) * (3 if one else 4)
         return Coherence(0.0, 0.0, 0.0, 90.0, 0.0, *ones, label_agreement=None if labels is None else 0.0)
-    hues, shapes = found.hue.reshape(-1, count), found.shape.reshape(-1, count)
+    hues, shapes = pair_hues(found, variant), found.shape.reshape(-1, count)
     wanted = shapes[:, 0] if labels is None else np.asarray(labels)[chosen]
     difference, expected = hue_differences(hues, wanted, variant)
     hue_agreement = 1 - difference / expected if expected > 1 else 0.0  # one hue only: nothing to agree about
@@ -285,8 +285,13 @@ def hue_angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs((a - b + 180) % 360 - 180)
 
 
+def pair_hues(objects: Objects, variant: Variant) -> np.ndarray:
+    """Hues of clear objects (P, objects), turned so that those of partners are equal in the data."""
+    return (objects.hue.reshape(-1, variant.objects) - variant.turns) % 360
+
+
 def hue_differences(hues: np.ndarray, classes: np.ndarray, variant: Variant) -> tuple[float, float]:
-    """Mean angle between partners of `hues` (P, objects), and between those of different images of a class."""
+    """Mean angle between partners of `pair_hues`, and between those of different images of a class."""
     partners = [hues[:, pair] for pair in variant.pairs]
     return (
         float(np.mean([hue_angle(*each.T).mean() for each in partners])),

@@ -24,7 +24,7 @@ from sagan.attention import AttentionMap, AttentionModule, record_attention
 from sagan.attention.base import cells_of
 from sagan.attention.functional import Edit
 from sagan.data.shapes import Variant, variant_of
-from sagan.evaluation.coherence import clear_objects, find_objects, hue_angle, hue_differences
+from sagan.evaluation.coherence import clear_objects, find_objects, hue_angle, hue_differences, pair_hues
 from sagan.inspection.health import masks_of
 from sagan.inspection.record import Recording, as_input, attention_modules, module_of
 from sagan.layers.spectral_norm import hold_state
@@ -300,7 +300,7 @@ def _elsewhere(keys: Tensor, partners: Tensor, seed: int) -> Tensor:
 
 def _agreement(images: np.ndarray, variant: Variant) -> Agreement:
     objects = clear_objects(find_objects(images), variant)[1]
-    hues, shapes = (each.reshape(-1, variant.objects) for each in (objects.hue, objects.shape))
+    hues, shapes = pair_hues(objects, variant), objects.shape.reshape(-1, variant.objects)
     difference, expected = hue_differences(hues, shapes[:, 0], variant)
     angles = np.mean([hue_angle(*hues[:, pair].T) for pair in variant.pairs], axis=0)  # (P,)
     rng = numpy_generator(0, "bootstrap")

@@ -174,7 +174,7 @@ def test_two_pairs_are_found_where_they_are(pairs: tuple[np.ndarray, np.ndarray]
     which, found = clear_objects(find_objects(pairs[0]), TWO_PAIRS)
     assert len(which) > 0.98 * COUNT
     assert np.abs(found.center.reshape(-1, 4, 2) - truth.centers[which]).max() < 0.02
-    expected = truth.hues[which][:, [0, 1, 1, 0]]
+    expected = truth.hues[which][:, [0, 1, 1, 0]] + [0, 0, 180, 180]
     assert np.abs((found.hue.reshape(-1, 4) - expected + 180) % 360 - 180).max() < 3
 
 

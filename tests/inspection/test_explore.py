@@ -55,6 +55,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "package"
 
 
+@pytest.mark.slow
 def test_the_inputs_of_the_network_change_its_layers_as_interventions_do(mixed: Generator, network: bytes):
     session = onnxruntime.InferenceSession(network)
     z, labels = latents([3], mixed.z_dim), default_labels([3], mixed.num_classes)

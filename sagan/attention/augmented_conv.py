@@ -132,7 +132,7 @@ class AugmentedConv(AttentionModule):
                 logits = logits + _at(chosen @ self.column_table.mT.to(wide), points[..., 1], width).unsqueeze(3)
             cut = None if self.edit is None else self.edit.cut
             if cut is not None:
-                cut = select_points(cut.expand(len(query), self.heads, -1, -1), points, width)
+                cut = select_points(cut.expand(len(query), self.heads, height * width, -1), points, width)
             return edited_softmax((self.scale * logits).flatten(3), cut).unflatten(3, (height, width))
 
 

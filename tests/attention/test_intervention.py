@@ -96,11 +96,12 @@ def test_maps_after_a_cut_are_renormalized(name: str, options: dict):
 @each_editable
 def test_nothing_cut_changes_nothing(name: str, options: dict):
     net, x = network(name, options)
-    plain = net(x)
+    plain, rows = net(x), rows_of(net, x)
     with intervene(net, {"layer": Change()}):
         assert torch.equal(net(x), plain)
     with intervene(net, {"layer": Change(cut=torch.zeros(1, 1, 1, 1, dtype=torch.bool))}):
         torch.testing.assert_close(net(x), plain, rtol=0, atol=1e-12)
+        torch.testing.assert_close(rows_of(net, x), rows, rtol=0, atol=1e-12)
     assert torch.equal(net(x), plain)
 
 

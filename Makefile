@@ -6,7 +6,7 @@ DEMO := runs/demo
 WHICH := -m "not slow and not assets and not soak" -q --dist loadfile
 FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WHICH) -n auto
 
-.PHONY: help setup demo test check slow soak oldest clean
+.PHONY: help setup demo test check slow soak oldest docs clean
 
 help:
 	@echo "make setup   create $(VENV) with everything installed"
@@ -16,6 +16,7 @@ help:
 	@echo "make slow    run the tests marked slow or assets (SAGAN_ASSETS is the folder with the assets)"
 	@echo "make soak    run the longest tests"
 	@echo "make oldest  run the fast tests and the compile tests with the oldest versions that pyproject.toml allows"
+	@echo "make docs    build the documentation as a web site, site/; a broken link or reference is an error"
 
 setup: $(VENV)/ready
 
@@ -61,5 +62,9 @@ oldest: $(VENV)-oldest/ready
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest $(WHICH) -n auto
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -m slow -q tests/training/test_compile.py tests/training/test_cuda_graphs.py
 
+docs: setup
+	$(BIN)/mkdocs build --strict
+	@echo "To read it: $(BIN)/python -m http.server --directory site"
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest runs build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest runs build site *.egg-info

@@ -9,6 +9,7 @@ import click
 import pytest
 from pydantic import BaseModel
 
+import sagan
 from sagan.cli import COMMANDS, cli
 from sagan.config.schema import Config
 
@@ -127,3 +128,8 @@ def test_quoted_messages_exist():
     known = messages()
     assert len(quoted) > 50
     assert [m for m in sorted(quoted) if not re.search(".*".join(map(re.escape, m.split("…"))), known)] == []
+
+
+def test_the_citation_names_this_version():
+    assert f"\nversion: {sagan.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f'\nversion = "{sagan.__version__}"\n' in (ROOT / "pyproject.toml").read_text()

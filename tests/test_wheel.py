@@ -1,4 +1,4 @@
-"""The wheel works on its own: the configs are inside, and a run needs no checkout."""
+"""The wheel and the sdist work on their own: the configs are inside, and a run needs no checkout."""
 
 import os
 import subprocess
@@ -15,10 +15,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    run(folder, sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, ROOT)
-    (wheel,) = folder.glob("*.whl")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `python -m build` writes: the sdist, and beside it the wheel made from it."""
+    folder = tmp_path_factory.mktemp("build")
+    run(folder, sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    (sdist,) = folder.glob("*.tar.gz")
+    return sdist
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    (wheel,) = sdist.parent.glob("*.whl")
     return wheel
 
 
@@ -44,8 +51,8 @@ def required(name: str, found: dict[str, Distribution]) -> None:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, wheel: Path) -> Path:
-    """The programs of a new environment that holds the wheel, and links to what sagan requires without extras."""
+def bare(tmp_path: Path) -> Path:
+    """The programs of a new environment that holds links to what sagan requires without extras, but not sagan."""
     venv.create(tmp_path / "fresh", with_pip=True)
     programs, found = tmp_path / "fresh" / "bin", dict[str, Distribution]()
     site = Path(
@@ -56,8 +63,13 @@ def fresh(tmp_path: Path, wheel: Path) -> Path:
         for top in {file.parts[0] for file in each.files or [] if file.parts[0] not in ("..", "__pycache__")}:
             if not (site / top).exists():
                 (site / top).symlink_to(Path(str(each.locate_file(top))))
-    run(tmp_path, programs / "python", "-m", "pip", "install", "--no-deps", wheel)
     return programs
+
+
+@pytest.fixture
+def fresh(bare: Path, wheel: Path) -> Path:
+    run(bare, bare / "python", "-m", "pip", "install", "--no-deps", wheel)
+    return bare
 
 
 IMPORTS = """
@@ -82,12 +94,18 @@ def test_each_extra_brings_what_its_feature_imports(extra: str, fresh: Path, whe
     run(tmp_path, fresh / "python", "-c", f"import {', '.join(names)}")
 
 
-def test_an_installed_wheel_trains_a_shipped_config(tmp_path: Path, fresh: Path) -> None:
+@pytest.mark.parametrize("kind", ["sdist", "wheel"])
+def test_what_is_installed_trains_a_shipped_config(
+    kind: str, tmp_path: Path, bare: Path, request: pytest.FixtureRequest
+) -> None:
     """Train two steps from an empty folder."""
-    empty, sagan = tmp_path / "empty", fresh / "sagan"
+    empty, sagan = tmp_path / "empty", bare / "sagan"
     empty.mkdir()
+    run(empty, bare / "python", "-m", "pip", "install", "--no-deps", request.getfixturevalue(kind))
     assert "shapes32 " in run(empty, sagan, "configs")
-    assert run(empty, fresh / "python", "-c", "import sagan; print(sagan.__file__)").startswith(str(fresh.parent))
+    package = Path(run(empty, bare / "python", "-c", "import sagan; print(sagan.__file__)").strip()).parent
+    assert package.is_relative_to(bare.parent)
+    assert (package / "py.typed").is_file()
     short = ["training.steps=2", "training.batch_size=4", "evaluate.every=0", "generator.channels=4"]
     words = [word for setting in short for word in ("--set", setting)]
     run(empty, sagan, "train", "shapes32", "--out", "run", "--device", "cpu", *words)

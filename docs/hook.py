@@ -1,0 +1,39 @@
+"""Hooks of mkdocs: pages made of sections of README.md, and links to files outside docs/."""
+
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent
+FROM_README = {
+    "index.md": ["sagan", "Results", "More"],
+    "quickstart.md": ["Quick start", "Python"],
+    "own-images.md": ["Train on your own images"],
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages made of README.md, with links relative to docs/."""
+    text = re.sub(r"\]\((?!https?:|#|docs/)", "](../", (ROOT / "README.md").read_text()).replace("](docs/", "](")
+    sections = {each.partition("\n")[0]: each for each in re.split(r"^##? ", text, flags=re.MULTILINE)}
+    for name, titles in FROM_README.items():
+        content = "# " + "## ".join(sections[title] for title in titles)
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Replace each link to an existing file outside docs/ by its text and, unless the text is it, its path."""
+    folder = (ROOT / "docs" / page.file.src_uri).parent
+
+    def replaced(link: re.Match[str]) -> str:
+        path = (folder / link[2]).resolve()
+        if not path.exists() or path.is_relative_to(ROOT / "docs"):
+            return link[0]
+        name = path.relative_to(ROOT).as_posix()
+        return link[1] if name in link[1] else f"{link[1]} (`{name}`)"
+
+    return re.sub(r"\[([^]]+)\]\(([^)#\s]+)\)", replaced, markdown)

@@ -10,7 +10,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 FROM_README = {
     "index.md": ["sagan", "Results", "More"],
-    "quickstart.md": ["Quick start", "Python"],
+    "quickstart.md": ["Quick start", "Attention", "Python"],
     "own-images.md": ["Train on your own images"],
 }
 

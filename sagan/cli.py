@@ -1,13 +1,12 @@
 """The `sagan` command. Subcommands are imported when called, so `sagan --help` does not need torch."""
 
-import errno
 import os
 import sys
 from importlib import import_module
 
 import click
 
-from sagan.utils.errors import UserError
+from sagan.utils.errors import UserError, user_errors
 
 COMMANDS = {  # name -> (module that defines NAME_cli, line in `sagan --help`)
     "train": ("sagan.training.trainer", "Train a GAN from a config, or resume a run."),
@@ -23,13 +22,6 @@ COMMANDS = {  # name -> (module that defines NAME_cli, line in `sagan --help`)
     "import": ("sagan.runs.import_command", "Import a checkpoint of another project."),
     "configs": ("sagan.config.load", "List the configs that come with sagan."),
 }
-FULL, DENIED = "the disk is full", "no permission to read or write it"
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # messages of CUDA and of torch's CPU allocator
-SYSTEM_ERRORS = {  # errors that users can cause anywhere; any other OSError is a bug
-    errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: FULL,
-    errno.EACCES: DENIED, errno.EPERM: DENIED, errno.EROFS: DENIED,
-    errno.ENAMETOOLONG: "the name is too long",
-}  # fmt: skip
 
 
 class LazyGroup(click.Group):
@@ -57,30 +49,18 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Mistakes of the user end in one message on stderr and exit code 2."""
     try:
-        code = cli.main(arguments, prog_name="sagan", standalone_mode=False)
+        with user_errors():
+            code = cli.main(arguments, prog_name="sagan", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = 2
     except click.Abort:
         code = 130
     except UserError as error:
-        code = _refuse(str(error))
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of torchrun
+            print(f"sagan: {error}", file=sys.stderr)
+        code = 2
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except OSError as error:
-        if error.errno not in SYSTEM_ERRORS:
-            raise
-        reason = f"{error.filename or 'output'}: {SYSTEM_ERRORS[error.errno]}; no incomplete files were left"
-        code = _refuse(str(UserError(reason)))  # escapes unprintable characters of the name
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
-            raise
-        code = _refuse("not enough memory; lower training.batch_size (raise optim.accumulation) or the channels")
     sys.exit(code or 0)
-
-
-def _refuse(message: str) -> int:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of torchrun
-        print(f"sagan: {message}", file=sys.stderr)
-    return 2

@@ -4,7 +4,9 @@ A file holds only what differs from the defaults in schema.py; defaults that dep
 placement) are filled in. Files are not trusted: YAML is loaded safely, with limits on size, depth and aliases.
 """
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,29 @@ def load_config(path: Path | str | None, overrides: list[str] | None = None) -> 
         raise UserError(f"{path}: a setting contains itself") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
+
+
+def as_config(
+    config: str | Path | Mapping[str, Any] | Config | None, changes: Mapping[str, Any] | None = None
+) -> Config:  # fmt: skip
+    """The config of a name, a file, a mapping or a Config, with `changes`: dotted names of settings -> plain values.
+
+    Raises UserError as `load_config` does.
+    """
+    values = {name: json.dumps(value, ensure_ascii=False, default=_plain) for name, value in (changes or {}).items()}
+    overrides = [f"{name}={value}" for name, value in values.items()]
+    if isinstance(config, Config):
+        return make_config(config.to_dict(), overrides)
+    return make_config(dict(config), overrides) if isinstance(config, Mapping) else load_config(config, overrides)
+
+
+def _plain(value: Any) -> Any:
+    """A path or a number of NumPy as JSON has it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise UserError(f"changes: {value!r:.60} is a {type(value).__name__}, no setting; give numbers, texts, lists")
 
 
 def shipped_configs() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,23 @@ def select_seeds(seeds: str | None, num: int | None) -> Sequence[int]:
     if num is not None and num < 1:
         raise UserError(f"--num {num}: expected at least 1")
     return parse_seeds(f"0-{num - 1}" if num is not None else str(seeds))
+
+
+def as_seeds(seeds: int | str | Iterable[int]) -> Sequence[int]:
+    """Seeds given in Python: how many (0 to N - 1), a text as of `--seeds`, or the numbers. UserError as there."""
+    if not isinstance(seeds, Iterable):
+        return select_seeds(None, seeds)
+    return parse_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, seeds)))
+
+
+def as_classes(
+    classes: int | str | Iterable[int | str], class_names: Sequence[str], num_classes: int
+) -> list[int]:  # fmt: skip
+    """Classes given in Python: a text as of `--classes`, or numbers and names. UserError as there."""
+    if isinstance(classes, Iterable) and not isinstance(classes, str):
+        numbers = (class_names.index(name) if name in class_names else name for name in classes)
+        classes = ",".join(map(str, numbers))
+    return parse_classes(str(classes), class_names, num_classes)
 
 
 def parse_seeds(text: str) -> Sequence[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from pydantic import ValidationError, model_validator
@@ -62,7 +62,18 @@ class Manifest(Settings):
 
 @dataclass(frozen=True, eq=False)
 class PreparedData:
-    """An open prepared folder; `images` is memory-mapped."""
+    """An open prepared folder. In a notebook it shows its contact sheet.
+
+    Attributes:
+        images: uint8 (N, R, R, C), memory-mapped; C is 3, or 1 for grayscale.
+        labels: int64 (N,), 0 without classes.
+        manifest: resolution, class names and counts, source, hash.
+
+    Example:
+        >>> data = sagan.prepare("shapes:40", "data/shapes", resolution=32)
+        >>> len(data), data.manifest.num_classes
+        (40, 4)
+    """
 
     folder: Path
     manifest: Manifest
@@ -91,6 +102,17 @@ class PreparedData:
 
     def __len__(self) -> int:
         return self.manifest.count
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What `sagan prepare --json` prints: counts, conversions, warnings."""
+        return read_json(self.folder / "report.json")
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def _repr_png_(self) -> bytes:
+        return (self.folder / "contact_sheet.png").read_bytes()
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Copies of the images uint8 (B, R, R, C) and labels int64 (B,) at `indices` (B,)."""

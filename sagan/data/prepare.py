@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import warnings
 from array import array
 from collections import deque
@@ -43,7 +42,7 @@ from sagan.data.sources import Item, Source, cache_folder, open_source
 from sagan.utils.errors import UserError
 from sagan.utils.images import save_png
 from sagan.utils.io import TEMPORARY, atomic_folder, expand_home, make_folder, read_json, write_json
-from sagan.utils.progress import Progress
+from sagan.utils.progress import Progress, say
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -237,30 +236,30 @@ def exclusive(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
-def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def prepare(
-    source: str,
-    out: Path | str,
-    resolution: int,
+    source: Any,
+    out: Path | str | None = None,
+    resolution: int = 32,
     *,
-    resize: str = "crop",
+    resize: Literal["crop", "squash"] = "crop",
     skip_bad: bool = False,
     labels: str | None = None,
     columns: str | None = None,
     channels: Literal[1, 3] = 3,
     num_classes: int | None = None,
-    report: Callable[[str], None] = to_stderr,
+    report: Callable[[str], None] = say,
 ) -> PreparedData:
-    """Convert every image of `source` to resolution × resolution and write the folder `out`.
+    """Convert every image of `source` to resolution × resolution and write the folder `out`, as `sagan prepare` does.
 
     `out` gets images.npy, labels.npy, manifest.json, report.json, contact_sheet.png and, if images were left out,
     skipped.txt: all of them or none. Does nothing if `out` already holds this source with these settings. Two processes
     with the same `out` do the work once.
 
     Args:
+        source: a folder or an archive of images, shards, `torchvision:NAME`, `hf:NAME`, an .npz or `shapes`; an array
+            uint8 (N, H, W, 3) or a pair (images, labels) with integers (N,); or a torch data set of (image, label).
+        out: None: a folder in ~/.cache/sagan/data, named after source and settings.
+        resolution: 32, 64, 128 or 256.
         resize: "crop" takes the central square of each image, "squash" ignores its aspect ratio.
         skip_bad: leave out unusable images instead of raising UserError.
         labels: a table of labels, for a folder or an archive; `columns`: those of files and labels, "FILE,LABEL".
@@ -268,16 +267,22 @@ def prepare(
         num_classes: the number of classes that the source must have (None or 0: any).
         report: called with each line for the user.
 
-    Raises UserError for a source that is missing, empty or of unclear layout, for unusable images, and for an `out`
-    that holds something else.
+    Raises UserError for a source that is missing, empty or of unclear layout, for arrays of another shape or type, for
+    labels that do not fit, for unusable images, and for an `out` that holds something else.
+
+    Example:
+        >>> images = np.random.default_rng(0).integers(0, 256, (20, 40, 48, 3), np.uint8)
+        >>> data = sagan.prepare((images, np.arange(20) % 2), "data/noise", resolution=32)
+        >>> data.images.shape, data.labels[:4].tolist()
+        ((20, 32, 32, 3), [0, 1, 0, 1])
     """
     job = _job(source, resolution, resize, skip_bad, labels, columns, channels)
-    check_classes(num_classes, job.source.num_classes, source)
-    return _prepare(job, expand_home(out).resolve(), report)
+    check_classes(num_classes, job.source.num_classes, job.source.name)
+    return _prepare(job, expand_home(out or cache_folder() / "data" / job.folder_name).resolve(), report)
 
 
 def ensure_prepared(
-    settings: DataSettings, default_folder: Path | None = None, report: Callable[[str], None] = to_stderr
+    settings: DataSettings, default_folder: Path | None = None, report: Callable[[str], None] = say
 ) -> PreparedData:
     """Open the data of a run; an unprepared source is prepared first.
 
@@ -302,6 +307,18 @@ def ensure_prepared(
     return data
 
 
+def source_of(data: Any, settings: DataSettings) -> str:
+    """The path of data, as in `data.source`; data in memory are first prepared as `settings` say."""
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    return str(
+        prepare(
+            data, settings.prepared, settings.resolution, resize=settings.resize, skip_bad=settings.skip_bad,
+            channels=settings.channels, num_classes=settings.num_classes,
+        ).folder
+    )  # fmt: skip
+
+
 def check_classes(wanted: int | None, found: int, source: str) -> None:
     """Raise UserError if the settings ask for a number of classes (not null, not 0) that the data does not have."""
     if wanted and wanted != found:
@@ -312,16 +329,17 @@ def check_classes(wanted: int | None, found: int, source: str) -> None:
 
 
 def _job(
-    source: str, resolution: int, resize: str, skip_bad: bool, labels: str | None, columns: str | None,
+    source: Any, resolution: int, resize: str, skip_bad: bool, labels: str | None, columns: str | None,
     channels: Literal[1, 3],
 ) -> Job:  # fmt: skip
     if resolution not in RESOLUTIONS:
         raise UserError(f"resolution {resolution} is not one of {', '.join(map(str, RESOLUTIONS))}")
-    if is_prepared(source):
-        raise UserError(f"{source}: is prepared data already")
+    on_disk = isinstance(source, str | os.PathLike)
+    if on_disk and is_prepared(os.fspath(source)):
+        raise UserError(f"{os.fspath(source)}: is prepared data already")
     opened = open_source(source, resolution, labels, columns)
     if opened.problems and not skip_bad:
-        raise UserError(refusal(source, opened.problems))
+        raise UserError(refusal(os.fspath(source) if on_disk else opened.name, opened.problems))
     return Job(opened, resolution, resize, skip_bad, channels)
 
 

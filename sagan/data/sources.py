@@ -1,9 +1,10 @@
-"""Sources of images: folders and archives, .npz files, torchvision data sets, and the embedded shapes."""
+"""Sources of images: folders, archives, .npz files, torchvision data sets, arrays and data sets in memory, shapes."""
 
 import contextlib
 import hashlib
 import itertools
 import math
+import os
 import re
 import sys
 import zipfile
@@ -173,18 +174,15 @@ class NpzSource(Source):
             if image_key is None:
                 raise UserError(f"{path}: holds no array `images`, only {', '.join(sorted(members)[:5]) or 'nothing'}")
             self._images = Member.of(archive, path, image_key)
-            _check_images(path, self._images)
+            _check_images(f"{path}: {image_key}", self._images.dtype, self._images.shape)
             self._labels, self._names = np.zeros(len(self), np.int64), ()
             if label_key is not None:
-                self._labels = _read_labels(archive, path, label_key, len(self))
+                self._labels = _checked_labels(f"{path}: {label_key}", read_table(archive, path, label_key), len(self))
                 self._names = tuple(map(str, range(int(self._labels.max()) + 1)))
                 if "class_names" in members:
                     self._names = _read_names(archive, path, len(self._names))
         self.num_classes = len(self._names)
-        empty = sorted(set(range(self.num_classes)) - set(np.unique(self._labels).tolist()))
-        self.problems = tuple(Problem("empty_class", self._names[i], "no image has this label") for i in empty)
-        if self.num_classes == 1 or (self.problems and self.num_classes - len(empty) == 1):
-            raise UserError(f"{path}: all labels are the same; leave `labels` out to train without labels")
+        self.problems = _empty_classes(str(path), self._labels, self._names)
 
     def __len__(self) -> int:
         return self._images.shape[0]
@@ -216,24 +214,30 @@ def _in_memory(index: int, pixels: np.ndarray, label: int) -> Item:
     return Item(f"image {index}", lambda: (Image.fromarray(pixels), label))
 
 
-def _check_images(path: Path, images: Member) -> None:
-    shape = images.shape
+def _check_images(where: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     fits = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if images.dtype != np.uint8 or not fits:
+    if dtype != np.uint8 or not fits:
         hint = "; transpose it (0, 2, 3, 1)" if len(shape) == 4 and shape[1] in (1, 3) and not fits else ""
-        raise UserError(f"{path}: {images.key} is {images.dtype} {shape}, expected uint8 (N, H, W, 3){hint}")
+        raise UserError(f"{where} is {dtype} {shape}, expected uint8 (N, H, W, 3){hint}")
     if 0 in shape:
-        raise UserError(f"{path}: {images.key} is empty, its shape is {shape}")
+        raise UserError(f"{where} is empty, its shape is {shape}")
 
 
-def _read_labels(archive: zipfile.ZipFile, path: Path, key: str, count: int) -> np.ndarray:
-    labels = read_table(archive, path, key)
+def _checked_labels(where: str, labels: np.ndarray, count: int) -> np.ndarray:
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise UserError(f"{path}: {key} is {labels.dtype} {labels.shape}, expected one integer an image: ({count},)")
+        raise UserError(f"{where} is {labels.dtype} {labels.shape}, expected one integer an image: ({count},)")
     if labels.min() < 0 or labels.max() >= count:
         low, high = labels.min(), labels.max()
-        raise UserError(f"{path}: {key} go from {low} to {high}; with {count} images, 0 to {count - 1} at most")
+        raise UserError(f"{where} go from {low} to {high}; with {count} images, 0 to {count - 1} at most")
     return labels.astype(np.int64)
+
+
+def _empty_classes(where: str, labels: np.ndarray, names: tuple[str, ...]) -> tuple[Problem, ...]:
+    """A problem for each class without an image. UserError if only one class has images."""
+    empty = sorted(set(range(len(names))) - set(np.unique(labels).tolist()))
+    if len(names) - len(empty) == 1:
+        raise UserError(f"{where}: all labels are the same; leave `labels` out to train without labels")
+    return tuple(Problem("empty_class", names[i], "no image has this label") for i in empty)
 
 
 def _read_names(archive: zipfile.ZipFile, path: Path, num_classes: int) -> tuple[str, ...]:
@@ -241,6 +245,84 @@ def _read_names(archive: zipfile.ZipFile, path: Path, num_classes: int) -> tuple
     if names.dtype.kind != "U" or names.ndim != 1 or len(names) < num_classes:
         raise UserError(f"{path}: class_names is {names.dtype} {names.shape}, expected {num_classes} strings")
     return tuple(printable(str(name)) for name in names)
+
+
+class MemorySource(Source):
+    """Images in memory: an array, a pair (images, labels), or a torch data set of images or (image, label).
+
+    An array is uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W), labels are integers (N,). An image of a data set is one
+    of PIL's, uint8 (H, W, 3) or (H, W), or a tensor (C, H, W), uint8 or from 0 to 1. A data set is read twice: here,
+    for its labels and its fingerprint, and by `items`. Raises UserError for anything else.
+    """
+
+    name = "images in memory"
+
+    def __init__(self, data: Any) -> None:
+        images, labels = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
+        if hasattr(images, "__array__"):
+            images = np.asarray(images)
+            _check_images("images", images.dtype, images.shape)
+        elif labels is not None or not (hasattr(images, "__getitem__") and hasattr(images, "__len__")):
+            given = type(images).__name__
+            raise UserError(f"data: {given} is neither a path, an array, (images, labels) nor a data set with a length")
+        self._images, found, digest = images, [], hashlib.sha256()
+        for index in range(len(images)):
+            image, label = self._read(index)
+            found.append(label)
+            digest.update(f"{image.size} {image.mode} {label} ".encode() + image.tobytes())
+        if labels is None and found and found[0] is not None:
+            labels = np.array(found)
+        if not found:
+            raise UserError("data: holds no image")
+        self._labels, self._names = np.zeros(len(found), np.int64), ()
+        if labels is not None:
+            self._labels = _checked_labels("labels", np.asarray(labels), len(found))
+            digest.update(self._labels.tobytes())
+            count = int(self._labels.max()) + 1
+            known = getattr(images, "classes", ())
+            names = known[:count] if len(known) >= count else range(count)
+            self._names = tuple(printable(str(name)) for name in names)
+        self.num_classes, self._fingerprint = len(self._names), digest.hexdigest()
+        self.problems = _empty_classes("data", self._labels, self._names) if self._names else ()
+
+    def _read(self, index: int) -> tuple[Image.Image, int | None]:
+        item = self._images[index]
+        image, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+        try:
+            return _as_image(image, index), None if label is None else int(label)
+        except (TypeError, ValueError):
+            raise UserError(f"data: the label of image {index} is {label!r:.40}, expected an integer") from None
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def class_names(self) -> tuple[str, ...]:
+        return self._names
+
+    def items(self) -> Iterator[Item]:
+        for index, label in enumerate(self._labels.tolist()):
+            yield _in_memory(index, np.asarray(self._read(index)[0]), label)
+
+
+def _as_image(image: Any, index: int) -> Image.Image:
+    """An image of PIL from one of PIL, an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (C, H, W)."""
+    if isinstance(image, Image.Image):
+        return image if image.mode == "L" else image.convert("RGB")
+    pixels = np.asarray(image)
+    if hasattr(image, "permute"):  # a tensor, as torchvision's ToTensor makes it
+        pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
+        if pixels.dtype.kind == "f" and pixels.size and pixels.min() >= 0 and pixels.max() <= 1:
+            pixels = (255 * pixels).round().astype(np.uint8)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,)):
+        span = f" from {pixels.min():.3g} to {pixels.max():.3g}" if pixels.dtype.kind == "f" and pixels.size else ""
+        raise UserError(
+            f"data: image {index} is {type(image).__name__} {pixels.dtype} {pixels.shape}{span}, expected "
+            "one of PIL's, uint8 (H, W, 3), or a tensor (3, H, W), uint8 or from 0 to 1"
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 @dataclass(frozen=True)
@@ -360,11 +442,17 @@ def is_saved(path: Path) -> bool:
     return folder or (path.suffix.lower() == ".parquet" and path.is_file())
 
 
-def open_source(text: str, resolution: int, labels: str | None = None, columns: str | None = None) -> Source:
+def open_source(data: Any, resolution: int, labels: str | None = None, columns: str | None = None) -> Source:
     """Open `shapes` or `pairs` (at `resolution`), `torchvision:NAME`, `hf:NAME`, an .npz, a folder or an archive.
 
-    `labels`, `columns`: see `FolderSource` and `HubSource`. Raises UserError for anything else, and as the sources do.
+    Anything but a text or a path is a `MemorySource`. `labels`, `columns`: see `FolderSource` and `HubSource`. Raises
+    UserError for anything else, and as the sources do.
     """
+    if not isinstance(data, str | os.PathLike):
+        if labels or columns:
+            raise UserError("labels: a table of labels is for folders and archives; give data as (images, labels)")
+        return MemorySource(data)
+    text = os.fspath(data)
     kind, _, rest = text.partition(":")
     path = expand_home(text)
     if kind == "hf" or is_saved(path):

@@ -2,18 +2,21 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import click
+import torch
+from pydantic import ConfigDict, Field
 
 from sagan.config.load import load_config
 from sagan.config.options import Place, as_json, check_truncation, device, inception_weights
-from sagan.config.schema import RESOLUTIONS, DataSettings
+from sagan.config.schema import RESOLUTIONS, DataSettings, Positive, Settings
 from sagan.data.dataset import PreparedData, is_prepared
-from sagan.data.prepare import ensure_prepared, to_stderr
+from sagan.data.prepare import ensure_prepared, source_of
 from sagan.data.shapes import variant_of
 from sagan.data.sources import cache_folder
 from sagan.evaluation.evaluate import SampleSettings, evaluate, generated_images, load_networks
@@ -22,14 +25,15 @@ from sagan.evaluation.features import (
     ImageSet,
     Reference,
     from_files,
+    from_memory,
     from_prepared,
     identity,
     reference_features,
     reference_from_file,
 )
 from sagan.evaluation.fid import save_statistics
-from sagan.evaluation.registry import DIRECTION, MANIFOLD, METRICS, Networks, parse_metrics, present
-from sagan.evaluation.result import EvaluationResult, over_repeats
+from sagan.evaluation.registry import MANIFOLD, METRICS, Networks, parse_metrics, present
+from sagan.evaluation.result import Scores, best_mode, over_repeats
 from sagan.models.generator import Generator
 from sagan.models.inference import with_standing_statistics
 from sagan.runs.checkpoint import load_generators, require_whole_checkpoint, verify_checkpoint
@@ -38,6 +42,7 @@ from sagan.sampling.sampler import pick_device, processes
 from sagan.utils.errors import UserError
 from sagan.utils.images import save_png
 from sagan.utils.io import append_json_line, check_file_place, expand_home, member_names, write_json
+from sagan.utils.progress import say
 from sagan.utils.system import process_group
 
 DEFAULT_NUM = 10_000
@@ -45,11 +50,12 @@ DEFAULT_NUM = 10_000
 
 @dataclass(frozen=True)
 class Source:
-    """SOURCE and its kind; `run`: the run folder that it is or belongs to."""
+    """SOURCE and its kind; `run`: the run folder that it is or belongs to; `memory`: a generator, or images."""
 
     text: str
-    kind: Literal["run", "checkpoint", "snapshot", "prepared", "files"]
+    kind: Literal["run", "checkpoint", "snapshot", "prepared", "files", "memory", "images"]
     run: Path | None = None
+    memory: Any = None
 
     @property
     def path(self) -> Path:
@@ -57,11 +63,16 @@ class Source:
 
     @property
     def holds_images(self) -> bool:
-        return self.kind in ("prepared", "files")
+        return self.kind in ("prepared", "files", "images")
 
 
-def parse_source(text: str) -> Source:
-    """Find the kind of SOURCE from its content; a text that is not a path is a Hub id."""
+def parse_source(source: Any) -> Source:
+    """Find the kind of SOURCE from its content; a text that is not a path is a Hub id, anything else is in memory."""
+    if isinstance(source, Generator):
+        return Source("the generator in memory", "memory", memory=source)
+    if not isinstance(source, str | os.PathLike):
+        return Source("the images in memory", "images", memory=source)
+    text = os.fspath(source)
     path = expand_home(text)
     if (path / "snapshots").is_dir() or (path / "checkpoints").is_dir():
         return Source(str(path), "run", path)
@@ -78,13 +89,23 @@ def parse_source(text: str) -> Source:
 
 def open_images(source: Source) -> ImageSet:
     """The images of a source that is not a generator."""
+    if source.kind == "images":
+        return from_memory(source.memory)
     return from_prepared(PreparedData.open(source.path)) if source.kind == "prepared" else from_files(source.path)
 
 
 def open_reference(
-    text: str, size: tuple[int, int], resize: Literal["crop", "squash"], backbone: Backbone | None, quiet: bool
+    data: Any, size: tuple[int, int], resize: Literal["crop", "squash"], backbone: Backbone | None, quiet: bool
 ) -> Reference:
     """A reference at the samples' size (H, W): statistics, prepared data, or a source, which is prepared first."""
+    square = size[0] == size[1] and size[0] in RESOLUTIONS
+    if not isinstance(data, str | os.PathLike):
+        settings = DataSettings(resolution=size[0] if square else RESOLUTIONS[0], resize=resize)
+        if square:
+            return _prepared_reference(PreparedData.open(source_of(data, settings)))
+        images = from_memory(data)
+        return _of_size(Reference(images.name, images), size, images.name)
+    text = os.fspath(data)
     path = expand_home(text)
     if _holds_statistics(path):
         if backbone is None:
@@ -92,21 +113,26 @@ def open_reference(
         return reference_from_file(path, size, backbone)
     if is_prepared(path):
         reference = _prepared_reference(PreparedData.open(path))
-    elif size[0] == size[1] and size[0] in RESOLUTIONS:
+    elif square:
         settings = DataSettings(source=text, resolution=size[0], resize=resize)
         reference = _prepared_reference(_prepare(settings, quiet))
     else:
         images = from_files(path)
         reference = Reference(images.name, images)
+    return _of_size(reference, size, text)
+
+
+def _of_size(reference: Reference, size: tuple[int, int], name: str) -> Reference:
+    """The reference. UserError if its images are not of this size."""
     found = present(reference.images).size
     if found != size:
         here, there = ("x".join(map(str, each)) for each in (found, size))
-        raise UserError(f"{text}: its images are {here}, the samples are {there}")
+        raise UserError(f"{name}: its images are {here}, the samples are {there}")
     return reference
 
 
 def _prepare(settings: DataSettings, quiet: bool) -> PreparedData:
-    return ensure_prepared(settings, report=(lambda line: None) if quiet else to_stderr)
+    return ensure_prepared(settings, report=(lambda line: None) if quiet else say)
 
 
 def _prepared_reference(data: PreparedData) -> Reference:
@@ -130,6 +156,9 @@ class Candidate:
 
 def candidates(source: Source, which: str, modes: bool) -> Iterator[Candidate]:
     """The generator of a source; with `modes` four variants of it."""
+    if source.kind == "memory":
+        yield Candidate(source.memory)
+        return
     if modes or source.kind == "checkpoint":
         checkpoint = source.path if source.kind == "checkpoint" else require_whole_checkpoint(source.path)
         step = int(verify_checkpoint(checkpoint)["step"])
@@ -179,77 +208,109 @@ def candidates(source: Source, which: str, modes: bool) -> Iterator[Candidate]:
 @click.option("--out", type=Place(), metavar="FILE.json", help="Write the result here instead of into the run.")
 @device
 @as_json
-def evaluate_cli(
-    source: str, reference: str | None, metrics: str | None, num: int | None, batch_size: int, labels: str,
-    truncation: float | None, repeats: int, which: str, modes: bool, backbone: str, inception_weights: Path | None,
-    backbone_weights: Path | None, vgg16_weights: Path | None, lpips: str, lpips_weights: Path | None,
-    out: Path | None, device: str, as_json: bool,
-) -> None:  # fmt: skip
+def evaluate_cli(source: str, metrics: str | None, as_json: bool, **options: Any) -> None:
     """Score SOURCE: a run, a snapshot, a Hub id, a folder of images or an .npz."""
-    given, options = parse_source(source), click.get_current_context().params
-    asked = None if metrics is None else parse_metrics(metrics)
-    check_truncation(truncation)
-    if out is not None:
-        check_file_place(out)
-    _check_options(given, options)
-    _check_metrics(given, asked, options)
+    given, asked = parse_source(source), None if metrics is None else parse_metrics(metrics)
+    if "nearest" in (asked or ()) and options["out"] is None and given.run is None:
+        raise UserError("nearest: writes an image; name the result with --out FILE.json")
+    found = score(given, Evaluation(metrics=asked, **options))
+    if found is not None:
+        grid = record(given, found, options["out"])
+        lines = [found.to_table(), *([] if grid is None else [str(grid)])]
+        print(json.dumps(found.to_dict()) if as_json else "\n".join(lines))
 
-    rank, world = processes()
-    chosen = pick_device(device)
-    weights = inception_weights if backbone == "inception" else backbone_weights
 
-    def prepare(metrics: Sequence[str], size: tuple[int, int]) -> tuple[Networks, Reference | None]:
-        networks = load_networks(metrics, chosen, backbone, weights, lpips, lpips_weights, vgg16_weights)
-        if reference is not None:
-            return networks, open_reference(reference, size, "crop", networks.backbone, quiet=rank > 0)
-        data = None
-        if given.run is not None and any(METRICS[name].compares for name in metrics):
-            data = load_config(given.run / "config.yaml").data
-        if data is None or data.source is None:
-            return networks, None
-        return networks, _prepared_reference(_prepare(data, quiet=rank > 0))
+class Evaluation(Settings):
+    """The options of `sagan evaluate`. `reference`: also data in memory."""
 
+    model_config = ConfigDict(allow_inf_nan=True)  # `check_truncation` refuses them
+    metrics: tuple[str, ...] | None = None
+    reference: Any = None
+    num: Annotated[int, Field(ge=2)] | None = None
+    batch_size: Positive = 64
+    labels: Literal["reference", "uniform"] = "reference"
+    truncation: float | None = None
+    repeats: Positive = 1
+    which: Literal["newest", "best"] = "newest"
+    modes: bool = False
+    backbone: str = "inception"
+    inception_weights: Path | None = None
+    backbone_weights: Path | None = None
+    vgg16_weights: Path | None = None
+    lpips: Literal["alex", "vgg"] = "alex"
+    lpips_weights: Path | None = None
+    out: Path | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+def score(source: Source, options: Evaluation) -> Scores | None:
+    """Score a source; of several modes, the best one. Every process calls it; None on all but the first."""
+    asked = options.metrics
+    check_truncation(options.truncation)
+    if options.out is not None:
+        check_file_place(options.out)
+    _check_options(source, options)
+    _check_metrics(source, asked, options)
+    world = processes()[1]
+    chosen = pick_device(options.device)
     with process_group(world, chosen):
-        results = []
-        if given.holds_images:
-            images = open_images(given)
-            images = images if num is None else images.sample(num)
-            networks, real = prepare(asked or ("fid",), images.size)
+        if source.holds_images:
+            images, names = open_images(source), asked or ("fid",)
+            images = images if options.num is None else images.sample(options.num)
+            networks, real = _networks_and_reference(source, names, images.size, chosen, options)
             store = _store(images.key, networks)
-            results = [evaluate(images, real, asked or ("fid",), networks, batch_size, store=store)]
-        prepared = None
-        for candidate in () if given.holds_images else candidates(given, which, modes):
-            generator = candidate.generator.to(chosen)
+            return evaluate(images, real, names, networks, options.batch_size, store=store)
+        prepared, results = None, []
+        for candidate in candidates(source, options.which, options.modes):
+            generator = candidate.generator if source.kind == "memory" else candidate.generator.to(chosen)
             names = asked or (("coherence",) if variant_of(generator.class_names) else ("fid",))
             if "coherence" in names and generator.class_names and not variant_of(generator.class_names):
-                raise UserError(f"{source}: coherence is defined for generators of shapes and pairs only")
-            prepared = prepared or prepare(names, (generator.resolution, generator.resolution))
-            results.append(_evaluate_candidate(candidate, given, names, *prepared, options))
-    if rank == 0:
-        _write_result(given, [result for result in results if result is not None], out, as_json)
+                raise UserError(f"{source.text}: coherence is defined for generators of shapes and pairs only")
+            size = (generator.resolution, generator.resolution)
+            prepared = prepared or _networks_and_reference(source, names, size, chosen, options)
+            results.append(_evaluate_candidate(candidate, source, names, *prepared, options))
+    return best_mode([result for result in results if result is not None]) if processes()[0] == 0 else None
 
 
-def _check_options(source: Source, options: dict[str, Any]) -> None:
+def _networks_and_reference(
+    source: Source, metrics: Sequence[str], size: tuple[int, int], device: torch.device, options: Evaluation
+) -> tuple[Networks, Reference | None]:
+    """What the metrics on samples of `size` (H, W) need: networks, and real images if they are given or known."""
+    weights = options.inception_weights if options.backbone == "inception" else options.backbone_weights
+    trunk = options.lpips, options.lpips_weights
+    networks = load_networks(metrics, device, options.backbone, weights, *trunk, options.vgg16_weights)
+    quiet = processes()[0] > 0
+    if options.reference is not None:
+        return networks, open_reference(options.reference, size, "crop", networks.backbone, quiet)
+    data = None
+    if source.run is not None and any(METRICS[name].compares for name in metrics):
+        data = load_config(source.run / "config.yaml").data
+    if data is None or data.source is None:
+        return networks, None
+    return networks, _prepared_reference(_prepare(data, quiet))
+
+
+def _check_options(source: Source, options: Evaluation) -> None:
     """UserError for options that exclude each other or do not apply to the source."""
-    if options["modes"]:
-        if options["repeats"] > 1:
+    if options.modes:
+        if options.repeats > 1:
             raise UserError("--repeats and --modes cannot be combined; find the best mode first, then repeat it")
         if source.kind not in ("run", "checkpoint"):
             raise UserError(
                 f"{source.text}: --modes needs a run or a checkpoint; a snapshot holds the averaged generator only"
             )
-    if options["which"] == "best" and (source.kind != "run" or options["modes"]):
+    if options.which == "best" and (source.kind != "run" or options.modes):
         raise UserError("--which best: selects a snapshot of a run; give a run, without --modes")
     if source.holds_images:
         for name, default in {"truncation": None, "repeats": 1, "labels": "reference"}.items():
-            if options[name] != default:
+            if getattr(options, name) != default:
                 raise UserError(f"--{name}: applies to generators, but {source.text} holds images")
 
 
-def _check_metrics(source: Source, asked: Sequence[str] | None, options: dict[str, Any]) -> None:
+def _check_metrics(source: Source, asked: Sequence[str] | None, options: Evaluation) -> None:
     """UserError for weights that would not be used, and for metrics without a reference or a place for their image."""
     chosen = [METRICS[name] for name in asked or ("fid",)]
-    on_features, inception = any(metric.on_features for metric in chosen), options["backbone"] == "inception"
+    on_features, inception = any(metric.on_features for metric in chosen), options.backbone == "inception"
     used = {
         "inception": on_features and inception,
         "backbone": on_features and not inception,
@@ -257,29 +318,27 @@ def _check_metrics(source: Source, asked: Sequence[str] | None, options: dict[st
         "lpips": any(metric.needs == "lpips" for metric in chosen),
     }
     for name in used:
-        if options[f"{name}_weights"] is not None and not used[name]:
+        if getattr(options, f"{name}_weights") is not None and not used[name]:
             raise UserError(f"--{name}-weights: not used by these metrics; remove it, or change --metrics")
     for metric in chosen if asked else ():
-        if metric.compares and options["reference"] is None and source.run is None:
+        if metric.compares and options.reference is None and source.run is None:
             raise UserError(f"{metric.name}: compares with real images; name them with --reference")
-    if "nearest" in (asked or ()) and options["out"] is None and source.run is None:
-        raise UserError("nearest: writes an image; name the result with --out FILE.json")
 
 
 def _evaluate_candidate(
     candidate: Candidate, source: Source, metrics: Sequence[str], networks: Networks, reference: Reference | None,
-    options: dict[str, Any],
-) -> EvaluationResult | None:  # fmt: skip
+    options: Evaluation,
+) -> Scores | None:  # fmt: skip
     """The result over all repeats; None on all processes but the first."""
     name = source.path.name + ("" if candidate.step is None else f" at step {candidate.step}")
-    num, results = options["num"] or DEFAULT_NUM, []
-    for repeat in range(options["repeats"]):
+    num, results = options.num or DEFAULT_NUM, []
+    for repeat in range(options.repeats):
         settings = SampleSettings(
-            num, repeat * num, options["labels"], options["truncation"], candidate.weights, candidate.batch_norm
+            num, repeat * num, options.labels, options.truncation, candidate.weights, candidate.batch_norm
         )
         samples = generated_images(candidate.generator, settings, reference, name)
         store = _store(samples.key, networks)
-        result = evaluate(samples, reference, metrics, networks, options["batch_size"], settings, candidate.step, store)
+        result = evaluate(samples, reference, metrics, networks, options.batch_size, settings, candidate.step, store)
         results += [] if result is None else [result]
     return over_repeats(results) if results else None
 
@@ -292,31 +351,21 @@ def _store(key: str, networks: Networks) -> Path | None:
     return cache_folder() / "features" / f"samples-{name}"
 
 
-def _write_result(source: Source, results: Sequence[EvaluationResult], out: Path | None, as_json: bool) -> None:
-    """Save and print the result; of several modes the best one, with the scores of the others."""
-    score = next((name for name in results[0].values if name in DIRECTION), None)
-    best = results[0] if score is None else max(results, key=lambda one: DIRECTION[score] * one.values[score])
-    record, lines, grid = best.to_dict(), [], None
-    if len(results) > 1:
-        record |= {"modes": {one.mode: one.values for one in results}, "best_mode": best.mode}
-        width = max(len(one.mode) for one in results)
-        lines.append("  ".join(["".ljust(width), *(name.rjust(10) for name in best.values)]))
-        for one in results:
-            cells = [f"{one.values[name]:10.4g}" for name in best.values] + ["      best"] * (one is best)
-            lines.append("  ".join([one.mode.ljust(width), *cells]))
-        lines.append("")
-    if best.grid is not None:
-        if out is not None:
-            grid = out.with_name(f"{out.stem}-nearest.png")
-        else:
-            grid = present(source.run) / "samples" / f"{best.step or 0:08d}-nearest.png"
-        save_png(grid, best.grid)
+def record(source: Source, scores: Scores, out: Path | None) -> Path | None:
+    """Write scores to `out`, or append them to metrics.jsonl of a run. Returns the path of their image, if any."""
     if out is not None:
-        write_json(out, record)
+        grid = out.with_name(f"{out.stem}-nearest.png")
     elif source.run is not None:
-        append_json_line(source.run / "metrics.jsonl", record)
-    lines += [best.to_table()] + ([] if grid is None else [str(grid)])
-    print(json.dumps(record) if as_json else "\n".join(lines))
+        grid = source.run / "samples" / f"{scores.step or 0:08d}-nearest.png"
+    else:
+        return None
+    if scores.grid is not None:
+        save_png(grid, scores.grid)
+    if out is not None:
+        write_json(out, scores.to_dict())
+    elif source.run is not None:
+        append_json_line(source.run / "metrics.jsonl", scores.to_dict())
+    return None if scores.grid is None else grid
 
 
 @click.command("stats")

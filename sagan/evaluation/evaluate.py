@@ -18,14 +18,14 @@ from sagan.evaluation.registry import (
     KID_SUBSET,
     MANIFOLD,
     METRICS,
+    Computed,
     Inputs,
     Metric,
     Networks,
-    Scores,
     check_count,
     present,
 )
-from sagan.evaluation.result import EvaluationResult, Protocol, labels_by_frequency, versions
+from sagan.evaluation.result import Protocol, Scores, labels_by_frequency, versions
 from sagan.models.generator import Generator
 from sagan.runs.snapshot import fingerprint
 from sagan.sampling.sampler import generate, latents
@@ -117,8 +117,8 @@ def evaluate(
     step: int | None = None,
     store: Path | None = None,
     stop: Callable[[], bool] | None = None,
-) -> EvaluationResult | None:
-    """Scores and protocol of `samples`; every process calls it, the first one gets the result.
+) -> Scores | None:
+    """Computed and protocol of `samples`; every process calls it, the first one gets the result.
 
     `settings`: how the samples were generated; None for images from files. `store`, `stop`: see `extract`; the
     store is removed at the end. UserError for a metric that is not defined on these sets.
@@ -131,7 +131,7 @@ def evaluate(
     if rank_and_count()[0] > 0:
         return None
     names = samples.class_names
-    return EvaluationResult(
+    return Scores(
         {name: value for score in scores for name, value in score.values.items()},
         _protocol(chosen, inputs, settings),
         per_class={names[k] if k < len(names) else str(k): v for one in scores for k, v in one.per_class.items()},
@@ -174,7 +174,7 @@ def _order(metric: Metric) -> tuple[int, int]:
     return 0 if metric.needs == "logits" else 1 if metric.on_features else 2, list(METRICS).index(metric.name)
 
 
-def _compute(metrics: Sequence[Metric], inputs: Inputs, store: Path | None) -> list[Scores]:
+def _compute(metrics: Sequence[Metric], inputs: Inputs, store: Path | None) -> list[Computed]:
     networks, main, found = inputs.networks, rank_and_count()[0] == 0, []
     on_features = [metric for metric in metrics if metric.on_features]
     if on_features:
@@ -186,7 +186,7 @@ def _compute(metrics: Sequence[Metric], inputs: Inputs, store: Path | None) -> l
         both = _extracted(inputs, networks.manifold, True)
         if main:
             values = {f"{name}_{networks.manifold.name}": value for name, value in both.manifold.items()}
-            found.append(Scores(values))
+            found.append(Computed(values))
     return found + [metric.compute(inputs) for metric in metrics if not metric.on_features]
 
 

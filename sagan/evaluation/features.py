@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sagan.data.dataset import PreparedData
 from sagan.data.decode import Unusable, decode, look
-from sagan.data.sources import FolderSource, Item, NpzSource, cache_folder
+from sagan.data.sources import FolderSource, Item, MemorySource, NpzSource, Source, cache_folder
 from sagan.evaluation.extractors import Backbone, Features
 from sagan.evaluation.fid import Moments, Statistics, load_statistics, save_statistics
 from sagan.utils.errors import Interrupted, UserError
@@ -93,13 +93,26 @@ def from_files(path: Path) -> ImageSet:
         raise UserError(f"{path}: expected a folder of images or an .npz with `images`")
     source = NpzSource(path)
     source.check_expansion()
+    return _whole(source, sha256(path))
+
+
+def from_memory(data: Any) -> ImageSet:
+    """Images in memory, at their own size. UserError as of `MemorySource`, and for mixed sizes."""
+    source = MemorySource(data)
+    return _whole(source, source.fingerprint())
+
+
+def _whole(source: Source, key: str) -> ImageSet:
+    """The images of a source, read into memory."""
     images, labels = zip(*((_readable(decode, item), item.read()[1]) for item in source.items()), strict=True)
+    if sizes := {image.shape[:2] for image in images} - {images[0].shape[:2]}:
+        raise UserError(f"{source.name}: images of mixed sizes, {images[0].shape[:2]} and {min(sizes)}; prepare them")
     pixels = torch.from_numpy(np.stack(images))
     return ImageSet(
         count=len(pixels),
         size=(pixels.shape[1], pixels.shape[2]),
         read=lambda indices: pixels[torch.from_numpy(indices)],
-        key=sha256(path),
+        key=key,
         name=source.name,
         labels=np.array(labels, np.int64) if source.num_classes else None,
         class_names=source.class_names(),

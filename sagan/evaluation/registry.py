@@ -39,7 +39,7 @@ class Networks:
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Computed:
     """`values` by name; `per_class`: FID of each class; `grid`: samples beside their nearest reference images."""
 
     values: dict[str, float]
@@ -97,7 +97,7 @@ class Metric:
     name: str
     direction: Literal[-1, 0, 1]
     needs: Literal["logits", "statistics", "features", "lpips", "images"]
-    compute: Callable[[Inputs], Scores]
+    compute: Callable[[Inputs], Computed]
     compares: bool = False
     least: int = 2
     decimals: int = 3
@@ -120,16 +120,16 @@ class Metric:
         return (*(backbone if self.on_features else lpips if self.needs == "lpips" else ()), *self.protocol)
 
 
-def _fid(inputs: Inputs) -> Scores:
+def _fid(inputs: Inputs) -> Computed:
     from sagan.evaluation.fid import frechet_distance
 
-    return Scores({"fid": frechet_distance(present(inputs.generated).statistics, present(inputs.real).statistics)})
+    return Computed({"fid": frechet_distance(present(inputs.generated).statistics, present(inputs.real).statistics)})
 
 
-def _kid(inputs: Inputs) -> Scores:
+def _kid(inputs: Inputs) -> Computed:
     from sagan.evaluation.feature_metrics import kid
 
-    return Scores(dict(zip(("kid", "kid_std"), kid(*inputs.features, subset_size=KID_SUBSET), strict=True)))
+    return Computed(dict(zip(("kid", "kid_std"), kid(*inputs.features, subset_size=KID_SUBSET), strict=True)))
 
 
 def _kid_parameters(inputs: Inputs) -> str:
@@ -137,16 +137,16 @@ def _kid_parameters(inputs: Inputs) -> str:
     return f"100 subsets of {size}, (x·y/D + 1)^3, subsets from seed 2020"
 
 
-def _inception_score(inputs: Inputs) -> Scores:
+def _inception_score(inputs: Inputs) -> Computed:
     from sagan.evaluation.feature_metrics import inception_score
 
     logits = present(present(inputs.generated).logits)
-    return Scores(dict(zip(("is", "is_std"), inception_score(logits), strict=True)))
+    return Computed(dict(zip(("is", "is_std"), inception_score(logits), strict=True)))
 
 
 def _manifold(name: str) -> Metric:
     return Metric(
-        name, +1, "features", lambda inputs: Scores({name: inputs.manifold[name]}), compares=True, least=6,
+        name, +1, "features", lambda inputs: Computed({name: inputs.manifold[name]}), compares=True, least=6,
         protocol={"manifold": _manifold_parameters},
     )  # fmt: skip
 
@@ -157,39 +157,39 @@ def _manifold_parameters(inputs: Inputs) -> str:
     return f"precision, recall: k = 3; density, coverage: k = 5{also}"
 
 
-def _intra_fid(inputs: Inputs) -> Scores:
+def _intra_fid(inputs: Inputs) -> Computed:
     from sagan.evaluation.fid import intra_fid
 
     features, real_features = inputs.features
     labels, real_labels = present(inputs.samples.labels), present(inputs.reference_images.labels)
     mean, per_class = intra_fid(features, labels, real_features, real_labels)
-    return Scores({"intra_fid": mean}, per_class)
+    return Computed({"intra_fid": mean}, per_class)
 
 
-def _lpips_diversity(inputs: Inputs) -> Scores:
+def _lpips_diversity(inputs: Inputs) -> Computed:
     from sagan.evaluation.lpips import lpips_diversity
 
-    return Scores(lpips_diversity(inputs.samples, present(inputs.networks.perceptual), inputs.batch_size))
+    return Computed(lpips_diversity(inputs.samples, present(inputs.networks.perceptual), inputs.batch_size))
 
 
-def _nearest(inputs: Inputs) -> Scores:
+def _nearest(inputs: Inputs) -> Computed:
     import numpy as np
 
     from sagan.evaluation.lpips import embeddings, nearest, nearest_grid
     from sagan.utils.system import rank_and_count
 
     if rank_and_count()[0] > 0:
-        return Scores({})
+        return Computed({})
     reference, perceptual = inputs.reference_images, present(inputs.networks.perceptual)
     first = inputs.samples.read(np.arange(min(NEAREST_SAMPLES, inputs.samples.count)))
     others = (embedded for _, embedded in embeddings(reference, perceptual, inputs.batch_size))
     found = nearest(perceptual.embed(first), others, min(NEIGHBORS, reference.count))
     neighbors = np.stack([reference.read(row).cpu().numpy() for row in found.indices])
     grid = nearest_grid(first.cpu().numpy(), neighbors, found.distances, f"nearest of {reference.name}, LPIPS")
-    return Scores({"nearest": float(np.median(found.distances[:, 0]))}, grid=grid)
+    return Computed({"nearest": float(np.median(found.distances[:, 0]))}, grid=grid)
 
 
-def _coherence(inputs: Inputs) -> Scores:
+def _coherence(inputs: Inputs) -> Computed:
     from sagan.data.shapes import ONE_PAIR, variant_of
     from sagan.evaluation.coherence import coherence
     from sagan.utils.system import gather_in_turn, rank_and_count
@@ -198,7 +198,7 @@ def _coherence(inputs: Inputs) -> Scores:
     batches = inputs.samples.batches(inputs.batch_size)[rank::processes]
     images = gather_in_turn([inputs.samples.read(indices).cpu().numpy() for indices in batches])
     variant = variant_of(inputs.samples.class_names) or ONE_PAIR
-    return Scores({} if images is None else coherence(images, inputs.samples.labels, variant).to_dict())
+    return Computed({} if images is None else coherence(images, inputs.samples.labels, variant).to_dict())
 
 
 METRICS = {

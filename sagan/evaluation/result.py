@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from importlib.metadata import version
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from sagan.config.schema import Count, Positive, Settings
+from sagan.evaluation.registry import DIRECTION
 
 RECORDED = ("sagan", "torch", "torchvision", "torch-fidelity", "lpips", "numpy")
 NOT_COMPARED = ("versions", "seeds", "checkpoint_step")  # change scores by chance or rounding only
@@ -71,15 +73,22 @@ def protocol_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str
 
 
 @dataclass(frozen=True, eq=False)
-class EvaluationResult:
-    """One line of metrics.jsonl.
+class Scores:
+    """Scores and how they were computed: one line of metrics.jsonl. In a notebook they show themselves as a table.
 
     Attributes:
         values: scores by name; means over the repeats.
+        protocol: samples, reference and networks; scores of two protocols that differ are not comparable.
         spread: standard deviations over the repeats (divisor n - 1), {} for a single one.
         per_class: FID of each class by its name.
         step: of the generator, if known.
         grid: samples beside their nearest reference images, uint8 (H, W, 3); not part of the line.
+        modes: scores of each combination of weights and batch-norm statistics, of which these are the best.
+
+    Example:
+        >>> scores = sagan.evaluate("runs/shapes", metrics="coherence", num=16)
+        >>> 0 <= scores["coherence"] <= 1, scores.protocol.num
+        (True, 16)
     """
 
     values: dict[str, float]
@@ -89,6 +98,10 @@ class EvaluationResult:
     warnings: tuple[str, ...] = ()
     step: int | None = None
     grid: np.ndarray | None = None
+    modes: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
 
     @property
     def mode(self) -> str:
@@ -103,14 +116,19 @@ class EvaluationResult:
             **self.values,
             **{name: value for name, value in others.items() if value},
             "protocol": self.protocol.model_dump(mode="json", exclude_none=True),
+            **({"modes": self.modes, "best_mode": self.mode} if self.modes else {}),
         }
 
     def to_table(self) -> str:
-        """One line per score, then classes, protocol and warnings."""
-        lines = []
-        for name, value in self.values.items():
-            spread = f" ± {_number(self.spread[name]).strip()}" if name in self.spread else ""
-            lines.append(f"{name:24} {_number(value)}{spread}")
+        """One line per score, then classes, protocol and warnings; before them, the scores of each mode."""
+        lines, width = [], max(map(len, self.modes), default=0)
+        if self.modes:
+            lines.append("  ".join([" " * width, *(name.rjust(10) for name in self.values)]))
+            for mode, values in self.modes.items():
+                cells = [f"{values[name]:10.4g}" for name in self.values] + ["      best"] * (mode == self.mode)
+                lines.append("  ".join([mode.ljust(width), *cells]))
+            lines.append("")
+        lines += [f"{name:24} {self._text(name)}" for name in self.values]
         if self.per_class:
             lines += ["", "FID by class", *(f"  {name:22} {value:8.2f}" for name, value in self.per_class.items())]
         lines.append("")
@@ -120,12 +138,29 @@ class EvaluationResult:
                 lines.append(f"{name:24} {text if len(text) != 64 else text[:16] + '…'}")
         return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
 
+    def __str__(self) -> str:
+        return self.to_table()
+
+    def _repr_html_(self) -> str:
+        scores = {name: self._text(name) for name in self.values}
+        of_classes = {f"FID of {name}": f"{value:.2f}" for name, value in self.per_class.items()}
+        protocol = self.protocol.model_dump(exclude_none=True, exclude={"versions"})
+        about = {name: f"{value}" if len(str(value)) != 64 else f"{value:.16}…" for name, value in protocol.items()}
+        rows = [f"<tr><th>{escape(name)}</th><td><b>{text}</b></td></tr>" for name, text in scores.items()]
+        rows += [f"<tr><th>{escape(n)}</th><td>{escape(text)}</td></tr>" for n, text in (of_classes | about).items()]
+        notes = "".join(f"<p>warning: {escape(line)}</p>" for line in self.warnings)
+        return f"<table>{''.join(rows)}</table>{notes}"
+
+    def _text(self, name: str) -> str:
+        spread = f" ± {_number(self.spread[name]).strip()}" if name in self.spread else ""
+        return f"{_number(self.values[name])}{spread}"
+
 
 def _number(value: float) -> str:
     return f"{value:10.2f}" if abs(value) >= 100 else f"{value:10.4f}" if abs(value) >= 0.01 else f"{value:10.3g}"
 
 
-def over_repeats(results: Sequence[EvaluationResult]) -> EvaluationResult:
+def over_repeats(results: Sequence[Scores]) -> Scores:
     """Mean and spread of results that differ in their seeds only."""
     first = results[0]
     if len(results) == 1:
@@ -139,6 +174,13 @@ def over_repeats(results: Sequence[EvaluationResult]) -> EvaluationResult:
         per_class={name: float(np.mean([one.per_class[name] for one in results])) for name in first.per_class},
         warnings=tuple(dict.fromkeys(line for one in results for line in one.warnings)),
     )
+
+
+def best_mode(results: Sequence[Scores]) -> Scores:
+    """The best of results that differ in their modes only, by their first score that ranks, with the scores of all."""
+    score = next((name for name in results[0].values if name in DIRECTION), None)
+    best = results[0] if score is None else max(results, key=lambda one: DIRECTION[score] * one.values[score])
+    return best if len(results) == 1 else replace(best, modes={one.mode: one.values for one in results})
 
 
 def labels_by_frequency(class_counts: np.ndarray, count: int) -> np.ndarray:

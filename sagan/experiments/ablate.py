@@ -23,7 +23,7 @@ from sagan.config.load import check_processes
 from sagan.config.options import Place, as_json
 from sagan.config.schema import Config
 from sagan.data.dataset import PreparedData
-from sagan.data.prepare import ensure_prepared, to_stderr
+from sagan.data.prepare import ensure_prepared
 from sagan.experiments.ablation import RECORD, Ablation, Key, merged, plan_ablation, read_ablation, variant_errors
 from sagan.experiments.ablation_report import report
 from sagan.models.discriminator import Discriminator
@@ -69,7 +69,7 @@ def check_variants(configs: dict[str, Config], folder: Path) -> tuple[dict[str, 
         with variant_errors(name):
             source = config.data.model_dump_json()
             if source not in prepared:
-                prepared[source] = ensure_prepared(config.data, None, to_stderr)
+                prepared[source] = ensure_prepared(config.data)
             data = prepared[source]
             config, _ = resolve_precision(resolved(config, data), None)
             parameters[name] = count_parameters(config)

@@ -111,6 +111,8 @@ def pick_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, found in available.items() if found)
+    if name not in available:
+        raise UserError(f"--device {name}: no such device; known: auto, {', '.join(available)}")
     if not available[name]:
         raise UserError(f"--device {name}: not available here; --device cpu always is")
     return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)

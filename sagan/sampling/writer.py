@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sagan.config.options import Place, check_interpolation, check_truncation, parse_classes, select_seeds
@@ -21,7 +22,16 @@ from sagan.models.generator import Generator
 from sagan.runs.snapshot import fingerprint, load_snapshot
 from sagan.sampling.sampler import class_path, generate, latents, pick_device, processes, slerp
 from sagan.utils.errors import UserError
-from sagan.utils.images import enlarge, image_grid, name_rows, read_png, save_animation, save_png
+from sagan.utils.images import (
+    as_png,
+    captioned_grid,
+    enlarge,
+    image_grid,
+    name_rows,
+    read_png,
+    save_animation,
+    save_png,
+)
 from sagan.utils.io import atomic_file, make_folder, read_arrays, read_json, write_json
 from sagan.utils.progress import Progress
 
@@ -75,6 +85,57 @@ def sample_cli(
         write_grid(out, samples, generator.class_names, npz)
     kept = f", {len(share) - new} already there" if new < len(share) else ""
     print(f"{out}: {new} images{kept}" + (f" (process {rank + 1} of {world})" if world > 1 else ""), file=sys.stderr)
+
+
+class Samples(np.ndarray):
+    """Images uint8 (N, R, R, 3), as `sagan.sample` returns them. In a notebook they show themselves as a sheet.
+
+    An array with three attributes, which arrays computed or cut from it do not have (they are None).
+
+    Attributes:
+        seeds: int64 (N,); labels: int64 (N,), -1 without classes; class_names: (K,), empty if unknown.
+
+    Example:
+        >>> images = sagan.sample("runs/shapes", seeds=[3, 5], classes="disc")
+        >>> images.seeds.tolist(), images.labels.tolist()
+        ([3, 5], [0, 0])
+        >>> images.sheet(columns=2).save("sheet.png")
+    """
+
+    seeds: np.ndarray | None
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+
+    def __new__(cls, images: np.ndarray, samples: Sequence["Sample"], class_names: tuple[str, ...]) -> "Samples":
+        made = images.view(cls)
+        made.seeds = np.array([sample.seed for sample in samples])
+        made.labels = np.array([-1 if sample.label is None else sample.label for sample in samples])
+        made.class_names = class_names
+        return made
+
+    def __array_finalize__(self, other: object) -> None:
+        self.seeds, self.labels, self.class_names = None, None, ()
+
+    def sheet(self, columns: int = 8, scale: int | None = None) -> Image.Image:
+        """The images as a grid, with seed and class below each; `scale`: of a pixel (None: images of 64 px or more)."""
+        if self.seeds is None or self.labels is None:
+            return Image.fromarray(captioned_grid(np.asarray(self), None, columns, scale))
+        names = [("" if k < 0 else self.class_names[k] if self.class_names else f"class {k}") for k in self.labels]
+        captions = [f"{seed} {name}".rstrip() for seed, name in zip(self.seeds, names, strict=True)]
+        return Image.fromarray(captioned_grid(np.asarray(self), captions, columns, scale))
+
+    def _repr_png_(self) -> bytes | None:
+        return as_png(self.sheet()) if self.dtype == np.uint8 and self.ndim == 4 and len(self) else None
+
+
+def sample(
+    generator: Generator, samples: Sequence["Sample"], truncation: float | None = None, quiet: bool = False
+) -> Samples:
+    """The images of `samples`. The generator is in eval mode."""
+    images = np.empty((len(samples), generator.resolution, generator.resolution, 3), np.uint8)
+    for i, image in enumerate(_generate(generator, samples, truncation, quiet)):
+        images[i] = image
+    return Samples(images, samples, generator.class_names)
 
 
 @dataclass(frozen=True)
@@ -147,9 +208,7 @@ def write_npz(out: Path, generator: Generator, samples: Sequence[Sample], trunca
         if np.array_equal(found["seeds"], seeds) and np.array_equal(found["labels"], labels):
             return 0
         raise UserError(f"{path}: holds other seeds or classes; choose another folder, or remove it")
-    images = np.empty((len(samples), generator.resolution, generator.resolution, 3), np.uint8)
-    for i, image in enumerate(_generate(generator, samples, truncation, quiet)):
-        images[i] = image
+    images = np.asarray(sample(generator, samples, truncation, quiet))
     with atomic_file(path) as temporary:
         np.savez(temporary, images=images, seeds=seeds, labels=labels)
     return len(samples)

@@ -2,7 +2,6 @@
 
 import json
 import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from sagan.models.gan import GAN
 from sagan.training.step import LatentBatch
 from sagan.utils.images import read_png
 from sagan.utils.io import append_json_line, atomic_file
+from sagan.utils.progress import say, shows_bars
 from sagan.utils.system import peak_resident_mib
 
 SHOWN = ("d_loss", "g_loss", "real_logits", "fake_logits")
@@ -30,17 +30,19 @@ SHOWN = ("d_loss", "g_loss", "real_logits", "fake_logits")
 class RunLog:
     """The log of one process. `silent` (any process but the main one): write nothing.
 
-    `track(values, step)` and `track_picture(name, picture, step)` pass values and images to trackers.
+    `track(values, step)` and `track_picture(name, picture, step)` pass values and images to trackers; `show()` shows
+    the run in a notebook after it was sampled.
     """
 
     def __init__(self, run: Path, start: int, steps: int, images_per_step: int,
                  track: Callable[[dict[str, float], int], None], silent: bool = False,
-                 track_picture: Callable[[str, np.ndarray, int], None] | None = None):  # fmt: skip
-        self.folder, self.track_picture = run, track_picture
+                 track_picture: Callable[[str, np.ndarray, int], None] | None = None,
+                 show: Callable[[], None] | None = None):  # fmt: skip
+        self.folder, self.track_picture, self.show = run, track_picture, show
         self.path, self.start, self.steps, self.images_per_step = run / "log.jsonl", start, steps, images_per_step
         self.track, self.silent = track, silent
         self._since = time.monotonic()
-        self._bar = _bar() if sys.stderr.isatty() and not silent else None
+        self._bar = _bar() if shows_bars() and not silent else None
         if self._bar is not None:
             self._bar.add_task("", total=steps, completed=start, rate="")
             self._bar.start()
@@ -67,10 +69,13 @@ class RunLog:
 
     def samples(self, step: int) -> None:
         """Pass the pictures of this step in samples/ to the trackers."""
-        if self.silent or self.track_picture is None:
+        if self.silent:
             return
+        if self.show is not None:
+            self.show()
         for name, end in (("samples", ""), ("attention", "-attention")):
-            if (path := self.folder / "samples" / f"{step:08d}{end}.png").exists():
+            path = self.folder / "samples" / f"{step:08d}{end}.png"
+            if self.track_picture is not None and path.exists():
                 self.track_picture(name, read_png(path), step)
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
@@ -83,7 +88,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.console.print(message, markup=False, highlight=False)
         elif not self.silent:
-            print(message, file=sys.stderr, flush=True)
+            say(message)
 
     def restart(self, step: int) -> None:
         """Count the pace from `step`, to which the run has returned."""

@@ -4,7 +4,8 @@ import copy
 import gc
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -138,6 +140,25 @@ def launcher_conflicts(config: Config) -> list[str]:
             option = f"--{variable.lower()} {launched}"
             messages.append(f"{setting}: {str(value).lower()} of the config holds, not {option} of accelerate launch")
     return messages
+
+
+@contextmanager
+def own_settings(config: Config) -> Iterator[None]:
+    """Restore on exit what a run sets in torch and Accelerate, so that another run can follow in this process."""
+    first, backends = not AcceleratorState._shared_state, torch.backends
+    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), backends.cudnn.benchmark
+    attention, matmul = backends.cuda.cudnn_sdp_enabled(), backends.cuda.matmul
+    tf32 = None if config.training.tf32 is None else (backends.cudnn.allow_tf32, matmul.allow_tf32)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        backends.cudnn.benchmark = benchmark
+        backends.cuda.enable_cudnn_sdp(attention)
+        if tf32 is not None:
+            backends.cudnn.allow_tf32, matmul.allow_tf32 = tf32
+        if first:
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_accelerator(config: Config, run: Path) -> Accelerator:

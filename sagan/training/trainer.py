@@ -4,9 +4,8 @@ import json
 import os
 import re
 import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ from sagan.config.load import check_processes, load_config, replaced
 from sagan.config.options import Place
 from sagan.config.schema import Config
 from sagan.data.dataset import Prefetcher, PreparedData
-from sagan.data.prepare import ensure_prepared, to_stderr
+from sagan.data.prepare import ensure_prepared
 from sagan.evaluation.registry import check_names
 from sagan.inspection.figure import attention_figure
 from sagan.inspection.health import has_maps
@@ -49,6 +48,7 @@ from sagan.training.state import (
     close,
     launcher_conflicts,
     make_accelerator,
+    own_settings,
     resolve_precision,
     resume,
     set_rates,
@@ -56,7 +56,8 @@ from sagan.training.state import (
 from sagan.training.step import LatentBatch, RealBatch, discriminator_step, generator_step
 from sagan.utils.errors import Interrupted, UserError
 from sagan.utils.images import image_grid, save_png
-from sagan.utils.system import caught_signals
+from sagan.utils.progress import say
+from sagan.utils.system import SIGNALS, caught_signals
 
 RECORDED_VERSIONS = ("torch", "torchvision", "accelerate", "numpy", "torch-fidelity", "safetensors")
 
@@ -89,19 +90,23 @@ def train_cli(config: Path, out: Path | None, overrides: tuple[str, ...], change
         return describe_command(config, settings)
     if out is None:
         raise click.UsageError("Missing option '--out': the folder of the run.")
-    return train_command(config, out, settings, changes)
+    stopped = start(load_config(config, settings), out, changes)
+    return 0 if stopped is None else 128 + stopped
 
 
-def train_command(config_path: Path, out: Path, overrides: list[str], changed: Sequence[str] = ()) -> int:
-    """Start or resume the run in `out` and train to the config's last step. Returns the exit code.
+def start(
+    config: Config, out: Path, changed: Sequence[str] = (), watched: Sequence[signal.Signals] = SIGNALS,
+    show: Callable[[], None] | None = None,
+) -> int | None:  # fmt: skip
+    """Start or resume the run in `out` and train to the config's last step. Returns the signal that ended it early.
 
-    `changed`: overrides that hold from the next step of the run on. Raises UserError for any mistake in config, data,
-    folder or machine before it writes anything to `out`.
+    `changed`: overrides that hold from the next step of the run on. `watched`: signals that save and end the run;
+    `show`: see `RunLog`. Raises UserError for any mistake in config, data, folder or machine before it writes anything
+    to `out`.
     """
-    config = load_config(config_path, overrides)
     check_names(config.evaluate.metrics, "evaluate.metrics")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    data = ensure_prepared(config.data, report=to_stderr if rank == 0 else lambda line: None)
+    data = ensure_prepared(config.data, report=say if rank == 0 else lambda line: None)
     config = resolved(config, data)
     config, changes = changed_config(out, config, changed)
     check_processes(config, world)
@@ -117,10 +122,11 @@ def train_command(config_path: Path, out: Path, overrides: list[str], changed: S
     with lock_run(out) if rank == 0 else nullcontext():
         check_run(out, config, about, changes)  # again: another process may have started a run there in the meantime
         if final_snapshot(out, config.training.steps) is None:
-            return _train_run(config, out, data, about, changes, messages)
+            with own_settings(config):
+                return _train_run(config, out, data, about, changes, messages, watched, show)
     if rank == 0:
-        print(f"{out}: finished, all {config.training.steps} steps are done", file=sys.stderr)
-    return 0
+        say(f"{out}: finished, all {config.training.steps} steps are done")
+    return None
 
 
 def resolved(config: Config, data: PreparedData) -> Config:
@@ -136,9 +142,10 @@ def resolved(config: Config, data: PreparedData) -> Config:
 
 
 def _train_run(
-    config: Config, out: Path, data: PreparedData, about: dict[str, Any], changes: Changes, messages: list[str]
-) -> int:  # fmt: skip
-    """Build or resume the run, train it, and report how it ended. Returns the exit code.
+    config: Config, out: Path, data: PreparedData, about: dict[str, Any], changes: Changes, messages: list[str],
+    watched: Sequence[signal.Signals], show: Callable[[], None] | None,
+) -> int | None:  # fmt: skip
+    """Build or resume the run, train it, and report how it ended. Returns the signal that ended it early.
 
     `changes`: of the config against the steps so far; `messages`: for the user, to be shown first.
     """
@@ -159,12 +166,12 @@ def _train_run(
         truncate_log(out / "metrics.jsonl", run.progress.step - run.progress.unscored)
     accelerator.wait_for_everyone()
     trackers, place = Trackers(run), (out, run.progress.step, settings.steps, settings.batch_size)
-    log = RunLog(*place, trackers.values, silent=not main, track_picture=trackers.picture)
+    log = RunLog(*place, trackers.values, silent=not main, track_picture=trackers.picture, show=show)
     try:
         for message in messages:
             log.say(message)
         with _named_operation():
-            stopped = train(run, log)
+            stopped = train(run, log, watched)
     finally:
         log.close()
     close(run)
@@ -172,15 +179,14 @@ def _train_run(
     if stopped is not None:
         name = signal.Signals(stopped).name
         log.say(f"stopped by {name} at step {step} and saved; run the same command again to resume")
-        return 128 + stopped
-    if step < settings.steps:
+    elif step < settings.steps:
         log.say(
             f"stopped early at step {step}: {config.evaluate.best} was best at step {run.progress.best_step}, "
             f"{run.progress.stale} evaluations ago; raise evaluate.patience to continue"
         )
     else:
         log.say(f"done: {out}/snapshots/{settings.steps:08d}, samples in {out}/samples")
-    return 0
+    return stopped
 
 
 @contextmanager
@@ -197,14 +203,14 @@ def _named_operation() -> Iterator[None]:
         raise
 
 
-def train(run: Run, log: RunLog) -> int | None:
-    """Train until the run is finished. Returns None, or the signal that ended it early (with everything saved).
+def train(run: Run, log: RunLog, watched: Sequence[signal.Signals] = SIGNALS) -> int | None:
+    """Train until the run is finished. Returns None, or the `watched` signal that ended it early (all is saved).
 
     Raises UserError when the run diverges and may not roll back.
     """
     archive_stop(run)
     _complete(run)
-    with caught_signals() as received:
+    with caught_signals(watched) as received:
         while run.progress.unscored or not run.finished:
             ended = _train_until(run, log, _Agreement(run, received))
             if not isinstance(ended, Divergence):

@@ -1,8 +1,10 @@
 """Errors for the user: one message, no traceback."""
 
 import difflib
+import errno
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +13,13 @@ if TYPE_CHECKING:
 LONGEST_LINE = 1500  # characters; the middle of a longer one is left out
 LONGEST_VALUE = 200  # characters of a wrong value
 MOST_NAMES = 25
+FULL, DENIED = "the disk is full", "no permission to read or write it"
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # messages of CUDA and of torch's CPU allocator
+SYSTEM_ERRORS = {  # errors that users can cause anywhere; any other OSError is a bug
+    errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: FULL,
+    errno.EACCES: DENIED, errno.EPERM: DENIED, errno.EROFS: DENIED,
+    errno.ENAMETOOLONG: "the name is too long",
+}  # fmt: skip
 
 
 class UserError(ValueError):
@@ -18,10 +27,34 @@ class UserError(ValueError):
 
     The command line prints only the message and exits with code 2; any other exception is a bug. Since messages quote
     untrusted files, unprintable characters are escaped and long lines shortened. Further lines begin with two spaces.
+
+    Example:
+        >>> try:
+        ...     sagan.sample("runs/shapes", seeds=4, truncation=-1)
+        ... except sagan.UserError as error:
+        ...     print(error)
+        --truncation -1: expected a positive number, such as 0.7
     """
 
     def __init__(self, message: str) -> None:
         super().__init__("\n".join(_shortened(escaped(line)) for line in re.split(r"\n(?=  \S)", message)))
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Raise a full disk, a lack of permission and a lack of memory as UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in SYSTEM_ERRORS:
+            raise
+        reason = f"{error.filename or 'output'}: {SYSTEM_ERRORS[error.errno]}; no incomplete files were left"
+        raise UserError(reason) from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        reason = "not enough memory; lower training.batch_size (raise optim.accumulation) or the channels"
+        raise UserError(reason) from error
 
 
 def escaped(text: str) -> str:

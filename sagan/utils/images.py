@@ -1,5 +1,6 @@
 """Conversion to uint8, PNG files, image grids and animations."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,13 @@ def read_png(path: Path | str) -> np.ndarray:
         raise UserError(f"{path}: not readable as an image ({error})") from None
 
 
+def as_png(image: Image.Image | np.ndarray) -> bytes:
+    """The bytes of a PNG of uint8 (H, W, 3)."""
+    file = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, format="PNG")
+    return file.getvalue()
+
+
 def enlarge(images: np.ndarray, scale: int) -> np.ndarray:
     """Enlarge (N, H, W, 3) by a whole factor, without interpolation."""
     return images.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -58,6 +66,31 @@ def image_grid(images: np.ndarray, columns: int, scale: int = 1, border: int = 2
         top, left = border + i // columns * (height + border), border + i % columns * (width + border)
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+SMALLEST, CAPTION = 64, 15  # pixels: of an image in a sheet, of the line below it
+
+
+def captioned_grid(
+    images: np.ndarray, captions: Sequence[str] | None, columns: int, scale: int | None = None
+) -> np.ndarray:
+    """Arrange uint8 (N, H, W, 3) as `image_grid` does, with a caption below each image: (H', W', 3).
+
+    `scale`: None enlarges images to 64 pixels or more.
+    """
+    images = enlarge(images, scale or max(1, SMALLEST // images.shape[2]))
+    columns, (_, height, width, _) = min(columns, len(images)), images.shape
+    if captions is None:
+        return image_grid(images, columns)
+    cells = np.pad(images, ((0, 0), (0, CAPTION), (0, 0), (0, 0)), constant_values=255)
+    canvas = Image.fromarray(image_grid(cells, columns))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
+    for i, caption in enumerate(captions):
+        while font.getlength(caption) > width and len(caption) > 2:
+            caption = f"{caption[:-2]}…"
+        left, top = i % columns * (width + 2) + 2 + width / 2, i // columns * (height + CAPTION + 2) + 2 + height
+        draw.text((left, top + 1), caption, BLACK, font, anchor="ma")
+    return np.asarray(canvas)
 
 
 def name_rows(image: np.ndarray, names: Sequence[str]) -> np.ndarray:

@@ -1,8 +1,10 @@
-"""Progress on stderr: a bar on a terminal, otherwise a line every few seconds."""
+"""Messages and progress on stderr: a bar on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.console import Console
@@ -11,6 +13,28 @@ from rich.progress import Progress as Bar
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 5.0
+_silent = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silenced(quiet: bool = True) -> Iterator[None]:
+    """Show neither messages nor progress in this block, if `quiet`."""
+    token = _silent.set(quiet or _silent.get())
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
+def say(line: str) -> None:
+    """Print a line on stderr, unless `silenced`."""
+    if not _silent.get():
+        print(line, file=sys.stderr, flush=True)
+
+
+def shows_bars() -> bool:
+    """Whether progress is a bar: on a terminal, unless `silenced`."""
+    return sys.stderr.isatty() and not _silent.get()
 
 
 class Progress:
@@ -21,13 +45,13 @@ class Progress:
                 progress.advance(len(group))
 
     A terminal shows a bar with rate and time left. Otherwise a line is printed every 5 s, and one at the end of
-    successful work that took longer. Call it from one thread. `quiet`: show nothing.
+    successful work that took longer. Call it from one thread. `quiet`, or in a `silenced` block: show nothing.
     """
 
     def __init__(self, total: int, description: str, quiet: bool = False) -> None:
-        self.total, self.description, self.quiet, self.done = total, description, quiet, 0
+        self.total, self.description, self.quiet, self.done = total, description, quiet or _silent.get(), 0
         self._bar = None
-        if sys.stderr.isatty() and not quiet:
+        if shows_bars() and not quiet:
             columns = BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}", TimeRemainingColumn()
             self._bar = Bar("{task.description}", *columns, console=Console(stderr=True))
             self._bar.add_task(description, total=total, rate="")

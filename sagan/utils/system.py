@@ -3,7 +3,8 @@
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PATIENCE = timedelta(hours=12)  # others wait while rank 0 works alone
 
 
@@ -60,11 +62,17 @@ def peak_resident_mib(usage: resource.struct_rusage) -> float:
     return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-@contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGUSR1 instead of terminating; a second SIGINT terminates.
+def free_signals() -> list[signal.Signals]:
+    """The signals that a library may watch: SIGINT, in the main thread of a program without a handler of its own."""
+    main = threading.current_thread() is threading.main_thread()
+    return [signal.SIGINT] if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
 
-    A second SIGTERM does not: Slurm and torchrun each send one.
+
+@contextmanager
+def caught_signals(watched: Sequence[signal.Signals] = SIGNALS) -> Iterator[list[int]]:
+    """Collect the `watched` signals instead of terminating; a second SIGINT terminates.
+
+    A second SIGTERM does not: Slurm and torchrun each send one. Earlier handlers are restored on exit.
     """
     received: list[int] = []
 
@@ -73,7 +81,6 @@ def caught_signals() -> Iterator[list[int]]:
         if number == signal.SIGINT:
             signal.signal(number, previous[signal.SIGINT])
 
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     previous = {number: signal.signal(number, note) for number in watched}
     try:
         yield received

@@ -14,16 +14,16 @@ from small_generator import small_generator
 from tiny import tiny_config, tiny_run
 
 from sagan.data.dataset import PreparedData
-from sagan.evaluation.registry import DIRECTION, METRICS, Inputs, Metric, Scores, decides
-from sagan.evaluation.result import EvaluationResult, Protocol, labels_by_frequency, over_repeats
+from sagan.evaluation.registry import DIRECTION, METRICS, Computed, Inputs, Metric, decides
+from sagan.evaluation.result import Protocol, Scores, labels_by_frequency, over_repeats
 from sagan.experiments.runs import MetricsLine
 from sagan.experiments.table import score_text
 from sagan.runs.checkpoint import Progress
 from sagan.runs.snapshot import save_snapshot
 
 
-def gray(inputs: Inputs) -> Scores:
-    return Scores({"gray": inputs.samples.read(torch.arange(2).numpy()).float().mean().item()})
+def gray(inputs: Inputs) -> Computed:
+    return Computed({"gray": inputs.samples.read(torch.arange(2).numpy()).float().mean().item()})
 
 
 ENTRY = Metric("gray", +1, "images", gray, decimals=1, protocol={"pixels": lambda inputs: f"of {inputs.samples.count}"})
@@ -88,9 +88,9 @@ def test_which_scores_a_field_affects(field: str, scores: set[str]) -> None:
     assert {score for score in DIRECTION if decides(field, score)} == scores
 
 
-def result(fid: float, seeds: str = "0-9", **protocol: Any) -> EvaluationResult:
+def result(fid: float, seeds: str = "0-9", **protocol: Any) -> Scores:
     of = Protocol(images="generated", num=10, size=(32, 32), seeds=seeds, **protocol)
-    return EvaluationResult({"fid": fid}, of, warnings=("10 samples: few",))
+    return Scores({"fid": fid}, of, warnings=("10 samples: few",))
 
 
 def test_a_result_is_one_json_object_with_scores_at_the_top() -> None:

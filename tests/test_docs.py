@@ -22,7 +22,8 @@ FROM_LIBRARIES = {"did you mean …?", "known: …"}
 
 def code(text: str) -> list[str]:
     """Lines of code blocks but those in Python (continued lines joined), and inline code."""
-    blocks = "".join(re.findall(r"^```(?!python)\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    text = re.sub(r"^```python\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = "".join(re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     rest = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"\\\n\s*", "", blocks).splitlines() + re.findall(r"`([^`\n]+)`", rest)
 

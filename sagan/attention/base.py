@@ -168,7 +168,16 @@ def record_attention(network: nn.Module, points: Tensor | None = None) -> Iterat
 
     `points` (k, 2) or (B, k, 2): fractions in [0, 1) of height and width, so that they fit every resolution (the center
     of image pixel (r, c) is ((r + 0.5)/H, (c + 0.5)/W)); None: every cell, row by row. Yields a dict that is filled on
-    exit: module name -> map, or "module name/map name" for modules with several maps.
+    exit: module name -> map, or "module name/map name" for modules with several maps. Raises ValueError for points
+    outside [0, 1).
+
+    Examples:
+        >>> from sagan.attention import SelfAttention
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, padding=1), SelfAttention(16, 8))
+        >>> with sagan.record_attention(network, torch.tensor([[0.5, 0.5]])) as maps, torch.no_grad():
+        ...     features = network(torch.randn(2, 3, 8, 8))
+        >>> maps["1"].kind, maps["1"].weights.shape  # (images, heads, points, H', W')
+        ('softmax row', torch.Size([2, 1, 1, 4, 4]))
     """
     modules = {name: m for name, m in network.named_modules() if isinstance(m, Observable)}
     recorded: dict[str, AttentionMap] = {}

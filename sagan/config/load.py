@@ -75,7 +75,7 @@ def _written_out(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
     return known[id(node)]
 
 
-def load_config(path: Path | str | None, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | os.PathLike[str] | None, overrides: list[str] | None = None) -> Config:
     """Read a YAML file (None: the defaults), apply overrides `a.b=value` (values are YAML) and validate.
 
     A name such as "shapes32" or "attention/cbam" that is not a file is looked up among the shipped configs. Raises
@@ -104,7 +104,7 @@ def load_config(path: Path | str | None, overrides: list[str] | None = None) -> 
 
 
 def as_config(
-    config: str | Path | Mapping[str, Any] | Config | None, changes: Mapping[str, Any] | None = None
+    config: str | os.PathLike[str] | Mapping[str, Any] | Config | None, changes: Mapping[str, Any] | None = None
 ) -> Config:  # fmt: skip
     """The config of a name, a file, a mapping or a Config, with `changes`: dotted names of settings -> plain values.
 

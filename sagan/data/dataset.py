@@ -69,7 +69,7 @@ class PreparedData:
         labels: int64 (N,), 0 without classes.
         manifest: resolution, class names and counts, source, hash.
 
-    Example:
+    Examples:
         >>> data = sagan.prepare("shapes:40", "data/shapes", resolution=32)
         >>> len(data), data.manifest.num_classes
         (40, 4)

@@ -238,7 +238,7 @@ def exclusive(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 def prepare(
     source: Any,
-    out: Path | str | None = None,
+    out: str | os.PathLike[str] | None = None,
     resolution: int = 32,
     *,
     resize: Literal["crop", "squash"] = "crop",
@@ -249,7 +249,7 @@ def prepare(
     num_classes: int | None = None,
     report: Callable[[str], None] = say,
 ) -> PreparedData:
-    """Convert every image of `source` to resolution × resolution and write the folder `out`, as `sagan prepare` does.
+    """Convert every image of `source` to resolution × resolution and write the folder `out`.
 
     `out` gets images.npy, labels.npy, manifest.json, report.json, contact_sheet.png and, if images were left out,
     skipped.txt: all of them or none. Does nothing if `out` already holds this source with these settings. Two processes
@@ -269,12 +269,6 @@ def prepare(
 
     Raises UserError for a source that is missing, empty or of unclear layout, for arrays of another shape or type, for
     labels that do not fit, for unusable images, and for an `out` that holds something else.
-
-    Example:
-        >>> images = np.random.default_rng(0).integers(0, 256, (20, 40, 48, 3), np.uint8)
-        >>> data = sagan.prepare((images, np.arange(20) % 2), "data/noise", resolution=32)
-        >>> data.images.shape, data.labels[:4].tolist()
-        ((20, 32, 32, 3), [0, 1, 0, 1])
     """
     job = _job(source, resolution, resize, skip_bad, labels, columns, channels)
     check_classes(num_classes, job.source.num_classes, job.source.name)

@@ -177,7 +177,7 @@ class NpzSource(Source):
             _check_images(f"{path}: {image_key}", self._images.dtype, self._images.shape)
             self._labels, self._names = np.zeros(len(self), np.int64), ()
             if label_key is not None:
-                self._labels = _checked_labels(f"{path}: {label_key}", read_table(archive, path, label_key), len(self))
+                self._labels = check_labels(f"{path}: {label_key}", read_table(archive, path, label_key), len(self))
                 self._names = tuple(map(str, range(int(self._labels.max()) + 1)))
                 if "class_names" in members:
                     self._names = _read_names(archive, path, len(self._names))
@@ -223,11 +223,14 @@ def _check_images(where: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
         raise UserError(f"{where} is empty, its shape is {shape}")
 
 
-def _checked_labels(where: str, labels: np.ndarray, count: int) -> np.ndarray:
+def check_labels(where: str, labels: np.ndarray, count: int, classes: int | None = None) -> np.ndarray:
+    """The labels as int64 (count,). UserError unless they are integers from 0, below `classes` (None: below count)."""
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise UserError(f"{where} is {labels.dtype} {labels.shape}, expected one integer an image: ({count},)")
-    if labels.min() < 0 or labels.max() >= count:
+    if labels.min() < 0 or labels.max() >= (count if classes is None else classes):
         low, high = labels.min(), labels.max()
+        if classes is not None:
+            raise UserError(f"{where} go from {low} to {high}; the classes are 0 to {classes - 1}")
         raise UserError(f"{where} go from {low} to {high}; with {count} images, 0 to {count - 1} at most")
     return labels.astype(np.int64)
 
@@ -276,7 +279,7 @@ class MemorySource(Source):
             raise UserError("data: holds no image")
         self._labels, self._names = np.zeros(len(found), np.int64), ()
         if labels is not None:
-            self._labels = _checked_labels("labels", np.asarray(labels), len(found))
+            self._labels = check_labels("labels", np.asarray(labels), len(found))
             digest.update(self._labels.tobytes())
             count = int(self._labels.max()) + 1
             known = getattr(images, "classes", ())
@@ -288,8 +291,9 @@ class MemorySource(Source):
     def _read(self, index: int) -> tuple[Image.Image, int | None]:
         item = self._images[index]
         image, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+        image = _as_image(image, index)
         try:
-            return _as_image(image, index), None if label is None else int(label)
+            return image, None if label is None else int(label)
         except (TypeError, ValueError):
             raise UserError(f"data: the label of image {index} is {label!r:.40}, expected an integer") from None
 

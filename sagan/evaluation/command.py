@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import click
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from sagan.config.load import load_config
 from sagan.config.options import Place, as_json, check_truncation, device, inception_weights
@@ -43,7 +43,7 @@ from sagan.utils.errors import UserError
 from sagan.utils.images import save_png
 from sagan.utils.io import append_json_line, check_file_place, expand_home, member_names, write_json
 from sagan.utils.progress import say
-from sagan.utils.system import process_group
+from sagan.utils.system import from_first, process_group
 
 DEFAULT_NUM = 10_000
 
@@ -214,10 +214,13 @@ def evaluate_cli(source: str, metrics: str | None, as_json: bool, **options: Any
     if "nearest" in (asked or ()) and options["out"] is None and given.run is None:
         raise UserError("nearest: writes an image; name the result with --out FILE.json")
     found = score(given, Evaluation(metrics=asked, **options))
-    if found is not None:
+    if processes()[0] == 0:
         grid = record(given, found, options["out"])
         lines = [found.to_table(), *([] if grid is None else [str(grid)])]
         print(json.dumps(found.to_dict()) if as_json else "\n".join(lines))
+
+
+Home = Annotated[Path, AfterValidator(expand_home)]
 
 
 class Evaluation(Settings):
@@ -234,17 +237,17 @@ class Evaluation(Settings):
     which: Literal["newest", "best"] = "newest"
     modes: bool = False
     backbone: str = "inception"
-    inception_weights: Path | None = None
-    backbone_weights: Path | None = None
-    vgg16_weights: Path | None = None
+    inception_weights: Home | None = None
+    backbone_weights: Home | None = None
+    vgg16_weights: Home | None = None
     lpips: Literal["alex", "vgg"] = "alex"
-    lpips_weights: Path | None = None
-    out: Path | None = None
+    lpips_weights: Home | None = None
+    out: Home | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
-def score(source: Source, options: Evaluation) -> Scores | None:
-    """Score a source; of several modes, the best one. Every process calls it; None on all but the first."""
+def score(source: Source, options: Evaluation) -> Scores:
+    """Score a source; of several modes, the best one. Every process calls it and gets the scores."""
     asked = options.metrics
     check_truncation(options.truncation)
     if options.out is not None:
@@ -259,7 +262,7 @@ def score(source: Source, options: Evaluation) -> Scores | None:
             images = images if options.num is None else images.sample(options.num)
             networks, real = _networks_and_reference(source, names, images.size, chosen, options)
             store = _store(images.key, networks)
-            return evaluate(images, real, names, networks, options.batch_size, store=store)
+            return present(from_first(evaluate(images, real, names, networks, options.batch_size, store=store)))
         prepared, results = None, []
         for candidate in candidates(source, options.which, options.modes):
             generator = candidate.generator if source.kind == "memory" else candidate.generator.to(chosen)
@@ -268,8 +271,9 @@ def score(source: Source, options: Evaluation) -> Scores | None:
                 raise UserError(f"{source.text}: coherence is defined for generators of shapes and pairs only")
             size = (generator.resolution, generator.resolution)
             prepared = prepared or _networks_and_reference(source, names, size, chosen, options)
-            results.append(_evaluate_candidate(candidate, source, names, *prepared, options))
-    return best_mode([result for result in results if result is not None]) if processes()[0] == 0 else None
+            found = from_first(_evaluate_candidate(candidate, source, names, *prepared, options))
+            results.append(present(found))
+        return best_mode(results)
 
 
 def _networks_and_reference(

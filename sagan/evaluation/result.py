@@ -85,7 +85,7 @@ class Scores:
         grid: samples beside their nearest reference images, uint8 (H, W, 3); not part of the line.
         modes: scores of each combination of weights and batch-norm statistics, of which these are the best.
 
-    Example:
+    Examples:
         >>> scores = sagan.evaluate("runs/shapes", metrics="coherence", num=16)
         >>> 0 <= scores["coherence"] <= 1, scores.protocol.num
         (True, 16)

@@ -266,6 +266,24 @@ def baselines_text(data: str, width: int) -> str:
     return "\n\n".join([f"baselines for {data} (published results)", text_table(columns, width), "\n".join(caveats)])
 
 
+def check_metric(metric: str | None) -> None:
+    """UserError for an unknown metric."""
+    if metric is not None and metric not in DIRECTION:
+        raise UserError(f"--metric {metric}: unknown metric; {suggestion(metric, DIRECTION)}")
+
+
+def compare_runs(folders: Sequence[Path], metric: str | None = None) -> Comparison:
+    """Compare runs, in one metric if it is named. UserError for an unknown metric, and for one that no run has."""
+    check_metric(metric)
+    comparison = compare(read_runs(folders))
+    if metric is None:
+        return comparison
+    if metric not in comparison.metrics:
+        have = f"they have {', '.join(comparison.metrics)}" if comparison.columns else "they have no score yet"
+        raise UserError(f"--metric {metric}: none of these runs has it; {have}")
+    return compare(comparison.runs, only=metric)
+
+
 # --- the command
 
 
@@ -282,18 +300,12 @@ def compare_cli(
 ) -> None:  # fmt: skip
     """Compare the settings and scores of RUNS. One run: its scores by step."""
     baselines = baselines or published
-    if metric is not None and metric not in DIRECTION:
-        raise UserError(f"--metric {metric}: unknown metric; {suggestion(metric, DIRECTION)}")
+    check_metric(metric)
     if baselines is not None and Path(baselines).is_dir():
         raise UserError(f"--baselines {baselines}: is a folder, not a data set; put --baselines after the runs")
     if out is not None and (out.suffix.lower() != ".png" or out.is_dir()):
         raise UserError(f"--out {out}: name a .png file{'; this is a folder' if out.is_dir() else ''}")
-    comparison = compare(read_runs(runs))
-    if metric is not None:
-        if metric not in comparison.metrics:
-            have = f"they have {', '.join(comparison.metrics)}" if comparison.columns else "they have no score yet"
-            raise UserError(f"--metric {metric}: none of these runs has it; {have}")
-        comparison = compare(comparison.runs, only=metric)
+    comparison = compare_runs(runs, metric)
     data = [] if baselines is None else baseline_data(comparison.runs, baselines)
     if out is not None:
         from sagan.experiments.charts import comparison_figure, rendered

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -200,10 +201,17 @@ class ScoreColumn:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs and their scores.
+    """Runs and their scores, as `sagan.compare` returns them. In a notebook it shows itself as the table of `str`.
 
     `groups`: the distinct protocols, reduced to the fields that decide a score. `columns`: by metric, in the order of
     the registry; of a metric, those with the most runs, then scores, first, and the unknown protocol last.
+
+    Examples:
+        >>> comparison = sagan.compare("runs/shapes")
+        >>> str(comparison).startswith("shapes: 2 steps, 16 images seen")
+        True
+        >>> comparison.record()["runs"][0]["step"]
+        2
     """
 
     runs: Sequence[RunRecord]
@@ -215,6 +223,20 @@ class Comparison:
         """The columns of each metric that some run has."""
         names = dict.fromkeys(column.metric for column in self.columns)
         return {name: [column for column in self.columns if column.metric == name] for name in names}
+
+    def record(self) -> dict[str, Any]:
+        """Settings that differ, scores and protocols, as `sagan compare --json` prints them."""
+        from sagan.experiments.compare import comparison_record  # here: it imports this module
+
+        return comparison_record(self)
+
+    def __str__(self) -> str:
+        from sagan.experiments.compare import PIPED_WIDTH, comparison_text
+
+        return comparison_text(self, PIPED_WIDTH)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
 
 def compare(runs: Sequence[RunRecord], only: str | None = None) -> Comparison:

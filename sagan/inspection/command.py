@@ -1,9 +1,10 @@
 """`sagan attend`: show what generator and discriminator attend to, as figures, arrays, a page, animations, numbers."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,20 @@ from rich.table import Table
 from torch import Tensor
 
 from sagan.config.load import load_config
-from sagan.config.options import Place, parse_classes, parse_seeds
+from sagan.config.options import Place, as_classes, parse_seeds
 from sagan.config.options import as_json as json_option
 from sagan.config.schema import ATTENTION_RESOLUTION
 from sagan.data.decode import Unusable, convert
 from sagan.data.prepare import ensure_prepared
 from sagan.data.shapes import Variant, variant_of
-from sagan.data.sources import FolderSource
+from sagan.data.sources import FolderSource, MemorySource, check_labels
 from sagan.evaluation.coherence import clear_objects, coherence, find_objects
 from sagan.evaluation.command import Source, parse_source
 from sagan.evaluation.features import from_prepared
 from sagan.evaluation.lpips import load_perceptual
 from sagan.inspection import health, intervention, record
 from sagan.inspection.animate import path_frames, path_points, snapshot_frames
+from sagan.inspection.attention import Attention
 from sagan.inspection.figure import attention_figure
 from sagan.inspection.page import pack_layers, write_page
 from sagan.inspection.record import Points, Recording
@@ -37,7 +39,7 @@ from sagan.models.generator import Generator
 from sagan.runs.checkpoint import load_discriminator, load_generators, require_whole_checkpoint
 from sagan.runs.snapshot import load_snapshot, snapshots
 from sagan.sampling.sampler import default_labels, generate, latents
-from sagan.utils.errors import UserError, suggestion
+from sagan.utils.errors import UserError
 from sagan.utils.images import save_animation, save_png
 from sagan.utils.io import check_folder_place, make_folder
 
@@ -89,15 +91,14 @@ def attend_cli(
         chosen = record.pixel_points(torch.tensor(pixels), subject.generator.resolution, subject.generator.resolution)
 
     everything = record_networks(subject, chosen, network, images)
-    recordings = {name: select_layers(recording, layers) for name, recording in everything.items()}
-    page = pack_layers(subject.generator, subject.z, subject.labels, everything["attention"]) if html else None
+    shown = {name: attention.select(layers) for name, attention in everything.items()}
+    recordings = {name: attention.recording for name, attention in shown.items()}
+    page = (
+        pack_layers(subject.generator, subject.z, subject.labels, everything["attention"].recording) if html else None
+    )
     make_folder(out)
-    written = []
-    for name, recording in recordings.items():
-        written += [out / f"{name}.png", out / f"{name}.npz"]
-        save_png(written[-2], attention_figure(recording, smooth, tile))
-        record.save_npz(written[-1], recording)
-    report, lines = summarize(subject, recordings)
+    written = [path for attention in shown.values() for path in attention.save(out, smooth, tile)]
+    report, lines = summarize(subject, shown)
     if network != "discriminator":
         written.append(out / "ablation.png")
         report["ablation"] = write_ablation(written[-1], subject, lpips_weights)
@@ -108,7 +109,8 @@ def attend_cli(
         lines, written = lines + text, written + paths
     if page is not None:
         written.append(out / "attention.html")
-        write_page(written[-1], everything["attention"], page, report["attention"], Path(source).name)
+        about = report["attention"], everything["attention"].source
+        write_page(written[-1], everything["attention"].recording, page, *about)
     if animate is not None:
         written.append(out / f"attention-{animate}.{'mp4' if mp4 else 'gif'}")
         write_animation(written[-1], subject, chosen, animate, layers, smooth, tile)
@@ -116,17 +118,17 @@ def attend_cli(
 
 
 def check_options(
-    source: Source, network: str, points: str | None, at: str | None, images: Path | None, html: bool,
+    source: Source, network: str, points: object, at: object, images: object, html: bool,
     animate: str | None, mp4: bool,
 ) -> None:  # fmt: skip
     """UserError for options that do not fit the source or each other."""
     for wrong, message in (
-        (source.kind in ("prepared", "files"),
+        (source.holds_images,
          f"{source.text}: holds images; give a run, a checkpoint, a snapshot or a Hub id"),
         (points and at, "--points and --at exclude each other; give one of them"),
         (network != "generator" and source.kind not in ("run", "checkpoint"),
          f"{source.text}: a snapshot holds the generator alone; give its run or a checkpoint"),
-        (images and network == "generator", "--images needs --network discriminator or both"),
+        (images is not None and network == "generator", "--images needs --network discriminator or both"),
         (html and network == "discriminator", "--html shows the generator; give --network generator or both"),
         (mp4 and animate is None, "--mp4 needs --animate snapshots or path"),
         (animate == "snapshots" and source.kind != "run", "--animate snapshots needs a run"),
@@ -170,10 +172,17 @@ class Subject:
     seeds: list[int]
 
 
-def open_subject(source: Source, seeds: Sequence[int], classes: str | None, network: str) -> Subject:
+def open_generator(source: Source) -> Generator:
+    """The averaged generator of a source."""
+    if source.kind == "memory":
+        return source.memory
+    return load_generators(source.path)["averaged"] if source.kind == "checkpoint" else load_snapshot(source.text)
+
+
+def open_subject(source: Source, seeds: Sequence[int], classes: Any, network: str) -> Subject:
     """Load the networks. UserError if one is missing or has no attention."""
     checkpoint = source.path if source.kind == "checkpoint" else None
-    generator = load_generators(checkpoint)["averaged"] if checkpoint else load_snapshot(source.text)
+    generator = open_generator(source)
     networks: dict[str, Any] = {} if network == "discriminator" else {"generator": generator}
     if network != "generator":
         networks["discriminator"] = load_discriminator(checkpoint or require_whole_checkpoint(source.path))
@@ -183,7 +192,7 @@ def open_subject(source: Source, seeds: Sequence[int], classes: str | None, netw
                 f"{source.text}: this {name} has no attention, so there is nothing to show; train one with, "
                 f"for example, --set {name}.attention.{ATTENTION_RESOLUTION[found.resolution]}=self_attention"
             )
-    chosen = None if classes is None else parse_classes(classes, generator.class_names, generator.num_classes)
+    chosen = None if classes is None else as_classes(classes, generator.class_names, generator.num_classes)
     each_seed = [seed for seed in seeds for _ in chosen or [None]]
     if len(each_seed) > MAX_IMAGES:
         raise UserError(f"{len(each_seed)} images requested; a figure shows at most {MAX_IMAGES}")
@@ -192,24 +201,29 @@ def open_subject(source: Source, seeds: Sequence[int], classes: str | None, netw
     return Subject(source, generator, networks.get("discriminator"), z, labels, each_seed)
 
 
-def record_networks(subject: Subject, points: Points, network: str, folder: Path | None) -> dict[str, Recording]:
+def record_networks(subject: Subject, points: Points, network: str, data: Any) -> dict[str, Attention]:
     """Maps of the generator, and of the discriminator on generated and on real images, by file name."""
-    generator, recordings = subject.generator, {}
+    generator, seen, name = subject.generator, {}, subject.source.path.name
     if network != "discriminator":
-        recordings["attention"] = record.attention_of(generator, subject.z, subject.labels, subject.seeds, points, True)
+        inputs = subject.z, subject.labels
+        recording = record.attention_of(generator, *inputs, subject.seeds, points, True)
+        seen["attention"] = Attention(recording, generator, *inputs, source=name)
     if subject.discriminator is not None:
         attend = partial(record.discriminator_attention, subject.discriminator, class_names=generator.class_names)
         fakes = torch.cat(list(generate(generator, subject.z, subject.labels))).numpy()
-        reals, labels = _real_images(subject, folder)
-        recordings["discriminator-generated"] = attend(fakes, subject.labels, subject.seeds, points)
-        recordings["discriminator-real"] = attend(reals, labels, range(len(reals)), points)
-    return recordings
+        reals, labels = _real_images(subject, data)
+        for kind, recording in (
+            ("discriminator-generated", attend(fakes, subject.labels, subject.seeds, points)),
+            ("discriminator-real", attend(reals, labels, range(len(reals)), points)),
+        ):
+            seen[kind] = Attention(recording, subject.discriminator, name=kind, source=name)
+    return seen
 
 
-def _real_images(subject: Subject, folder: Path | None) -> tuple[np.ndarray, Tensor | None]:
+def _real_images(subject: Subject, data: Any) -> tuple[np.ndarray, Tensor | None]:
     """As many real images as generated ones, uint8 (B, R, R, 3), and their labels (B,) if there are classes."""
-    if folder is not None:
-        images, labels = _read_folder(folder, subject.generator, len(subject.seeds))
+    if data is not None:
+        images, labels = _read_images(data, subject.generator, len(subject.seeds))
     else:
         assert subject.source.run is not None
         settings = load_config(subject.source.run / "config.yaml").data
@@ -219,56 +233,52 @@ def _real_images(subject: Subject, folder: Path | None) -> tuple[np.ndarray, Ten
     return images, None if labels is None or not subject.generator.num_classes else torch.from_numpy(labels)
 
 
-def _read_folder(folder: Path, generator: Generator, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """`count` evenly spaced images of a folder, at the generator's resolution, and their labels."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; give a folder of images")
-    source = FolderSource(folder)
-    places = {name: i for i, name in enumerate(generator.class_names)}
-    own = source.class_names()
-    if generator.num_classes and not (own and set(own) <= places.keys()):
+def _read_images(data: Any, generator: Generator, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """`count` evenly spaced images of a folder or in memory, at the generator's resolution, and their labels."""
+    if not isinstance(data, str | os.PathLike):
+        images, labels = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
+        source, name, given = MemorySource(images), "images", labels
+    else:
+        source, name, given = _folder(Path(data)), os.fspath(data), None
+    places, own = {name: i for i, name in enumerate(generator.class_names)}, source.class_names()
+    if given is not None:
+        known = check_labels("labels", np.asarray(given), len(source), generator.num_classes)
+    elif generator.num_classes and not (own and set(own) <= places.keys()):
         raise UserError(
-            f"{folder}: the discriminator needs the class of every image; "
+            f"{name}: the discriminator needs the class of every image; "
             f"give sub-folders named after its classes: {', '.join(generator.class_names)}"
         )
+    else:
+        known = None
     items = list(source.items())
+    step = max(1, len(items) // count)
     images, labels = [], []
-    for item in items[:: max(1, len(items) // count)][:count]:
+    for index in range(0, len(items), step)[:count]:
         try:
-            pixels, label, _ = convert(item, generator.resolution, "crop", generator.image_channels)
+            pixels, label, _ = convert(items[index], generator.resolution, "crop", generator.image_channels)
         except Unusable as error:
-            raise UserError(f"{folder / item.name}: {error.reason}") from None
+            raise UserError(f"{Path(name) / items[index].name}: {error.reason}") from None
         images.append(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
-        labels.append(places[own[label]] if generator.num_classes else 0)
+        classes = generator.num_classes
+        labels.append(known[index] if known is not None else places[own[label]] if classes else 0)
     return np.stack(images), np.array(labels, np.int64)
 
 
-def select_layers(recording: Recording, layers: str | None) -> Recording:
-    """Keep only the maps named by `--layers`. UserError for an unknown name."""
-    if layers is None:
-        return recording
-    wanted = [name.strip() for name in layers.split(",")]
-    for name in wanted:
-        if name not in recording.maps:
-            raise UserError(f"--layers {name!r}: no such map; {suggestion(name, recording.maps)}")
-    return replace(recording, maps={name: recording.maps[name] for name in wanted})
+def _folder(folder: Path) -> FolderSource:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; give a folder of images")
+    return FolderSource(folder)
 
 
-def summarize(subject: Subject, recordings: dict[str, Recording]) -> tuple[dict[str, Any], list[str]]:
+def summarize(subject: Subject, shown: dict[str, Attention]) -> tuple[dict[str, Any], list[str]]:
     """The numbers of all recordings, for JSON and as lines of text."""
     report: dict[str, Any] = {"images": len(subject.seeds)}
     lines: list[str] = []
-    for name, recording in recordings.items():
-        network = subject.generator if name == "attention" else subject.discriminator
-        assert network is not None
-        numbers = health.attention_health(network, recording.maps, recording.points)
-        if name == "attention":
-            agreement = health.agreement_with_untrained(subject.generator, recording, subject.z, subject.labels)
-            for layer, value in agreement.items():
-                numbers[layer]["untrained"] = value
+    for name, attention in shown.items():
+        recording, numbers = attention.recording, attention.health
         variant = variant_of(recording.class_names)
         partners = partner_numbers(recording, variant) if variant else {}
-        lines += [*([""] if lines else []), *([name] if len(recordings) > 1 else [])]
+        lines += [*([""] if lines else []), *([name] if len(shown) > 1 else [])]
         lines += [health.describe(layer, numbers[layer]) for layer in numbers]
         lines += [describe_partners(layer, mass) for layer, mass in partners.items()]
         if variant and not partners:
@@ -377,11 +387,13 @@ def write_animation(
     attend = partial(record.attention_of, z=subject.z, labels=subject.labels, seeds=subject.seeds)
     if kind == "path":
         recording = attend(subject.generator, points=path_points(FRAMES), progress=True)
-        save_animation(path, path_frames(select_layers(recording, layers), tile, smooth), FRAMES_PER_SECOND)
+        frames = path_frames(Attention(recording, subject.generator).select(layers).recording, tile, smooth)
+        save_animation(path, frames, FRAMES_PER_SECOND)
         return
     # Points are chosen on the newest images: points that change between snapshots could not be compared.
     fixed = attend(subject.generator, points=points, progress=True).points
     folders = snapshots(subject.source.path)
-    recordings = [select_layers(attend(load_snapshot(folder), points=fixed), layers) for folder in folders]
+    each = [Attention(attend(load_snapshot(folder), points=fixed), subject.generator) for folder in folders]
+    recordings = [attention.select(layers).recording for attention in each]
     frames = snapshot_frames(recordings, [int(folder.name) for folder in folders], tile, smooth)
     save_animation(path, frames, SNAPSHOTS_PER_SECOND)

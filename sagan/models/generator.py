@@ -43,6 +43,11 @@ class Generator(
     hierarchical z (arXiv:1809.11096) condition the batch norms of the blocks instead where the settings say so.
     `memory_format`: of the feature maps. `activation_checkpointing`: blocks and attention store only their inputs for
     backward.
+
+    Examples:
+        >>> generator = sagan.Generator.from_pretrained("runs/shapes/snapshots/00000002")
+        >>> generator.resolution, generator.num_classes, generator.class_names[0]
+        (32, 4, 'disc')
     """
 
     memory_format = torch.contiguous_format

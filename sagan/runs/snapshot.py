@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -12,12 +13,19 @@ from sagan.utils.errors import UserError
 from sagan.utils.io import atomic_folder
 
 
-def load_snapshot(path_or_id: Path | str) -> Generator:
+def load_snapshot(path_or_id: str | os.PathLike[str]) -> Generator:
     """Load the generator of a snapshot folder, of the newest snapshot of a run, or of a Hub id.
 
     It is on the CPU, in eval mode and in channels-last format. Raises UserError if it is missing, damaged or of another
     kind.
+
+    Examples:
+        >>> generator = sagan.load_snapshot("runs/shapes")
+        >>> z = torch.randn(4, generator.z_dim)
+        >>> generator(z, torch.arange(4)).shape  # in [-1, 1]
+        torch.Size([4, 3, 32, 32])
     """
+    path_or_id = os.fspath(path_or_id)
     run = Path(path_or_id)
     if not run.exists() and len(run.parts) > 1 and run.parent.is_dir():  # a typo, no Hub id
         raise UserError(f"{run}: no such snapshot or run in {run.parent}")

@@ -95,7 +95,7 @@ class Samples(np.ndarray):
     Attributes:
         seeds: int64 (N,); labels: int64 (N,), -1 without classes; class_names: (K,), empty if unknown.
 
-    Example:
+    Examples:
         >>> images = sagan.sample("runs/shapes", seeds=[3, 5], classes="disc")
         >>> images.seeds.tolist(), images.labels.tolist()
         ([3, 5], [0, 0])

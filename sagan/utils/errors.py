@@ -28,7 +28,7 @@ class UserError(ValueError):
     The command line prints only the message and exits with code 2; any other exception is a bug. Since messages quote
     untrusted files, unprintable characters are escaped and long lines shortened. Further lines begin with two spaces.
 
-    Example:
+    Examples:
         >>> try:
         ...     sagan.sample("runs/shapes", seeds=4, truncation=-1)
         ... except sagan.UserError as error:

@@ -78,7 +78,7 @@ def write_json(path: Path | str, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def read_text(path: Path | str, most: int = LARGEST_TEXT) -> str:
+def read_text(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> str:
     """Read a UTF-8 file. Raises UserError if it holds more than `most` bytes, UnicodeDecodeError if it is not UTF-8."""
     with open(path, "rb") as file:
         content = file.read(most + 1)
@@ -109,7 +109,7 @@ def append_json_line(path: Path | str, record: dict[str, Any]) -> None:
         raise UserError(f"{path}: is a link, nothing is written through it; put a file in its place") from None
 
 
-def expand_home(path: Path | str) -> Path:
+def expand_home(path: str | os.PathLike[str]) -> Path:
     """Replace ~ and ~NAME by home folders. Raises UserError for an unknown user."""
     try:
         return Path(path).expanduser()

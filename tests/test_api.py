@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import io
 import json
 import os
 import re
@@ -182,8 +183,10 @@ def test_evaluate_is_the_command(here: Path) -> None:
     assert sagan.Run("runs/shapes").scores[-1]["coherence"] == scores["coherence"]
 
 
-def test_attend_is_the_command(here: Path) -> None:
-    assert command("attend", "runs/shapes", "--out", here / "a", "--seeds", "0-1", "--network", "both", "--html") == 0
+def test_attend_is_the_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--seeds", "0-1", "--network", "both", "--html", "--json")
+    assert command("attend", "runs/shapes", "--out", here / "a", *options) == 0
+    report = json.loads(capsys.readouterr().out)
     attention = sagan.attend("runs/shapes", 2, quiet=True)
     real = sagan.attend("runs/shapes", 2, network="discriminator", quiet=True)
     attention.save(here / "b")
@@ -192,6 +195,7 @@ def test_attend_is_the_command(here: Path) -> None:
     written = files_of(here / "b")
     assert len(written) == 5
     assert written == {name: content for name, content in files_of(here / "a").items() if name in written}
+    assert (report["attention"], report["discriminator-real"]) == (attention.health, real.health)
     assert attention.maps["attention.8x8"].shape == (2, 1, 5, 4, 4)
 
 
@@ -291,6 +295,8 @@ def test_results_show_themselves(here: Path) -> None:
     assert (part.seeds, part.labels) == (None, None)
     assert part.sheet().size == (68, 68)
     assert images.mean(axis=0)._repr_png_() is None
+    many = sagan.sample("runs/shapes", 80, quiet=True)
+    assert Image.open(io.BytesIO(many._repr_png_())).size == many.sheet(most=64).size != many.sheet().size
     scores = sagan.evaluate("runs/shapes", metrics="coherence", num=16, quiet=True)
     assert f"{scores['coherence']:.4f}" in scores._repr_html_()
     assert "<th>seeds</th><td>0-15</td>" in scores._repr_html_()

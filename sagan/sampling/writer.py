@@ -37,6 +37,7 @@ from sagan.utils.progress import Progress
 
 RECORD, NPZ, GRID = "samples.json", "samples.npz", "grid.png"
 MOST_IN_GRID, MOST_SAMPLES = 4096, 10_000_000
+MOST_SHOWN = 64  # images in a notebook
 ANIMATION_SIDE, FRAMES_PER_SECOND, GRID_COLUMNS = 256, 20, 8
 
 
@@ -116,16 +117,20 @@ class Samples(np.ndarray):
     def __array_finalize__(self, other: object) -> None:
         self.seeds, self.labels, self.class_names = None, None, ()
 
-    def sheet(self, columns: int = 8, scale: int | None = None) -> Image.Image:
-        """The images as a grid, with seed and class below each; `scale`: of a pixel (None: images of 64 px or more)."""
-        if self.seeds is None or self.labels is None:
-            return Image.fromarray(captioned_grid(np.asarray(self), None, columns, scale))
-        names = [("" if k < 0 else self.class_names[k] if self.class_names else f"class {k}") for k in self.labels]
-        captions = [f"{seed} {name}".rstrip() for seed, name in zip(self.seeds, names, strict=True)]
-        return Image.fromarray(captioned_grid(np.asarray(self), captions, columns, scale))
+    def sheet(self, columns: int = 8, scale: int | None = None, most: int | None = None) -> Image.Image:
+        """The first `most` images as a grid, with seed and class below each.
+
+        `scale`: of a pixel (None: images of 64 px or more).
+        """
+        images, captions = np.asarray(self)[:most], None
+        if self.seeds is not None and self.labels is not None:
+            names = ["" if k < 0 else self.class_names[k] if self.class_names else f"class {k}" for k in self.labels]
+            captions = [f"{seed} {name}".rstrip() for seed, name in zip(self.seeds, names, strict=True)]
+        return Image.fromarray(captioned_grid(images, captions, columns, scale))
 
     def _repr_png_(self) -> bytes | None:
-        return as_png(self.sheet()) if self.dtype == np.uint8 and self.ndim == 4 and len(self) else None
+        fits = self.dtype == np.uint8 and self.ndim == 4 and len(self)
+        return as_png(self.sheet(most=MOST_SHOWN)) if fits else None
 
 
 def sample(

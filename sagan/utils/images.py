@@ -85,7 +85,7 @@ def captioned_grid(
     cells = np.pad(images, ((0, 0), (0, CAPTION), (0, 0), (0, 0)), constant_values=255)
     canvas = Image.fromarray(image_grid(cells, columns))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
-    for i, caption in enumerate(captions):
+    for i, caption in enumerate(captions[: len(images)]):
         while font.getlength(caption) > width and len(caption) > 2:
             caption = f"{caption[:-2]}…"
         left, top = i % columns * (width + 2) + 2 + width / 2, i // columns * (height + CAPTION + 2) + 2 + height

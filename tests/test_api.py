@@ -196,6 +196,7 @@ def test_attend_is_the_command(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(written) == 5
     assert written == {name: content for name, content in files_of(here / "a").items() if name in written}
     assert (report["attention"], report["discriminator-real"]) == (attention.health, real.health)
+    assert 0 < attention.health["attention.8x8"]["untrained"] <= 1
     assert attention.maps["attention.8x8"].shape == (2, 1, 5, 4, 4)
 
 
@@ -327,9 +328,17 @@ def test_a_run_is_updated_in_place_in_a_notebook(here: Path, monkeypatch: pytest
 # --- a guest in a host program
 
 
+@pytest.fixture
+def default_handler() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a program in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_handler")
 def test_an_interrupt_saves_and_returns_the_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    assert before[signal.SIGINT] is signal.default_int_handler
     record = RunLog.record
     during = {}
 
@@ -353,6 +362,7 @@ def test_an_interrupt_saves_and_returns_the_run(here: Path, monkeypatch: pytest.
     assert files_of(run.folder / "snapshots") == files_of(straight.folder / "snapshots")
 
 
+@pytest.mark.usefixtures("default_handler")
 def test_training_in_a_thread_and_beside_a_handler_touches_no_handler(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,7 +197,7 @@ def lock_run(run: Path) -> Iterator[None]:
             lock.acquire(blocking=False)
         except Timeout:
             raise UserError(f"{run}: another process is training in this folder") from None
-        except FileNotFoundError:  # another process, which wrote nothing, removed the folder
+        except (FileNotFoundError, FileExistsError):  # another process, which wrote nothing, removed the folder
             continue
     try:
         yield

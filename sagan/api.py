@@ -7,8 +7,7 @@ messages and progress.
 """
 
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ from sagan.training.trainer import start
 from sagan.utils.errors import UserError, first_error, user_errors
 from sagan.utils.images import as_png
 from sagan.utils.io import expand_home
-from sagan.utils.progress import silenced
+from sagan.utils.progress import in_cell, silenced
 from sagan.utils.system import free_signals
 
 PathLike = str | os.PathLike[str]
@@ -199,27 +198,10 @@ def train(
         settings = as_config(config, changes)
         if data is not None:
             settings = as_config(settings, {"data.source": source_of(data, settings.data)})
-        run = Run(Path(out))
-        stopped = start(settings, run.folder, watched=free_signals(), show=_shown(run))
+        run, picture = Run(Path(out)), in_cell()
+        show = None if picture is None else lambda: picture(run)
+        stopped = start(settings, run.folder, watched=free_signals(), show=show)
         return Run(run.folder, None if stopped is None else Signals(stopped).name)
-
-
-def _shown(run: Run) -> Callable[[], None] | None:
-    """What shows a run in a notebook, and at every further call shows it anew in the same place; None elsewhere."""
-    python = sys.modules.get("IPython")
-    if python is None or type(python.get_ipython()).__name__ != "ZMQInteractiveShell":
-        return None
-    from IPython.display import display  # type: ignore[import-not-found]
-
-    handles: list[Any] = []
-
-    def show() -> None:
-        if handles:
-            handles[0].update(run)
-        else:
-            handles.append(display(run, display_id=True))
-
-    return show
 
 
 def sample(

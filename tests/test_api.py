@@ -303,6 +303,7 @@ def test_results_show_themselves(here: Path) -> None:
     assert "<th>seeds</th><td>0-15</td>" in scores._repr_html_()
     attention = sagan.attend("runs/shapes", 1, quiet=True)
     assert attention._repr_png_()[:4] == b"\x89PNG"
+    assert repr(attention) == "Attention(1 images, 5 points, layers attention.8x8)"
     frame = attention.page()._repr_html_()
     assert frame.startswith("<iframe sandbox=")
     assert "&lt;script" in frame
@@ -311,18 +312,27 @@ def test_results_show_themselves(here: Path) -> None:
     assert "<pre>shapes: 2 steps" in sagan.compare("runs/shapes")._repr_html_()
 
 
-def test_a_run_is_updated_in_place_in_a_notebook(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_updated_in_place_in_a_notebook(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown: list[str] = []
 
-    def display(run: sagan.Run, display_id: bool) -> Any:
-        shown.append(f"new {run.step} {display_id}")
-        return types.SimpleNamespace(update=lambda run: shown.append(f"update {run.step}"))
+    def text(found: Any) -> str:
+        return str(found.step) if isinstance(found, sagan.Run) else found["text/plain"].partition("  ")[0]
 
-    shell = type("ZMQInteractiveShell", (), {})()
+    def display(found: Any, display_id: bool, raw: bool = False) -> Any:
+        shown.append(f"new {text(found)} {display_id}")
+        return types.SimpleNamespace(update=lambda found, raw=False: shown.append(f"update {text(found)}"))
+
+    shell = types.SimpleNamespace(kernel=None)
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=display))
     sagan.train(CONFIG, "shapes:40", out=here / "run", changes={"training.sample_every": 1}, quiet=True)
     assert shown == ["new 1 True", "update 2"]
+    shown.clear()
+    sagan.train(CONFIG, "shapes:40", out=here / "said", changes={"training.sample_every": 1})
+    assert shown == ["new step 1/2 True", "new 1 True", "update step 2/2", "update 2"]
+    assert "step" not in capsys.readouterr().err
 
 
 # --- a guest in a host program

@@ -122,6 +122,9 @@ class Attention:
         layers = pack_layers(self.network, self.z, self.labels, self.recording)
         return Page(attention_page(self.recording, layers, self.health, self.source))
 
+    def __repr__(self) -> str:
+        return f"Attention({len(self.images)} images, {self.points.shape[1]} points, layers {', '.join(self.maps)})"
+
     def save(self, folder: Path | str, smooth: bool = False, tile: int = TILE) -> list[Path]:
         """Write NAME.png and NAME.npz, whose arrays docs/attend.md lists. Returns their paths."""
         figure, arrays = (make_folder(folder) / f"{self.name}.{suffix}" for suffix in ("png", "npz"))

@@ -1,5 +1,6 @@
 """Generator of SAGAN (arXiv:1805.08318, section 4, and its released code), and how both networks are built."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -19,6 +19,10 @@ from sagan.models.checkpointing import checkpoint_activations
 from sagan.models.hub import MODEL_CARD, load_exactly, read_snapshot, write_snapshot
 from sagan.utils.errors import UserError
 from sagan.utils.random import key
+
+with warnings.catch_warnings():  # its tqdm misses ipywidgets, which nothing here needs
+    warnings.filterwarnings("ignore", "IProgress not found")
+    from huggingface_hub import ModelHubMixin
 
 if TYPE_CHECKING:
     from sagan.config.schema import Config

@@ -1,4 +1,4 @@
-"""Training logs: log.jsonl, trackers, and a progress bar on a terminal or plain lines when piped."""
+"""Training logs: log.jsonl, trackers, and progress: a bar on a terminal, else lines."""
 
 import json
 import resource
@@ -21,7 +21,7 @@ from sagan.models.gan import GAN
 from sagan.training.step import LatentBatch
 from sagan.utils.images import read_png
 from sagan.utils.io import append_json_line, atomic_file
-from sagan.utils.progress import say, shows_bars
+from sagan.utils.progress import say, shows_bars, status_line
 from sagan.utils.system import peak_resident_mib
 
 SHOWN = ("d_loss", "g_loss", "real_logits", "fake_logits")
@@ -42,7 +42,7 @@ class RunLog:
         self.path, self.start, self.steps, self.images_per_step = run / "log.jsonl", start, steps, images_per_step
         self.track, self.silent = track, silent
         self._since = time.monotonic()
-        self._bar = _bar() if shows_bars() and not silent else None
+        self._bar, self._line = _bar() if shows_bars() and not silent else None, status_line()
         if self._bar is not None:
             self._bar.add_task("", total=steps, completed=start, rate="")
             self._bar.start()
@@ -65,7 +65,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description=shown)
         else:
-            self.say(f"step {step}/{self.steps}  {shown}  {self._pace(step)}")
+            self._line(f"step {step}/{self.steps}  {shown}  {self._pace(step)}")
 
     def samples(self, step: int) -> None:
         """Pass the pictures of this step in samples/ to the trackers."""

@@ -1,11 +1,11 @@
-"""Messages and progress on stderr: a bar on a terminal, otherwise a line every few seconds."""
+"""Messages and progress on stderr: a bar on a terminal, otherwise a line every few seconds, in a notebook in place."""
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
@@ -37,6 +37,33 @@ def shows_bars() -> bool:
     return sys.stderr.isatty() and not _silent.get()
 
 
+def in_cell() -> Callable[..., None] | None:
+    """What shows an object in the cell of a notebook, and at each further call the next one in its place.
+
+    None outside a notebook. Its options are those of IPython's `display`.
+    """
+    python = sys.modules.get("IPython")
+    if python is None or not hasattr(python.get_ipython(), "kernel"):
+        return None
+    from IPython.display import display  # type: ignore[import-not-found]
+
+    handles: list[Any] = []
+
+    def show(shown: Any, **options: Any) -> None:
+        if handles:
+            handles[0].update(shown, **options)
+        else:
+            handles.append(display(shown, display_id=True, **options))
+
+    return show
+
+
+def status_line() -> Callable[[str], None]:
+    """What prints the lines of a progress on stderr, or shows the newest one in the cell of a notebook."""
+    show = None if _silent.get() else in_cell()
+    return say if show is None else lambda line: show({"text/plain": line}, raw=True)
+
+
 class Progress:
     """Context manager that shows how many of `total` items are done.
 
@@ -45,12 +72,13 @@ class Progress:
                 progress.advance(len(group))
 
     A terminal shows a bar with rate and time left. Otherwise a line is printed every 5 s, and one at the end of
-    successful work that took longer. Call it from one thread. `quiet`, or in a `silenced` block: show nothing.
+    successful work that took longer; in a notebook, each in place of the one before. Call it from one thread. `quiet`,
+    or in a `silenced` block: show nothing.
     """
 
     def __init__(self, total: int, description: str, quiet: bool = False) -> None:
         self.total, self.description, self.quiet, self.done = total, description, quiet or _silent.get(), 0
-        self._bar = None
+        self._bar, self._line = None, status_line()
         if shows_bars() and not quiet:
             columns = BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}", TimeRemainingColumn()
             self._bar = Bar("{task.description}", *columns, console=Console(stderr=True))
@@ -66,7 +94,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None and not self.quiet and self._elapsed() >= SECONDS_BETWEEN_LINES:
-            print(f"{self.description}: {self.done} in {_seconds(self._elapsed())} ({self._rate()})", file=sys.stderr)
+            self._line(f"{self.description}: {self.done} in {_seconds(self._elapsed())} ({self._rate()})")
 
     def advance(self, n: int = 1) -> None:
         """Mark `n` more items as done."""
@@ -76,8 +104,7 @@ class Progress:
         elif not self.quiet and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             left = self._elapsed() * max(self.total - self.done, 0) / max(self.done, 1)
-            line = f"{self.description}: {self.done}/{self.total} ({self._rate()}, {_seconds(left)} left)"
-            print(line, file=sys.stderr, flush=True)
+            self._line(f"{self.description}: {self.done}/{self.total} ({self._rate()}, {_seconds(left)} left)")
 
     def _elapsed(self) -> float:
         return max(time.monotonic() - self._start, 1e-9)

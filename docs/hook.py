@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages made of sections of README.md, and links to files outside docs/."""
+"""Hooks of mkdocs: pages made of sections of README.md and of notebooks, and links to files outside docs/."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
 FROM_README = {
@@ -16,12 +17,19 @@ FROM_README = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages made of README.md, with links relative to docs/."""
+    """Add the pages made of README.md, with links relative to docs/, and those of the notebooks with their pictures."""
     text = re.sub(r"\]\((?!https?:|#|docs/)", "](../", (ROOT / "README.md").read_text()).replace("](docs/", "](")
     sections = {each.partition("\n")[0]: each for each in re.split(r"^##? ", text, flags=re.MULTILINE)}
     for name, titles in FROM_README.items():
         content = "# " + "## ".join(sections[title] for title in titles)
         files.append(File.generated(config, name, content=content))
+    for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        names = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
+        body, found = MarkdownExporter().from_filename(str(path), resources=names)
+        body = f"{body.replace('.ipynb)', '.md)')}\n[Download this notebook]({path.name})\n"
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=body))
+        for name, picture in found["outputs"].items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
     return files
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tiny import TINY, files_of, lines_of, log_of
 
 import sagan
 from sagan.config.load import load_config, make_config
+from sagan.inspection.command import health_table
 from sagan.training import trainer
 from sagan.training.logging import RunLog
 from sagan.utils.images import read_png
@@ -333,6 +335,14 @@ def test_a_run_is_updated_in_place_in_a_notebook(
     sagan.train(CONFIG, "shapes:40", out=here / "said", changes={"training.sample_every": 1})
     assert shown == ["new step 1/2 True", "new 1 True", "update step 2/2", "update 2"]
     assert "step" not in capsys.readouterr().err
+
+
+def test_tables_are_text_in_a_notebook(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, health = ["runs/shapes", shutil.copytree("runs/shapes", here / "copy")], {"layer": {"gamma": 0.5}}
+    table, text = str(sagan.compare(runs)), health_table(health)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a kernel does
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert (str(sagan.compare(runs)), health_table(health)) == (table, text)
 
 
 # --- a guest in a host program

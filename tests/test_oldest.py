@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 BOUND = re.compile(r'"([a-z0-9-]+)(?:>=([0-9.]+))?",?')
 NEWEST = {  # not imported here, so the newest is as good
     "ruff", "pyright", "import-linter", "playwright", "wandb", "build", "mkdocs-material", "mkdocstrings-python",
+    "nbclient", "nbconvert", "ipykernel",
 }  # fmt: skip
 TRIED = [
     "training/test_compile.py::test_a_graph_for_every_way_of_calling",

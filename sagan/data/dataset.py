@@ -6,7 +6,7 @@ images.npy: uint8 (N, R, R, C), C = 3, or 1 for grayscale. labels.npy: int64 (N,
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -77,8 +77,8 @@ class PreparedData:
 
     folder: Path
     manifest: Manifest
-    images: np.memmap  # uint8 (N, R, R, C)
-    labels: np.ndarray  # int64 (N,)
+    images: np.memmap = field(repr=False)  # uint8 (N, R, R, C)
+    labels: np.ndarray = field(repr=False)  # int64 (N,)
 
     @classmethod
     def open(cls, folder: Path | str) -> "PreparedData":

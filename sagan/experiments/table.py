@@ -38,16 +38,21 @@ def text_table(columns: Sequence[Column], width: int) -> str:
     """A table; columns beyond `width` characters wrap into further blocks that repeat the first column."""
     blocks, block = [], [columns[0]]
     for column in columns[1:]:
-        if len(block) > 1 and Console(width=10_000).measure(_table([*block, column])).maximum > width:
+        if len(block) > 1 and _console().measure(_table([*block, column])).maximum > width:
             blocks.append(block)
             block = [columns[0]]
         block.append(column)
     texts = []
     for each in [*blocks, block]:
         file = io.StringIO()
-        Console(file=file, width=10_000).print(_table(each))
+        _console(file).print(_table(each))
         texts.append("\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n"))
     return "\n\n".join(texts)
+
+
+def _console(file: io.StringIO | None = None) -> Console:
+    """Plain text in a notebook, too, which sets FORCE_COLOR."""
+    return Console(file=file, width=10_000, color_system=None, force_jupyter=False)
 
 
 def _table(columns: Sequence[Column]) -> Table:

@@ -297,7 +297,7 @@ def health_table(numbers: dict[str, dict[str, float]]) -> str:
         table.add_column("uniform" if column.startswith("uniform") else column, justify="right", no_wrap=True)
     for name, row in numbers.items():
         table.add_row(name, *(f"{row[column]:.3g}" if column in row else "-" for column in COLUMNS))
-    console = Console(width=1000, color_system=None)
+    console = Console(width=1000, color_system=None, force_jupyter=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

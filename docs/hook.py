@@ -26,7 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
         names = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
         body, found = MarkdownExporter().from_filename(str(path), resources=names)
-        body = f"{body.replace('.ipynb)', '.md)')}\n[Download this notebook]({path.name})\n"
+        body += f"\n[Download this notebook]({path.name}){{download}}\n"
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=body))
         for name, picture in found["outputs"].items():
             files.append(File.generated(config, f"notebooks/{name}", content=picture))
@@ -34,7 +34,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace each link to an existing file outside docs/ by its text and, unless the text is it, its path."""
+    """Lead links to notebooks to their pages. Replace each link to an existing file outside docs/ by its text and path.
+
+    The path is left out if the text has it.
+    """
     folder = (ROOT / "docs" / page.file.src_uri).parent
 
     def replaced(link: re.Match[str]) -> str:
@@ -44,4 +47,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         name = path.relative_to(ROOT).as_posix()
         return link[1] if name in link[1] else f"{link[1]} (`{name}`)"
 
+    markdown = re.sub(r"(\]\(\S+)\.ipynb\)(?!\{)", r"\1.md)", markdown)
     return re.sub(r"\[([^]]+)\]\(([^)#\s]+)\)", replaced, markdown)

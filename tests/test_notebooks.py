@@ -28,17 +28,13 @@ notebook_launcher(train, num_processes=2)
 
 def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
     """Run it in a kernel of its own. CellExecutionError if a cell fails."""
-    NotebookClient(
-        notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    ).execute()
+    options = {"timeout": 500, "kernel_name": "python3", "coalesce_streams": True}
+    NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **options).execute()
 
 
 def shown(notebook: nbformat.NotebookNode) -> list[list[str]]:
     """What each cell shows: texts on stdout, pictures, tables, values."""
-    return [
-        [kind for output in cell.get("outputs", []) for kind in shown_by(output)]
-        for cell in notebook.cells
-    ]  # fmt: skip
+    return [[kind for output in cell.get("outputs", []) for kind in shown_by(output)] for cell in notebook.cells]
 
 
 def shown_by(output: nbformat.NotebookNode) -> list[str]:

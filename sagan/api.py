@@ -133,7 +133,7 @@ class Run:
         run = comparison.runs[0]
         if not (run.log or run.metrics or any((self.folder / "samples").glob("*.png"))):
             return None
-        return as_png(rendered(comparison_figure(comparison)))
+        return as_png(rendered(comparison_figure(comparison, width=11)))
 
 
 def prepare(

@@ -28,8 +28,8 @@ WIDE_RANGE = 4  # a positive score that spans more than this factor gets a logar
 GRIDS_IN_A_ROW = 4
 
 
-def comparison_figure(comparison: Comparison) -> "Figure":
-    """Draw the picture. UserError if there is neither a score, a log nor a sample grid."""
+def comparison_figure(comparison: Comparison, width: float = WIDTH) -> "Figure":
+    """Draw the picture, `width` inches wide. UserError if there is neither a score, a log nor a sample grid."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -40,10 +40,10 @@ def comparison_figure(comparison: Comparison) -> "Figure":
         raise UserError("--out: nothing to draw, these runs have neither scores nor a log nor samples yet")
     columns = min(GRIDS_IN_A_ROW, len(runs))
     aspect = max((grid[0].shape[0] / grid[0].shape[1] for grid in grids if grid), default=1.0)
-    heights = [7.5] if metric or losses else []
-    heights += [WIDTH / columns * min(aspect, 2.5) + 0.8] * (-(-len(runs) // columns) if any(grids) else 0)
+    heights = [0.375 * width] if metric or losses else []
+    heights += [width / columns * min(aspect, 2.5) + 0.8] * (-(-len(runs) // columns) if any(grids) else 0)
     with style.context("default"):  # not the user's settings
-        figure = Figure(figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained", facecolor="white")
+        figure = Figure(figsize=(width, sum(heights)), dpi=DPI, layout="constrained", facecolor="white")
         parts = figure.add_gridspec(len(heights), 1, height_ratios=heights)
         if metric:
             draw_scores(figure.add_subplot(parts[0]), comparison, metric)

@@ -6,7 +6,7 @@ DEMO := runs/demo
 WHICH := -m "not slow and not assets and not soak" -q --dist loadfile
 FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WHICH) -n auto
 
-.PHONY: help setup demo test check slow soak oldest docs clean
+.PHONY: help setup demo test check slow soak oldest docs notebooks clean
 
 help:
 	@echo "make setup   create $(VENV) with everything installed"
@@ -16,6 +16,7 @@ help:
 	@echo "make slow    run the tests marked slow or assets (SAGAN_ASSETS is the folder with the assets)"
 	@echo "make soak    run the longest tests"
 	@echo "make oldest  run the fast tests and the compile tests with the oldest versions that pyproject.toml allows"
+	@echo "make notebooks  run docs/notebooks and keep their outputs"
 	@echo "make docs    build the documentation as a web site, site/; a broken link or reference is an error"
 
 setup: $(VENV)/ready
@@ -65,6 +66,9 @@ oldest: $(VENV)-oldest/ready
 docs: setup
 	$(BIN)/mkdocs build --strict
 	@echo "To read it: $(BIN)/python -m http.server --directory site"
+
+notebooks: setup
+	$(BIN)/python tests/test_notebooks.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest runs build site *.egg-info

@@ -1,7 +1,7 @@
 """The attention of a network on a few images, as `sagan.attend` returns it."""
 
 import html
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -53,10 +53,10 @@ class Attention:
         ['attention.png', 'attention.npz']
     """
 
-    recording: Recording = field(repr=False)
-    network: Generator | Discriminator = field(repr=False)
-    z: Tensor | None = field(default=None, repr=False)
-    labels: Tensor | None = field(default=None, repr=False)
+    recording: Recording
+    network: Generator | Discriminator
+    z: Tensor | None = None
+    labels: Tensor | None = None
     name: str = "attention"
     source: str = "a generator"
 

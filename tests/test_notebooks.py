@@ -93,17 +93,18 @@ def test_two_processes_from_a_notebook_are_those_of_torchrun(tmp_path: Path, dat
 
 
 def renew(path: Path) -> None:
-    """Run it and keep its outputs: no messages on stderr, pictures with a palette."""
+    """Run it and keep its outputs without messages on stderr and texts beside pictures; pictures have a palette."""
     notebook = nbformat.read(path, 4)
     with tempfile.TemporaryDirectory() as folder:
         run(notebook, Path(folder))
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-        for data in (output.data for output in cell.outputs if "image/png" in output.get("data", {})):
-            picture, file = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))), io.BytesIO()
-            picture.convert("RGB").quantize(256).save(file, "PNG", optimize=True)
-            data.clear()
-            data["image/png"] = base64.b64encode(file.getvalue()).decode()
+        for data in (output.data for output in cell.outputs if len(output.get("data", {})) > 1):
+            del data["text/plain"]
+            if "image/png" in data:
+                picture, file = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))), io.BytesIO()
+                picture.convert("RGB").quantize(256).save(file, "PNG", optimize=True)
+                data["image/png"] = base64.b64encode(file.getvalue()).decode()
     notebook.metadata.language_info = {"name": "python"}  # without the version of this Python
     nbformat.write(notebook, path)
 
